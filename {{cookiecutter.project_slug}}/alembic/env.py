@@ -1,0 +1,50 @@
+"""Alembic's environment: `alembic …` and `python cli.py db …` both run through here."""
+
+import asyncio
+
+from alembic import context
+from sqlalchemy import Connection, pool, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from src.core.config import get_settings
+from src.core.logging import configure_logging
+from src.db.base import Base
+from src.db.models import load_models
+
+# Any number that no other user of the database takes. Replicas that start together all ask for
+# this lock; the first one migrates, the others wait and then find nothing left to do.
+ADVISORY_LOCK = 7_246_193_048
+
+load_models()
+
+
+def run_migrations(connection: Connection) -> None:
+    context.configure(
+        connection=connection, target_metadata=Base.metadata, compare_server_default=True
+    )
+    with context.begin_transaction():
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+        context.run_migrations()
+
+
+async def connect_and_run() -> None:
+    settings = get_settings()
+    url = context.config.attributes.get("url", settings.database_url)
+    engine = create_async_engine(url, poolclass=pool.NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(run_migrations)
+    await engine.dispose()
+
+
+def run_offline() -> None:
+    """Print the SQL instead of running it: `alembic upgrade head --sql`."""
+    context.configure(dialect_name="postgresql", target_metadata=Base.metadata, literal_binds=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+if context.is_offline_mode():
+    run_offline()
+else:
+    configure_logging(get_settings())
+    asyncio.run(connect_and_run())

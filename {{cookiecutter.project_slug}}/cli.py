@@ -1,0 +1,133 @@
+"""The service's command line: `python cli.py --help`."""
+
+import asyncio
+import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+import uvicorn
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError
+
+from src.core.config import ROOT, get_settings
+from src.core.logging import configure_logging
+from src.db.setup import create_database
+
+# Below the 30 seconds that orchestrators usually grant between SIGTERM and SIGKILL.
+SHUTDOWN_SECONDS = 25
+
+app = typer.Typer(
+    help="Run the service and look after its database.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+db = typer.Typer(help="Create, migrate and inspect the database.", no_args_is_help=True)
+app.add_typer(db, name="db")
+
+
+@app.command()
+def api(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [HOST]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any.  [PORT]")
+    ] = None,
+    *,
+    reload: Annotated[bool, typer.Option("--reload", help="Restart when code changes.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that answer requests.")] = 1,
+) -> None:
+    """Serve the API. A flag wins over the environment variable in brackets, that over .env."""
+    if reload and workers > 1:
+        raise typer.BadParameter("choose either --reload or --workers")
+    settings = get_settings()
+    configure_logging(settings)
+    with ExitStack() as stack:
+        if workers > 1:
+            # Workers count their metrics in files here, so that any of them can report for all.
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="metrics-")
+            )
+        uvicorn.run(
+            "main:app",
+            host=host or settings.HOST,
+            port=settings.PORT if port is None else port,
+            reload=reload,
+            reload_dirs=[str(ROOT / "src")] if reload else None,
+            workers=workers,
+            lifespan="on",
+            log_config=None,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+
+
+@app.command()
+def dev() -> None:
+    """Run everything for development: PostgreSQL, migrations, and the API with reload.
+
+    PostgreSQL is started here unless POSTGRES_HOST or DATABASE_URL names a server; its data stay
+    in .data/ for the next time. Ctrl-C stops all of it.
+    """
+    from dev.stack import run_stack  # noqa: PLC0415 - development only; no image has `dev`
+
+    raise typer.Exit(run_stack())
+
+
+@db.command()
+def migrate(
+    revision: Annotated[str, typer.Option(help="How far to go; +1 goes one step.")] = "head",
+) -> None:
+    """Apply migrations. Replicas may all run this at once: the first one migrates, others wait."""
+    command.upgrade(_alembic_config(), revision)
+
+
+@db.command()
+def downgrade(
+    revision: Annotated[str, typer.Option(help="How far to go back; `base` undoes all.")] = "-1",
+) -> None:
+    """Undo migrations, by default the last one."""
+    command.downgrade(_alembic_config(), revision)
+
+
+@db.command()
+def revision(
+    message: Annotated[str, typer.Option("--message", "-m", help="What changes, in short.")],
+    *,
+    empty: Annotated[bool, typer.Option("--empty", help="Do not compare with models.")] = False,
+) -> None:
+    """Write a migration from the difference between the models and the database."""
+    command.revision(_alembic_config(), message, autogenerate=not empty)
+
+
+@db.command()
+def init() -> None:
+    """Create the database if it is missing, then apply all migrations."""
+    url = get_settings().database_url
+    created = asyncio.run(create_database(url))
+    typer.echo(f"Database {url.database} {'created' if created else 'exists'}.")
+    migrate()
+
+
+def _alembic_config() -> Config:
+    return Config(ROOT / "alembic.ini")
+
+
+def main() -> None:
+    try:
+        app()
+    except CommandError as error:
+        sys.exit(f"Error: {error}")
+    except (OSError, DBAPIError) as error:
+        url = get_settings().database_url
+        cause = str(getattr(error, "orig", error)).splitlines()[0]
+        sys.exit(
+            f"Error: PostgreSQL at {url.host}:{url.port or 5432} says: {cause}\n"
+            "`python cli.py dev` runs one, or name yours in POSTGRES_HOST or DATABASE_URL."
+        )
+
+
+if __name__ == "__main__":
+    main()

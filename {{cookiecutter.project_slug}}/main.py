@@ -1,0 +1,64 @@
+"""The application. `uvicorn main:app` serves it, as does `python cli.py api`."""
+
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi_standalone_docs import StandaloneDocs
+
+from src.api.metrics import MetricsMiddleware, metrics
+from src.api.middleware import BodyLimitMiddleware, SecurityHeadersMiddleware
+from src.api.openapi import Application
+from src.api.v1.router import router as v1_router
+from src.core.config import Settings, get_settings
+from src.core.events import build_lifespan
+from src.core.exceptions import UnexpectedErrorMiddleware, add_exception_handlers
+from src.core.logging import configure_logging
+
+MAX_BODY_BYTES = 1024 * 1024
+
+
+def create_application(settings: Settings | None = None) -> FastAPI:
+    settings = settings or get_settings()
+    configure_logging(settings)
+    app = Application(
+        title=settings.PROJECT_NAME,
+        description=settings.PROJECT_DESCRIPTION,
+        version=settings.VERSION,
+        debug=settings.DEBUG,
+        docs_url=f"{settings.API_PREFIX}/docs",
+        redoc_url=f"{settings.API_PREFIX}/redoc",
+        openapi_url=f"{settings.API_PREFIX}/openapi.json",
+        lifespan=build_lifespan(settings),
+    )
+    add_middleware(app, settings)
+    add_exception_handlers(app)
+    app.include_router(v1_router, prefix=f"{settings.API_PREFIX}/v1")
+    app.add_route("/metrics", metrics, include_in_schema=False)
+    # Serve the files of Swagger UI and ReDoc ourselves; by default they come from a CDN.
+    StandaloneDocs(app)
+    return app
+
+
+def add_middleware(app: FastAPI, settings: Settings) -> None:
+    """Wrap the application; what is added last is outermost and sees a request first."""
+    app.add_middleware(BodyLimitMiddleware, limit=MAX_BODY_BYTES)
+    if not settings.DEBUG:  # Starlette's page with the traceback is of more use there
+        app.add_middleware(UnexpectedErrorMiddleware)
+    if settings.CORS_ORIGINS:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.CORS_ORIGINS,
+            # Browsers refuse credentials from just anywhere, and rightly.
+            allow_credentials="*" not in settings.CORS_ORIGINS,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["ETag", "X-Request-ID"],
+        )
+    app.add_middleware(
+        SecurityHeadersMiddleware, page_paths=(str(app.docs_url), str(app.redoc_url))
+    )
+    app.add_middleware(MetricsMiddleware)
+    app.add_middleware(CorrelationIdMiddleware)
+
+
+app = create_application()

@@ -1,0 +1,93 @@
+"""Items: the worked example of a resource."""
+
+from collections.abc import Sequence
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request, Response, status
+
+from src.api.deps import ApiKey, DbSession, ExpectedVersions, ReadSession
+from src.api.openapi import problems
+from src.db.models.item import Item
+from src.schemas.item import (
+    ItemCreate,
+    ItemListQuery,
+    ItemMatches,
+    ItemPage,
+    ItemResponse,
+    ItemSearchQuery,
+    ItemUpdate,
+)
+from src.services.item import ItemService, Page
+
+router = APIRouter(prefix="/items", tags=["items"])
+
+
+@router.post(
+    "/",
+    response_model=ItemResponse,
+    status_code=status.HTTP_201_CREATED,
+    dependencies=[ApiKey],
+    responses=problems(401),
+)
+async def create_item(
+    item_data: ItemCreate, db: DbSession, request: Request, response: Response
+) -> Item:
+    item = await ItemService.create_item(db, item_data)
+    response.headers["Location"] = f"{request.url.path}{item.id}"
+    response.headers["ETag"] = _etag(item)
+    return item
+
+
+@router.get("/", response_model=ItemPage)
+async def list_items(query: Annotated[ItemListQuery, Query()], db: ReadSession) -> Page:
+    """Newest first. Follow `next_cursor` for deep pages."""
+    return await ItemService.list_items(db, query)
+
+
+@router.get("/search", response_model=ItemMatches)
+async def search_items(
+    query: Annotated[ItemSearchQuery, Query()], db: ReadSession
+) -> dict[str, Sequence[Item]]:
+    """Best match first; the last word matches as a prefix too."""
+    return {"items": await ItemService.search_items(db, query)}
+
+
+@router.get("/{item_id}", response_model=ItemResponse, responses=problems(404))
+async def get_item(item_id: UUID, db: ReadSession, response: Response) -> Item:
+    item = await ItemService.get_item(db, item_id)
+    response.headers["ETag"] = _etag(item)
+    return item
+
+
+@router.patch(
+    "/{item_id}",
+    response_model=ItemResponse,
+    dependencies=[ApiKey],
+    responses=problems(401, 404, 409, 412),
+)
+async def update_item(
+    item_id: UUID,
+    changes: ItemUpdate,
+    db: DbSession,
+    expected_versions: ExpectedVersions,
+    response: Response,
+) -> Item:
+    """Change the fields that are given. With `If-Match`, only if nobody else has in between."""
+    item = await ItemService.update_item(db, item_id, changes, expected_versions)
+    response.headers["ETag"] = _etag(item)
+    return item
+
+
+@router.delete(
+    "/{item_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    dependencies=[ApiKey],
+    responses=problems(401, 404, 412),
+)
+async def delete_item(item_id: UUID, db: DbSession, expected_versions: ExpectedVersions) -> None:
+    await ItemService.delete_item(db, item_id, expected_versions)
+
+
+def _etag(item: Item) -> str:
+    return f'"{item.version}"'

@@ -1,0 +1,10 @@
+"""Version 1 of the API: every resource's router is registered here."""
+
+from fastapi import APIRouter
+
+from src.api.openapi import problems
+from src.api.v1.endpoints import health, items
+
+router = APIRouter(responses=problems(422, 503))
+router.include_router(health.router)
+router.include_router(items.router)

@@ -1,0 +1,192 @@
+"""Settings: one typed object, read from the environment and `.env`.
+
+A variable of the environment wins over the same name in `.env`; a command line flag of `cli.py`
+wins over both. `.env.example` lists every name and what it does.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+ROOT = Path(__file__).resolve().parents[2]
+_MANIFEST = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+_PROJECT = _MANIFEST["project"]
+
+# `cli.py dev` writes here where its own PostgreSQL listens, so that a second terminal finds it.
+DEV_ENV_FILE = ROOT / ".data" / "dev.env"
+# Docker and Kubernetes mount one file per secret here, named after the variable.
+SECRETS_DIR = Path("/run/secrets")
+
+_DEFAULT_PASSWORD = "postgres"  # noqa: S105 - the default that production refuses
+_SHORTEST_API_KEY = 16
+
+CommaSeparated = Annotated[list[str], NoDecode]
+CommaSeparatedSecrets = Annotated[list[SecretStr], NoDecode]
+
+
+class InvalidSettingsError(SystemExit):
+    """The process must not start on these settings.
+
+    A `SystemExit`, so that `uvicorn main:app` and every command end with the message, one fault a
+    line, and status 1, rather than with a traceback.
+    """
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        # A validation error would otherwise print its input, which may be a secret.
+        hide_input_in_errors=True,
+    )
+
+    ENV: Literal["development", "test", "staging", "production"] = "development"
+    DEBUG: bool = False
+    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+
+    PROJECT_NAME: str = _MANIFEST["tool"]["service"]["title"]
+    PROJECT_DESCRIPTION: str = _PROJECT["description"]
+    VERSION: str = _PROJECT["version"]
+
+    API_PREFIX: str = Field(default="/api", pattern=r"^(/[A-Za-z0-9_.~-]+)*$")
+    HOST: str = "127.0.0.1"
+    PORT: int = Field(default=8000, ge=0, le=65535)
+    CORS_ORIGINS: CommaSeparated = []
+    API_KEYS: CommaSeparatedSecrets = []
+
+    POSTGRES_HOST: str = "localhost"
+    POSTGRES_PORT: int = Field(default=5432, ge=1, le=65535)
+    POSTGRES_USER: str = "postgres"
+    POSTGRES_PASSWORD: SecretStr = SecretStr(_DEFAULT_PASSWORD)
+    POSTGRES_DB: str = "app"
+    DATABASE_URL: SecretStr | None = None
+    DATABASE_POOL_SIZE: int = Field(default=20, ge=1)
+
+    @field_validator("CORS_ORIGINS", "API_KEYS", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Take `a,b` as well as the JSON list `["a", "b"]`."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)
+        return [part.strip() for part in value.split(",") if part.strip()]
+
+    @field_validator("LOG_LEVEL", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("DATABASE_URL")
+    @classmethod
+    def _check_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _asyncpg_url(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _refuse_unsafe(self) -> Self:
+        if self.is_deployed and (faults := list(self._faults())):
+            listed = "; ".join(faults)
+            raise ValueError(f"unsafe for ENV={self.ENV}: {listed}")
+        return self
+
+    def _faults(self) -> Iterator[str]:
+        if self.DEBUG:
+            yield "DEBUG must be false"
+        if (self.database_url.password or "") in {"", _DEFAULT_PASSWORD}:
+            yield "the database password is empty or the default: set POSTGRES_PASSWORD"
+        if "*" in self.CORS_ORIGINS:
+            yield "CORS_ORIGINS must name the origins, not '*'"
+        if not self.API_KEYS:
+            yield "API_KEYS is empty: set at least one"
+        elif any(len(key.get_secret_value()) < _SHORTEST_API_KEY for key in self.API_KEYS):
+            yield f"every key in API_KEYS needs {_SHORTEST_API_KEY} characters or more"
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether others than the developer depend on this process."""
+        return self.ENV in {"staging", "production"}
+
+    @property
+    def names_database(self) -> bool:
+        """Whether the user named a PostgreSQL server, rather than left it to the defaults."""
+        return not {"DATABASE_URL", "POSTGRES_HOST"}.isdisjoint(self.model_fields_set)
+
+    @cached_property
+    def database_url(self) -> URL:
+        """`DATABASE_URL`, or the `POSTGRES_*` parts, for SQLAlchemy's asyncpg dialect."""
+        if self.DATABASE_URL is not None:
+            return _asyncpg_url(self.DATABASE_URL.get_secret_value())
+        return URL.create(
+            "postgresql+asyncpg",
+            username=self.POSTGRES_USER,
+            password=self.POSTGRES_PASSWORD.get_secret_value(),
+            host=self.POSTGRES_HOST,
+            port=self.POSTGRES_PORT,
+            database=self.POSTGRES_DB,
+        )
+
+
+def _asyncpg_url(text: str) -> URL:
+    """Parse a URL as hosting providers give it, `postgres://` included.
+
+    Raises ValueError, without the URL in its message: it may hold a password.
+    """
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise ValueError("not a URL like postgresql://user:password@host:5432/app") from None
+    if url.get_backend_name() not in {"postgres", "postgresql"}:
+        raise ValueError("only PostgreSQL is supported")
+    return url.set(drivername="postgresql+asyncpg")
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings anew; `overrides` win over every source.
+
+    `ENV_FILE` names another file than `.env` (`ENV_FILE=.env.prod python cli.py db migrate`);
+    an empty `ENV_FILE` means no file at all.
+
+    Raises InvalidSettingsError, with every fault in one message.
+    """
+    try:
+        return Settings(
+            _env_file=_env_files(),
+            _secrets_dir=SECRETS_DIR if SECRETS_DIR.is_dir() else None,
+            **overrides,
+        )
+    except ValidationError as error:
+        raise InvalidSettingsError(_describe(error)) from None
+
+
+def _env_files() -> tuple[Path, ...]:
+    """Return the files to read, the last of them winning."""
+    named = os.environ.get("ENV_FILE")
+    if named is None:
+        return (DEV_ENV_FILE, ROOT / ".env")
+    return (ROOT / named,) if named else ()
+
+
+def _describe(error: ValidationError) -> str:
+    lines = ["The settings are not valid:"]
+    for fault in error.errors(include_input=False, include_url=False):
+        name = ".".join(str(part) for part in fault["loc"])
+        message = fault["msg"].removeprefix("Value error, ")
+        lines += [f"  {name}: {message}"] if name else [f"  {part}" for part in message.split("; ")]
+    return "\n".join(lines)
+
+
+@lru_cache
+def get_settings() -> Settings:
+    return load_settings()

@@ -1,0 +1,40 @@
+"""What the process opens when it starts and closes, in reverse, when it stops."""
+
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Protocol, TypedDict
+
+import structlog
+from fastapi import FastAPI
+
+from src.core.config import Settings
+from src.db.session import Database, open_database
+
+log = structlog.get_logger(__name__)
+
+
+class State(TypedDict):
+    """What a request finds in `request.state`."""
+
+    settings: Settings
+    database: Database
+
+
+class Lifespan(Protocol):
+    def __call__(self, app: FastAPI, /) -> AbstractAsyncContextManager[State]: ...
+
+
+def build_lifespan(settings: Settings) -> Lifespan:
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncGenerator[State]:
+        async with AsyncExitStack() as stack:
+            database = await stack.enter_async_context(
+                open_database(settings.database_url, pool_size=settings.DATABASE_POOL_SIZE)
+            )
+            if not settings.API_KEYS:
+                log.warning("api_open", reason="API_KEYS is empty: whoever reaches it may write")
+            log.info("started", env=settings.ENV, version=settings.VERSION)
+            yield State(settings=settings, database=database)
+        log.info("stopped")
+
+    return lifespan

@@ -1,0 +1,97 @@
+"""One stream of log lines for the service and every library it runs: uvicorn, SQLAlchemy, Alembic.
+
+JSON, one object a line, wherever others read it; aligned and coloured on a developer's terminal.
+"""
+
+import logging
+import re
+import sys
+from typing import Any
+
+import structlog
+from asgi_correlation_id import correlation_id
+from structlog.processors import ExceptionRenderer
+from structlog.stdlib import ProcessorFormatter
+from structlog.tracebacks import ExceptionDictTransformer
+from structlog.typing import EventDict, Processor
+
+from src.core.config import Settings
+
+_SECRET_NAME = re.compile(
+    r"password|secret|token|api[-_]?key|authorization|cookie|dsn", re.IGNORECASE
+)
+_OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic", "sqlalchemy.engine")
+
+
+def configure_logging(settings: Settings) -> None:
+    """Send all logging through structlog; calling it again changes nothing."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        _add_request_id,
+        _mask_secrets,
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[ProcessorFormatter.remove_processors_meta, *_renderers(settings)],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.LOG_LEVEL)
+    _adopt_library_loggers()
+
+
+def _renderers(settings: Settings) -> list[Processor]:
+    if settings.ENV == "development":
+        plain = structlog.dev.plain_traceback
+        return [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
+        ]
+    # Local variables stay out of tracebacks: they may hold anything.
+    tracebacks = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+    return [tracebacks, structlog.processors.JSONRenderer()]
+
+
+def _adopt_library_loggers() -> None:
+    """Let records of libraries that bring handlers of their own reach the root instead."""
+    for name in _OWN_HANDLERS:
+        logger = logging.getLogger(name)
+        # Without handlers and not propagating, it was switched off: `uvicorn --no-access-log`.
+        if logger.handlers:
+            logger.handlers = []
+            logger.propagate = True
+
+
+def _add_request_id(_logger: object, _method: str, event: EventDict) -> EventDict:
+    if request_id := correlation_id.get():
+        event["request_id"] = request_id
+    return event
+
+
+def _mask_secrets(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Blank every value whose name says that it is a secret, at any depth."""
+    return {name: _masked(name, value) for name, value in event.items()}
+
+
+def _masked(name: str, value: Any) -> Any:
+    if _SECRET_NAME.search(name):
+        return "**********"
+    if isinstance(value, dict):
+        return {str(inner): _masked(str(inner), item) for inner, item in value.items()}
+    return value

@@ -1,0 +1,41 @@
+from sqlalchemy import CheckConstraint, Computed, Enum, Index, Text
+from sqlalchemy.dialects.postgresql import TSVECTOR
+from sqlalchemy.orm import Mapped, mapped_column
+
+from src.db.base import Base, TableNameMixin, TimestampMixin, UUIDMixin
+from src.domain.item import ItemStatus
+
+# The `simple` configuration knows no language: it neither stems nor drops words.
+SEARCH_CONFIG = "simple"
+_SEARCH_DOCUMENT = (
+    f"setweight(to_tsvector('{SEARCH_CONFIG}', name), 'A') || "
+    f"setweight(to_tsvector('{SEARCH_CONFIG}', coalesce(description, '')), 'B')"
+)
+
+
+class Item(Base, UUIDMixin, TableNameMixin, TimestampMixin):
+    name: Mapped[str] = mapped_column(Text)
+    description: Mapped[str | None] = mapped_column(Text)
+    status: Mapped[ItemStatus] = mapped_column(
+        # A CHECK rather than a native ENUM, whose values a migration cannot take away again.
+        Enum(
+            ItemStatus,
+            native_enum=False,
+            create_constraint=True,
+            length=16,
+            name="status",
+            values_callable=lambda statuses: [status.value for status in statuses],
+        ),
+        default=ItemStatus.DRAFT,
+    )
+    version: Mapped[int] = mapped_column()
+    search: Mapped[str] = mapped_column(
+        TSVECTOR, Computed(_SEARCH_DOCUMENT, persisted=True), deferred=True
+    )
+
+    __table_args__ = (
+        Index("ix_item_search", "search", postgresql_using="gin"),
+        CheckConstraint("length(name) > 0", name="name_not_empty"),
+    )
+    # SQLAlchemy counts `version` up with each UPDATE, and refuses one on a version that is gone.
+    __mapper_args__ = {**Base.__mapper_args__, "version_id_col": version}  # noqa: RUF012

@@ -1,0 +1,116 @@
+"""The engine and the two kinds of session: one that writes, one that only reads."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import Session
+
+CONNECT_TIMEOUT_SECONDS = 5
+COMMAND_TIMEOUT_SECONDS = 30
+POOL_TIMEOUT_SECONDS = 5
+
+
+class DatabaseUnavailableError(Exception):
+    """No connection could be had: PostgreSQL does not answer, or all connections are busy."""
+
+
+class ReadOnlySessionError(Exception):
+    """A session that only reads was asked to write."""
+
+
+class _ReadOnlySession(Session):
+    def flush(self, objects: Any = None) -> None:
+        if self.new or self.dirty or self.deleted:
+            raise ReadOnlySessionError("This session only reads; take `DbSession` to write.")
+        super().flush(objects)
+
+
+class ReadSession(AsyncSession):
+    """Each statement is its own transaction: no BEGIN and ROLLBACK, one round trip a read."""
+
+    sync_session_class = _ReadOnlySession
+
+
+@dataclass(frozen=True)
+class Database:
+    """The process's one way to PostgreSQL; opened and disposed by the lifespan."""
+
+    writes: async_sessionmaker[AsyncSession]
+    reads: async_sessionmaker[ReadSession]
+
+    @classmethod
+    def bound_to(cls, write: AsyncEngine | AsyncConnection, **options: Any) -> Self:
+        """Make sessions on an engine, or all on one connection, as tests want them."""
+        read = write
+        if isinstance(write, AsyncEngine):
+            read = write.execution_options(isolation_level="AUTOCOMMIT")
+        options = {"expire_on_commit": False, **options}
+        return cls(
+            writes=async_sessionmaker(write, **options),
+            reads=async_sessionmaker(read, class_=ReadSession, **options),
+        )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[AsyncSession]:
+        """Commit when the block ends, roll back when it raises; nothing else commits.
+
+        Raises DatabaseUnavailableError.
+        """
+        async with self.writes() as session, session.begin():
+            await _connect(session)
+            yield session
+
+    @asynccontextmanager
+    async def read(self) -> AsyncGenerator[ReadSession]:
+        """Raises DatabaseUnavailableError."""
+        async with self.reads() as session:
+            await _connect(session)
+            yield session
+
+
+async def _connect(session: AsyncSession) -> None:
+    """Take a connection from the pool now, so that its failure is told from any other.
+
+    This sends nothing on a pooled connection: BEGIN goes out with the first statement.
+    """
+    try:
+        await session.connection()
+    except (OSError, DBAPIError, PoolTimeoutError) as error:
+        raise DatabaseUnavailableError from error
+
+
+@asynccontextmanager
+async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]:
+    """Connect lazily: a service may start before its database does.
+
+    The pool keeps its connections. Opening them is what costs under load, so there is no overflow
+    beyond `pool_size` that would be closed again at once; and a connection that the server closed
+    is found out when it is used, rather than asked about before every use.
+    """
+    engine = create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        pool_recycle=1800,
+        connect_args={
+            "timeout": CONNECT_TIMEOUT_SECONDS,
+            "command_timeout": COMMAND_TIMEOUT_SECONDS,
+        },
+    )
+    try:
+        yield Database.bound_to(engine)
+    finally:
+        await engine.dispose()

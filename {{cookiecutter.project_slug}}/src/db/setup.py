@@ -1,0 +1,46 @@
+"""Create and drop whole databases, from a connection to the server's own `postgres`."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from sqlalchemy import URL, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import NullPool
+
+_EXISTS = text("SELECT true FROM pg_database WHERE datname = :name")
+
+
+async def create_database(url: URL, *, template: str = "template1") -> bool:
+    """Create the database that `url` names, as a copy of `template`, unless it exists.
+
+    Returns whether it was missing. The user of `url` needs the right to create databases.
+    """
+    async with _maintenance(url) as connection:
+        if await connection.scalar(_EXISTS, {"name": url.database}):
+            return False
+        name, source = _quoted(connection, str(url.database)), _quoted(connection, template)
+        await connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {source}"))
+        return True
+
+
+async def drop_database(url: URL) -> None:
+    """Drop the database that `url` names, whoever is connected to it."""
+    async with _maintenance(url) as connection:
+        name = _quoted(connection, str(url.database))
+        await connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+
+
+@asynccontextmanager
+async def _maintenance(url: URL) -> AsyncGenerator[AsyncConnection]:
+    engine = create_async_engine(
+        url.set(database="postgres"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+    )
+    try:
+        async with engine.connect() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+def _quoted(connection: AsyncConnection, name: str) -> str:
+    return connection.dialect.identifier_preparer.quote(name)

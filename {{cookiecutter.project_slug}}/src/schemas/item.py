@@ -1,0 +1,97 @@
+import uuid
+from datetime import datetime
+from typing import Annotated, Self
+
+from pydantic import (
+    MISSING,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from src.domain.item import ItemStatus
+
+# PostgreSQL's text holds any character but NUL.
+_NO_NUL = r"^[^\x00]*$"
+
+ItemName = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=_NO_NUL),
+    Field(description="Item name", examples=["Lamp"]),
+]
+ItemDescription = Annotated[
+    str,
+    StringConstraints(max_length=10_000, pattern=_NO_NUL),
+    Field(description="Item description", examples=["Brass, with a green shade"]),
+]
+
+
+class ItemCreate(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: ItemName
+    description: ItemDescription | None = None
+
+
+class ItemUpdate(BaseModel):
+    """A field that is left out stays as it is; `"description": null` takes the description away."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: ItemName | MISSING = MISSING
+    description: ItemDescription | MISSING | None = MISSING
+    status: ItemStatus | MISSING = MISSING
+
+
+class ItemResponse(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: uuid.UUID
+    name: str
+    description: str | None
+    status: ItemStatus
+    version: int = Field(description="Counts up with each change; the ETag of the item.")
+    created_at: datetime
+    updated_at: datetime
+
+
+class _Slice(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=20, ge=1, le=100)
+    offset: int = Field(default=0, ge=0, le=10_000, description="For deep pages use `cursor`.")
+
+
+class ItemListQuery(_Slice):
+    cursor: uuid.UUID | None = Field(
+        default=None, description="The `next_cursor` of the page before; not with `offset`."
+    )
+    status: ItemStatus | None = None
+    total: bool = Field(default=False, description="Count all items too; costs a query more.")
+
+    @model_validator(mode="after")
+    def _one_way_to_page(self) -> Self:
+        if self.cursor is not None and self.offset:
+            raise ValueError("give either cursor or offset")
+        return self
+
+
+class ItemSearchQuery(_Slice):
+    q: Annotated[
+        str,
+        StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=_NO_NUL),
+    ] = Field(description="Words to find; the last one may be the beginning of a word.")
+
+
+class ItemPage(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    items: list[ItemResponse]
+    next_cursor: uuid.UUID | None = Field(description="Null on the last page.")
+    total: int | None = Field(default=None, description="Only where it was asked for.")
+
+
+class ItemMatches(BaseModel):
+    items: list[ItemResponse]

@@ -1,0 +1,39 @@
+import asyncio
+from collections.abc import Awaitable, Mapping
+
+import structlog
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from src.db.session import Database, DatabaseUnavailableError
+
+log = structlog.get_logger(__name__)
+
+CHECK_TIMEOUT_SECONDS = 2.0
+
+
+async def ping_database(database: Database) -> None:
+    """Raises DatabaseUnavailableError or DBAPIError."""
+    async with database.read() as session:
+        await session.execute(text("SELECT 1"))
+
+
+async def run_checks(checks: Mapping[str, Awaitable[None]]) -> dict[str, bool]:
+    """Run all checks at once, for two seconds at most; say which passed."""
+    tasks = {name: asyncio.create_task(_passes(name, check)) for name, check in checks.items()}
+    await asyncio.wait(tasks.values(), timeout=CHECK_TIMEOUT_SECONDS)
+    passed = {name: task.done() and task.result() for name, task in tasks.items()}
+    for name, task in tasks.items():
+        # Not awaited: to give up a connection that hangs takes seconds more.
+        if task.cancel():
+            log.warning("not_ready", part=name, cause="no answer in time")
+    return passed
+
+
+async def _passes(name: str, check: Awaitable[None]) -> bool:
+    try:
+        await check
+    except (DatabaseUnavailableError, DBAPIError) as error:
+        log.warning("not_ready", part=name, cause=repr(error.__cause__ or error))
+        return False
+    return True

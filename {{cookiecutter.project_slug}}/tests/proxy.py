@@ -1,0 +1,73 @@
+"""A relay in front of PostgreSQL that can fail the ways a network and a server do."""
+
+import asyncio
+from contextlib import suppress
+
+from sqlalchemy import URL
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Proxy:
+    """Listens on a port of its own; `url` leads through it to the server behind."""
+
+    def __init__(self, target: URL) -> None:
+        self._target = target
+        self._thawed = asyncio.Event()
+        self._port = 0
+
+    @property
+    def url(self) -> URL:
+        return self._target.set(host="127.0.0.1", port=self._port, query={})
+
+    async def start(self) -> None:
+        self._running = True
+        self._thawed.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Refuse new connections and drop the open ones, as a server that is killed does."""
+        self._running = False
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def freeze(self) -> None:
+        """Accept, but pass nothing on, as a server that hangs does."""
+        self._thawed.clear()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._running:
+            writer.transport.abort()
+            return
+        task = asyncio.create_task(self._relay((reader, writer)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _relay(self, client: Stream) -> None:
+        writers = [client[1]]
+        try:
+            server = await self._connect()
+            writers.append(server[1])
+            await asyncio.gather(self._pump(client[0], server[1]), self._pump(server[0], client[1]))
+        finally:
+            for writer in writers:
+                writer.transport.abort()
+
+    async def _connect(self) -> Stream:
+        host = str(self._target.host or self._target.query["host"])
+        port = int(self._target.port or str(self._target.query["port"]))
+        if host.startswith("/"):
+            return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        return await asyncio.open_connection(host, port)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while chunk := await reader.read(65536):
+                await self._thawed.wait()
+                writer.write(chunk)
+                await writer.drain()
+        writer.close()

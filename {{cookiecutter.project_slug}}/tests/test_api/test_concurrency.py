@@ -1,0 +1,42 @@
+"""Requests that meet each other, on connections of their own."""
+
+import asyncio
+
+from httpx import AsyncClient
+
+ITEMS = "/api/v1/items/"
+
+
+async def test_of_many_changes_to_one_version_one_wins(own_client: AsyncClient) -> None:
+    item = (await own_client.post(ITEMS, json={"name": "Lamp"})).json()
+
+    responses = await asyncio.gather(
+        *(
+            own_client.patch(
+                ITEMS + item["id"], json={"name": f"Lamp {n}"}, headers={"If-Match": '"1"'}
+            )
+            for n in range(8)
+        )
+    )
+
+    assert sorted(response.status_code for response in responses) == [200] + [412] * 7
+    assert (await own_client.get(ITEMS + item["id"])).json()["version"] == 2
+
+
+async def test_changes_without_a_condition_all_happen(own_client: AsyncClient) -> None:
+    item = (await own_client.post(ITEMS, json={"name": "Lamp"})).json()
+
+    responses = await asyncio.gather(
+        *(own_client.patch(ITEMS + item["id"], json={"name": f"Lamp {n}"}) for n in range(8))
+    )
+
+    assert {response.status_code for response in responses} == {200}
+    assert (await own_client.get(ITEMS + item["id"])).json()["version"] == 9
+
+
+async def test_more_requests_than_connections_wait_their_turn(own_client: AsyncClient) -> None:
+    responses = await asyncio.gather(
+        *(own_client.post(ITEMS, json={"name": f"Lamp {n}"}) for n in range(60))
+    )
+
+    assert {response.status_code for response in responses} == {201}

@@ -1,0 +1,101 @@
+"""What a caller sees while PostgreSQL is away, and afterwards."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient
+from sqlalchemy import URL, text
+
+from src.db import session as db_session
+from src.db.session import Database, open_database
+from tests.client import connect
+from tests.proxy import Proxy
+
+ITEMS = "/api/v1/items/"
+
+
+@pytest.fixture
+async def proxy(own_url: URL) -> AsyncGenerator[Proxy]:
+    proxy = Proxy(own_url)
+    await proxy.start()
+    yield proxy
+    await proxy.stop()
+
+
+@pytest.fixture
+async def database(proxy: Proxy) -> AsyncGenerator[Database]:
+    async with open_database(proxy.url, pool_size=2) as database:
+        yield database
+
+
+@pytest.fixture
+def client(app: FastAPI, database: Database) -> AsyncClient:
+    return connect(app, database)
+
+
+async def assert_unavailable(client: AsyncClient) -> None:
+    response = await client.post(ITEMS, json={"name": "Lamp"})
+
+    assert response.status_code == 503
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["retry-after"] == "1"
+    assert response.json()["detail"] == "The database does not answer."
+
+
+async def test_never_there_is_503(client: AsyncClient, proxy: Proxy) -> None:
+    await proxy.stop()
+
+    await assert_unavailable(client)
+    assert (await client.get(ITEMS)).status_code == 503
+
+
+async def test_gone_and_back_is_503_and_then_well_again(client: AsyncClient, proxy: Proxy) -> None:
+    assert (await client.get(ITEMS)).status_code == 200
+
+    await proxy.stop()
+    await assert_unavailable(client)
+    assert (await client.get("/api/v1/health/live")).status_code == 200
+    ready = await client.get("/api/v1/health/ready")
+    assert (ready.status_code, ready.json()["checks"]) == (503, {"database": "unavailable"})
+
+    await proxy.start()
+    assert (await client.post(ITEMS, json={"name": "Lamp"})).status_code == 201
+    assert (await client.get("/api/v1/health/ready")).status_code == 200
+
+
+async def test_readiness_does_not_wait_for_a_server_that_hangs(
+    client: AsyncClient, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.services.health.CHECK_TIMEOUT_SECONDS", 0.1)
+    assert (await client.get("/api/v1/health/ready")).status_code == 200
+
+    proxy.freeze()
+    ready = await asyncio.wait_for(client.get("/api/v1/health/ready"), 5)
+
+    assert ready.status_code == 503
+
+
+async def test_no_free_connection_is_503(
+    own_url: URL, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db_session, "POOL_TIMEOUT_SECONDS", 0.1)
+    async with open_database(own_url, pool_size=1) as database, database.transaction():
+        await assert_unavailable(connect(app, database))
+
+
+async def test_a_backend_that_is_killed_costs_one_request(
+    client: AsyncClient, own_database: Database
+) -> None:
+    await client.get(ITEMS)
+    async with own_database.read() as session:
+        await session.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        )
+
+    assert (await client.get(ITEMS)).status_code in {200, 503}
+    assert (await client.get(ITEMS)).status_code == 200

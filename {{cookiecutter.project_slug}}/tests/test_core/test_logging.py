@@ -1,0 +1,94 @@
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+from asgi_correlation_id import correlation_id
+
+from src.core.config import Settings
+from src.core.logging import configure_logging
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def leave_no_handler() -> Iterator[None]:
+    yield
+    logging.getLogger().handlers = []
+
+
+def lines(captured: Captured) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in captured.readouterr().err.splitlines()]
+
+
+def test_libraries_and_service_share_one_stream(capsys: Captured, settings: Settings) -> None:
+    configure_logging(settings)
+
+    structlog.get_logger("src.x").warning("ours", item="lamp")
+    logging.getLogger("uvicorn.error").warning("theirs %s", "lamp")
+
+    ours, theirs = lines(capsys)
+    assert (ours["event"], ours["item"], ours["logger"]) == ("ours", "lamp", "src.x")
+    assert (theirs["event"], theirs["level"]) == ("theirs lamp", "warning")
+    assert ours["timestamp"].endswith("Z")
+
+
+def test_request_id_and_traceback(capsys: Captured, settings: Settings) -> None:
+    configure_logging(settings)
+
+    token = correlation_id.set("abc")
+    structlog.get_logger("src.x").error("failed", exc_info=RuntimeError("broken"))
+    correlation_id.reset(token)
+
+    (line,) = lines(capsys)
+    assert line["request_id"] == "abc"
+    assert line["exception"][0]["exc_type"] == "RuntimeError"
+
+
+def test_tracebacks_show_no_variables(capsys: Captured, settings: Settings) -> None:
+    configure_logging(settings)
+    try:
+        password = "hunter2"
+        int("no number", len(password))
+    except ValueError:
+        structlog.get_logger("src.x").exception("failed")
+
+    assert "hunter2" not in capsys.readouterr().err
+
+
+def test_secrets_are_masked_at_any_depth(capsys: Captured, settings: Settings) -> None:
+    configure_logging(settings)
+
+    structlog.get_logger("src.x").warning(
+        "called",
+        password="hunter2",
+        headers={"Authorization": "hunter2", "x-api-key": "hunter2", "Accept": "text/plain"},
+    )
+
+    (line,) = lines(capsys)
+    assert "hunter2" not in json.dumps(line)
+    assert line["headers"]["Accept"] == "text/plain"
+
+
+def test_handlers_of_libraries_are_taken_over_but_silence_is_kept(settings: Settings) -> None:
+    loud, silent = logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")
+    loud.handlers, loud.propagate = [logging.NullHandler()], False
+    silent.handlers, silent.propagate = [], False
+
+    configure_logging(settings)
+
+    assert (loud.handlers, loud.propagate) == ([], True)
+    assert (silent.handlers, silent.propagate) == ([], False)
+    silent.propagate = True
+
+
+def test_developers_read_plain_lines(capsys: Captured) -> None:
+    configure_logging(Settings(ENV="development", LOG_LEVEL="INFO"))
+
+    structlog.get_logger("src.x").info("started", port=8000)
+
+    line = capsys.readouterr().err
+    assert "started" in line
+    assert "port=8000" in line

@@ -1,0 +1,59 @@
+"""Migrations: up, down, up again, in step with the models, and from ten replicas at once."""
+
+import asyncio
+import multiprocessing
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, text
+
+from src.core.config import ROOT
+from src.db.session import open_database
+from src.db.setup import create_database, drop_database
+
+REPLICAS = 10
+
+
+def run(name: str, url: URL, *arguments: str) -> None:
+    config = Config(ROOT / "alembic.ini", attributes={"url": url})
+    getattr(command, name)(config, *arguments)
+
+
+async def alembic(name: str, url: URL, *arguments: str) -> None:
+    """Run a command on a thread of its own: Alembic wants its own event loop."""
+    await asyncio.to_thread(run, name, url, *arguments)
+
+
+async def test_down_and_up_again_and_in_step_with_the_models(own_url: URL) -> None:
+    await alembic("downgrade", own_url, "base")
+    await alembic("upgrade", own_url, "head")
+    await alembic("check", own_url)
+
+
+def test_there_is_one_head() -> None:
+    script = ScriptDirectory.from_config(Config(ROOT / "alembic.ini"))
+
+    assert len(script.get_heads()) == 1
+
+
+async def test_ten_replicas_may_migrate_at_once(own_url: URL) -> None:
+    empty = own_url.set(database=f"{own_url.database}_new")
+    await create_database(empty)
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    # Where it can fork, import once rather than ten times.
+    context.set_forkserver_preload(["cli", "alembic.autogenerate"])
+    replicas = [
+        context.Process(target=run, args=("upgrade", empty, "head")) for _ in range(REPLICAS)
+    ]
+    for replica in replicas:
+        replica.start()
+    for replica in replicas:
+        replica.join(60)
+
+    assert [replica.exitcode for replica in replicas] == [0] * REPLICAS
+    async with open_database(empty, pool_size=1) as database, database.read() as session:
+        assert await session.scalar(text("SELECT count(*) FROM alembic_version")) == 1
+    await drop_database(empty)
