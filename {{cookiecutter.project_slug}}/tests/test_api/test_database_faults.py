@@ -68,9 +68,9 @@ async def test_gone_and_back_is_503_and_then_well_again(client: AsyncClient, pro
 async def test_readiness_does_not_wait_for_a_server_that_hangs(
     client: AsyncClient, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("src.services.health.CHECK_TIMEOUT_SECONDS", 0.1)
     assert (await client.get("/api/v1/health/ready")).status_code == 200
 
+    monkeypatch.setattr("src.services.health.CHECK_TIMEOUT_SECONDS", 0.1)
     proxy.freeze()
     ready = await asyncio.wait_for(client.get("/api/v1/health/ready"), 5)
 

@@ -180,7 +180,7 @@ class TestDocs:
         document = (await client.get("/api/openapi.json")).json()
 
         responses = document["paths"]["/api/v1/items/{item_id}"]["patch"]["responses"]
-        for status in ("401", "404", "409", "412", "422", "503"):
+        for status in ("400", "401", "404", "409", "412", "422", "503"):
             assert list(responses[status]["content"]) == ["application/problem+json"]
 
     async def test_prefix_moves_all_of_it(self, database: Database) -> None:

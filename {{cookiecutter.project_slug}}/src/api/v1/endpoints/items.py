@@ -28,7 +28,7 @@ router = APIRouter(prefix="/items", tags=["items"])
     response_model=ItemResponse,
     status_code=status.HTTP_201_CREATED,
     dependencies=[ApiKey],
-    responses=problems(401),
+    responses=problems(400, 401, 413),
 )
 async def create_item(
     item_data: ItemCreate, db: DbSession, request: Request, response: Response
@@ -64,7 +64,7 @@ async def get_item(item_id: UUID, db: ReadSession, response: Response) -> Item:
     "/{item_id}",
     response_model=ItemResponse,
     dependencies=[ApiKey],
-    responses=problems(401, 404, 409, 412),
+    responses=problems(400, 401, 404, 409, 412, 413),
 )
 async def update_item(
     item_id: UUID,

@@ -1,0 +1,47 @@
+# `make` lists what can be done. Everything runs from .venv, which the first target makes.
+
+PYTHON ?= python3
+SERVICE = {{cookiecutter.project_slug}}
+BIN = .venv/bin
+# uv trusts whom the system trusts, as pip does.
+export UV_SYSTEM_CERTS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check setup lock
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+demo: .venv/.demo ## Scaffold a service with the default answers, run it, and walk through it
+	@$(BIN)/python scripts/demo.py
+
+test: setup ## Run all tests of the template and of the service
+	@$(BIN)/pytest --numprocesses auto --dist loadgroup
+
+check: setup ## Lint and type-check the template; `make test` includes it
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+setup: .venv/.installed ## Make .venv with all that the tests need
+
+lock: setup ## Pin the newest releases, the template's and the service's
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--custom-compile-command "make lock" requirements.in --output-file requirements.txt
+	$(BIN)/python scripts/lock_service.py
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it: make PYTHON=python3.13 ...")'
+	@$(PYTHON) -m venv .venv
+
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.venv/.demo: requirements.txt | .venv/bin/python
+	@echo "Installing cookiecutter into .venv ..."
+	@$(PIP_INSTALL) --constraint requirements.txt cookiecutter
+	@touch $@
+
+.venv/.installed: requirements.txt $(SERVICE)/requirements-dev.txt | .venv/bin/python
+	@echo "Installing what the tests need into .venv, for a minute or less ..."
+	@$(PIP_INSTALL) --requirement requirements.txt --requirement '$(SERVICE)/requirements-dev.txt'
+	@touch $@ .venv/.demo

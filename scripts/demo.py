@@ -1,0 +1,214 @@
+"""Scaffold a service with the default answers, run it, and walk through it over HTTP.
+
+The service stays in build/demo, to go on with. Standard library only: what runs here is what a
+user has after `make demo`, no more.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "demo"
+PROJECT = BUILD / "my-service"
+LOG = BUILD / "service.log"
+START_LIMIT = 60.0  # seconds
+ITEMS = "/api/v1/items/"
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says why."""
+
+
+def say(text: str = "", *, end: str = "\n") -> None:
+    print(text, end=end, flush=True)
+
+
+@contextmanager
+def step(what: str) -> Iterator[None]:
+    """Say what is done, show a dot a second while it lasts, and say how long it took."""
+    say(f"{what} ", end="")
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.wait(1):
+            say(".", end="")
+
+    ticker = threading.Thread(target=tick, daemon=True)
+    started = time.monotonic()
+    ticker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        ticker.join()
+        say(f" {time.monotonic() - started:.1f} s")
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        shown = " ".join(map(str, command))
+        raise DemoError(f"`{shown}` failed:\n{done.stdout}{done.stderr}")
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass(frozen=True)
+class Service:
+    address: str
+
+    def call(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
+        request = urllib.request.Request(  # noqa: S310 - our own address
+            self.address + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"}
+            | {name.replace("_", "-"): value for name, value in headers.items()},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - as above
+                return Answer(response.status, dict(response.headers), self._parse(response))
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, dict(error.headers), self._parse(error))
+
+    @staticmethod
+    def _parse(response: Any) -> Any:
+        text = response.read().decode()
+        return json.loads(text) if "json" in response.headers.get("Content-Type", "") else text
+
+    def show(
+        self, method: str, path: str, body: object = None, *, expect: int, **headers: str
+    ) -> Answer:
+        """Call, print the call and the heart of the answer, and insist on the status."""
+        sent = "" if body is None else f"  {json.dumps(body)}"
+        named = "".join(f"  {name.replace('_', '-')}: {text}" for name, text in headers.items())
+        say(f"    {method} {path}{sent}{named}")
+        answer = self.call(method, path, body, **headers)
+        say(f"    {answer.status}  {brief(answer.body)}")
+        if answer.status != expect:
+            raise DemoError(f"{method} {path} answered {answer.status} rather than {expect}.")
+        return answer
+
+    def wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + START_LIMIT
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                if self.call("GET", "/api/v1/health/ready").status == 200:  # noqa: PLR2004
+                    return
+            except OSError:
+                time.sleep(0.1)
+        raise DemoError(f"The service did not start:\n{LOG.read_text()}")
+
+
+def brief(body: Any) -> str:
+    """Show the fields that say something, in one line."""
+    if not isinstance(body, dict):
+        return str(body)[:100]
+    skipped = {"created_at", "updated_at", "instance", "request_id", "description"}
+    kept = {name: value for name, value in body.items() if name not in skipped}
+    if isinstance(items := kept.get("items"), list):
+        kept["items"] = [item["name"] for item in items]
+    return json.dumps(kept)
+
+
+def scaffold() -> None:
+    # What an earlier demo left of its environment and data may stay: it saves the downloads.
+    for path in PROJECT.glob("*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with step("Scaffolding a service with the default answers"):
+        run(
+            sys.executable, "-m", "cookiecutter", ROOT, "--no-input", "--overwrite-if-exists",
+            "--output-dir", BUILD,
+        )  # fmt: skip
+    say(f"    {PROJECT.relative_to(ROOT)}: {len(list(PROJECT.rglob('src/**/*.py')))} modules")
+    with step("Installing its requirements into its own .venv"):
+        run("make", "setup", f"PYTHON={sys.executable}", cwd=PROJECT)
+
+
+@contextmanager
+def running() -> Iterator[Service]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with LOG.open("wb") as log:
+        process = subprocess.Popen(
+            ["make", "dev"],
+            cwd=PROJECT,
+            env=os.environ | {"PORT": str(port), "ENV_FILE": ""},
+            stdout=log,
+            stderr=log,
+        )
+        service = Service(f"http://127.0.0.1:{port}")
+        try:
+            with step("Starting it with `make dev`: PostgreSQL, migrations, the API"):
+                service.wait_until_ready(process)
+            yield service
+        finally:
+            with step("Stopping all of it"):
+                process.terminate()
+                process.wait(30)
+
+
+def walk(service: Service) -> None:
+    say(f"\nIt answers at {service.address}/api/docs\n")
+    say("  It checks what it needs:")
+    service.show("GET", "/api/v1/health/ready", expect=200)
+    say("  Create an item, its key a UUIDv7:")
+    item = service.show("POST", ITEMS, {"name": "Green lamp"}, expect=201).body
+    service.show("POST", ITEMS, {"name": "Brass table"}, expect=201)
+    say("  Full-text search, the last word as a prefix:")
+    service.show("GET", f"{ITEMS}search?q=green+la", expect=200)
+    say("  Two people change the same version; the second one is told:")
+    path = ITEMS + item["id"]
+    service.show("PATCH", path, {"status": "active"}, expect=200, If_Match='"1"')
+    service.show("PATCH", path, {"name": "Red lamp"}, expect=412, If_Match='"1"')
+    say("  A rule of the domain, and how errors look (RFC 9457):")
+    service.show("PATCH", path, {"status": "archived"}, expect=200)
+    service.show("PATCH", path, {"name": "Red lamp"}, expect=409)
+    say("  Pages by cursor, counted on request:")
+    page = service.show("GET", f"{ITEMS}?limit=1&total=true", expect=200).body
+    service.show("GET", f"{ITEMS}?limit=1&cursor={page['next_cursor']}", expect=200)
+    say("  Metrics for Prometheus, by route and never by path:")
+    metrics = service.call("GET", "/metrics").body
+    counted = [line for line in metrics.splitlines() if "{item_id}" in line and "_total" in line]
+    say("\n".join(f"    {line}" for line in counted) + "\n")
+
+
+def main() -> int:
+    started = time.monotonic()
+    try:
+        scaffold()
+        with running() as service:
+            walk(service)
+    except DemoError as error:
+        say(f"\n{error}")
+        return 1
+    say(f"\nDone in {time.monotonic() - started:.0f} s. To go on with this service:")
+    say(f"    cd {PROJECT.relative_to(ROOT)}")
+    say("    make dev     runs it, and keeps its data")
+    say("    make test    runs its tests\n")
+    say("For a service of your own, with answers of your own:")
+    say("    .venv/bin/cookiecutter .")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""What the tests hold in their hands: a scaffolded project, and the command that makes one."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+SERVICE = "{{cookiecutter.project_slug}}"
+
+
+def files_under(folder: Path) -> Iterator[Path]:
+    """Yield every file in a folder, by its path within, but for git's own."""
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_file() and inside.parts[0] != ".git":
+            yield inside
+
+
+@dataclass(frozen=True)
+class BakedProject:
+    """A scaffolded project, and the answers that it was made with."""
+
+    path: Path
+    answers: dict[str, Any]
+
+    def files(self) -> list[Path]:
+        return list(files_under(self.path))
+
+    def has_file(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def read_file(self, name: str | Path) -> str:
+        return (self.path / name).read_text("utf-8")
+
+    def read_toml(self, name: str) -> dict[str, Any]:
+        return tomllib.loads(self.read_file(name))
+
+    def is_valid_toml(self, name: str | Path) -> bool:
+        try:
+            tomllib.loads(self.read_file(name))
+        except tomllib.TOMLDecodeError:
+            return False
+        return True
+
+    def is_valid_yaml(self, name: str | Path) -> bool:
+        try:
+            list(yaml.compose_all(self.read_file(name), yaml.SafeLoader))  # any tag will do
+        except yaml.YAMLError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A user's terminal: a home, a temporary folder and a working folder, all empty at first."""
+
+    root: Path
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    def run(
+        self, *command: str | bytes | Path, typed: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the working folder and wait for it.  ``typed`` is its standard input."""
+        environment = {
+            **os.environ,
+            "HOME": str(self.root / "home"),
+            "TMPDIR": str(self.root / "tmp"),
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            **{
+                f"GIT_{who}_{what}": "tester@example.com"
+                for who in ("AUTHOR", "COMMITTER")
+                for what in ("NAME", "EMAIL")
+            },
+        }
+        return subprocess.run(
+            command,
+            cwd=self.work,
+            env=environment,
+            input=typed or "",
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+            check=False,
+        )
+
+    def cookiecutter(
+        self, template: Path, *options: str, **answers: object
+    ) -> subprocess.CompletedProcess[str]:
+        """Scaffold with the real command; answers left out take their defaults."""
+        given = [os.fsencode(f"{question}={answer}") for question, answer in answers.items()]
+        return self.run(
+            sys.executable, "-m", "cookiecutter", template, "--no-input", *options, *given
+        )
+
+    def cookiecutter_typed(self, template: Path, *answers: str) -> subprocess.CompletedProcess[str]:
+        """Scaffold as a person does, who types the first answers and accepts the other defaults."""
+        typed = "".join(answer + "\n" for answer in answers) + "\n" * 20
+        return self.run(sys.executable, "-m", "cookiecutter", template, typed=typed)
+
+    def replay(self, template: Path) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "cookiecutter", template, "--replay")
+
+    def cruft(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "cruft", *arguments)
+
+    def git(self, folder: Path, *arguments: str) -> str:
+        done = self.run("git", "-C", folder, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def commit(self, folder: Path, message: str) -> None:
+        """Commit all that is in the folder, which becomes a repository if it is none."""
+        self.git(folder, "init", "--quiet", "--initial-branch=main")
+        self.git(folder, "add", "--all", "--force")
+        self.git(folder, "commit", "--quiet", f"--message={message}")
+
+    def leftovers(self) -> list[Path]:
+        """Return what lies in the working and the temporary folder."""
+        return [path for name in ("work", "tmp") for path in (self.root / name).iterdir()]

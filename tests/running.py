@@ -1,0 +1,53 @@
+"""A rendered service that runs as its users see it: `python cli.py dev`, with a database."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+START_LIMIT = 60  # seconds
+STOP_LIMIT = 30
+
+
+@contextmanager
+def running(project: Path, **variables: str) -> Iterator[str]:
+    """Run the service's `dev` until the block ends; yield its address, when it is ready."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    log = project.parent / "service.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "cli.py", "dev"],
+            cwd=project,
+            env=os.environ | {"PORT": str(port), "ENV_FILE": ""} | variables,
+            stdout=output,
+            stderr=output,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait(process, f"{address}/api/v1/health/ready", log)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(STOP_LIMIT)
+        # As root the data may lie elsewhere, behind a link, where nobody would clear them away.
+        shutil.rmtree((project / ".data" / "postgres").resolve())
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_LIMIT
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - our own address
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError(f"The service did not start:\n{log.read_text()}")

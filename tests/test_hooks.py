@@ -1,0 +1,120 @@
+"""The hooks by themselves: old tools, their traces, and what they drop."""
+
+import ast
+import sys
+from pathlib import Path
+
+import jinja2
+import pytest
+
+from tests.baked import REPOSITORY, SERVICE, BakedProject, Terminal, files_under
+from tests.conftest import Bake
+
+HOOKS = sorted((REPOSITORY / "hooks").glob("*.py"))
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.stem)
+def test_an_old_python_can_read_a_hook(hook: Path) -> None:
+    """So that it can still say what is wrong."""
+    ast.parse(hook.read_text("utf-8"), feature_version=(3, 8))
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.stem)
+def test_a_hook_needs_the_standard_library_alone(hook: Path) -> None:
+    """cookiecutter's environment promises nothing else."""
+    imports = [
+        node
+        for node in ast.walk(ast.parse(hook.read_text("utf-8")))
+        if isinstance(node, ast.Import)
+    ]
+    assert {alias.name for node in imports for alias in node.names} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.stem)
+def test_a_hook_passes_answers_on_unharmed(hook: Path) -> None:
+    """Quotes, backslashes, line ends and any script survive the way into the hook."""
+    answers = {
+        "name": 'a"""b\\"\\',
+        "empty": "",
+        "lines": "x\n\u2028\0y",
+        "script": "日本 👩\u200d🚀 {{ }} '",
+    }
+    rendered = (
+        jinja2.Environment().from_string(hook.read_text("utf-8")).render(cookiecutter=answers)
+    )
+    (passed,) = [
+        node.value.value
+        for node in ast.parse(rendered).body
+        if isinstance(node, ast.Assign)
+        and ast.unparse(node.targets[0]) == "ANSWERS"
+        and isinstance(node.value, ast.Constant)
+    ]
+    assert isinstance(passed, str)
+    assert jinja2.Environment().from_string("{{ x | tojson }}").render(x=answers) == passed
+
+
+def test_a_cookiecutter_too_old_for_line_statements_is_refused(terminal: Terminal) -> None:
+    """Before 2.6 it takes the conditions in hooks for comments, and is told to be updated."""
+    source = (REPOSITORY / "hooks" / "pre_gen_project.py").read_text("utf-8")
+    hook = terminal.work / "hook.py"
+    hook.write_text(jinja2.Environment().from_string(source).render(cookiecutter={}), "utf-8")
+    done = terminal.run(sys.executable, hook)
+    assert done.returncode == 1
+    assert (
+        done.stderr
+        == "This template needs cookiecutter 2.6 or newer; please update cookiecutter.\n"
+    )
+    assert terminal.leftovers() == []
+
+
+def test_a_scaffold_leaves_nothing_but_the_project(template: Path, terminal: Terminal) -> None:
+    """Not even the copies of the hooks that cookiecutter runs, and it says what to do next."""
+    done = terminal.cookiecutter(template)
+    assert done.returncode == 0, done.stderr
+    assert terminal.leftovers() == [terminal.work / "my-service"]
+    for words in ("cd my-service", "make dev", "make test"):
+        assert words in done.stdout
+
+
+def test_the_caches_of_tools_do_not_reach_a_project(
+    own_template: Path, terminal: Terminal, bake: Bake
+) -> None:
+    """A project scaffolded from a folder that was worked in equals one from a clean clone."""
+    for name in (".ruff_cache", ".mypy_cache/3.13", "src/__pycache__", "src/gone/__pycache__"):
+        cache = own_template / SERVICE / name
+        cache.mkdir(parents=True, exist_ok=True)
+        (cache / "text").write_bytes(b"{{ not a template \xff %}")
+    (own_template / SERVICE / ".coverage.host.1").write_bytes(b"{{ \xff")
+    done = terminal.cookiecutter(own_template)
+    assert done.returncode == 0, done.stderr
+    project = BakedProject(terminal.work / "my-service", {})
+    assert project.files() == bake().files()
+    assert not project.has_file("src/gone")
+
+
+def test_a_project_named_as_its_dependency_is_refused(
+    own_template: Path, terminal: Terminal
+) -> None:
+    """uv could not lock it: it would depend on itself."""
+    (own_template / SERVICE / "requirements.txt").write_text(
+        "fastapi==0.165.0\nother==1\n", "utf-8"
+    )
+    done = terminal.cookiecutter(own_template, project_slug="fastapi")
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "project_slug cannot be 'fastapi', the name of a package it needs;"
+    )
+    assert terminal.leftovers() == []
+
+
+def test_a_second_run_over_a_project_with_other_answers_drops_what_is_no_longer_chosen(
+    template: Path, terminal: Terminal
+) -> None:
+    """And keeps the user's own files, in the same folders too."""
+    terminal.cookiecutter(template)
+    own = terminal.work / "my-service" / ".github" / "CODEOWNERS"
+    own.touch()
+    done = terminal.cookiecutter(template, "--overwrite-if-exists", ci_provider="gitlab")
+    assert done.returncode == 0, done.stderr
+    assert list(files_under(own.parent)) == [Path("CODEOWNERS")]
+    assert (terminal.work / "my-service" / ".gitlab-ci.yml").exists()

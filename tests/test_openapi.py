@@ -1,0 +1,74 @@
+"""The API as its own OpenAPI document describes it, and the pages that show the document."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Bake
+from tests.running import running
+
+CHROMIUM = shutil.which("chromium")
+CHROMIUM_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    # No name resolves: a page that needs the internet does not come up.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--virtual-time-budget=20000",
+)  # fmt: skip
+
+
+pytestmark = pytest.mark.xdist_group("openapi")  # one worker, one service
+
+
+@pytest.fixture(scope="module")
+def address(bake: Bake) -> Iterator[str]:
+    with running(bake(project_name="Lamps & Co").path, LOG_LEVEL="ERROR") as address:
+        yield address
+
+
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_fuzzing_finds_no_fault(address: str, tmp_path: Path, mode: str) -> None:
+    """Whatever is sent, nothing answers 5xx, and every answer is as the document says."""
+    report = tmp_path / "report.xml"
+    done = subprocess.run(
+        [
+            Path(sys.executable).parent / "schemathesis", "run", f"{address}/api/openapi.json",
+            "--mode", mode, "--max-examples", "40", "--seed", "1", "--workers", "2",
+            "--phases", "examples,coverage,fuzzing,stateful",
+            "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
+            "response_headers_conformance,response_schema_conformance",
+            "--report", "junit", "--report-junit-path", report, "--no-color",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on the PATH")
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [("docs", 'id="operations-items-create_item'), ("redoc", 'data-item-id="tag/items"')],
+)
+def test_pages_work_without_the_internet(
+    address: str, tmp_path: Path, page: str, shown: str
+) -> None:
+    """A browser that reaches nothing but the service draws the whole page."""
+    done = subprocess.run(
+        [
+            str(CHROMIUM), *CHROMIUM_FLAGS, f"--user-data-dir={tmp_path}", "--dump-dom",
+            f"{address}/api/{page}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )  # fmt: skip
+    assert "Lamps &amp; Co" in done.stdout
+    assert shown in done.stdout

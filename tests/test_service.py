@@ -1,0 +1,48 @@
+"""The service is clean and its tests pass: un-rendered, where it is worked on, and rendered."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.baked import REPOSITORY, SERVICE
+from tests.conftest import Bake
+
+BINARIES = Path(sys.executable).parent
+CHECKS = {
+    "ruff": ["ruff", "check"],
+    "format": ["ruff", "format", "--check"],
+    "mypy": ["mypy"],
+    "layers": ["lint-imports"],
+    "dependencies": ["deptry", "."],
+    "tests": ["pytest", "--numprocesses", "2", "--cov", "--quiet"],
+}
+
+
+@pytest.fixture(scope="session", params=["un-rendered", "rendered"])
+def service(request: pytest.FixtureRequest, bake: Bake) -> Path:
+    return REPOSITORY / SERVICE if request.param == "un-rendered" else bake().path
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_service_is_clean(service: Path, tmp_path: Path, check: str) -> None:
+    """Each of the service's own checks passes, and leaves nothing in its folder."""
+    command = [str(BINARIES / CHECKS[check][0]), *CHECKS[check][1:]]
+    done = subprocess.run(
+        command,
+        cwd=service,
+        env=os.environ
+        | {
+            "COVERAGE_FILE": str(tmp_path / "coverage"),
+            "MYPY_CACHE_DIR": str(REPOSITORY / ".mypy_cache" / "service"),
+            "PYTEST_ADDOPTS": f"-o cache_dir={tmp_path / 'pytest'} -p no:schemathesis",
+            "PYTHONPYCACHEPREFIX": str(tmp_path / "bytecode"),
+            "RUFF_CACHE_DIR": str(REPOSITORY / ".ruff_cache" / "service"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"

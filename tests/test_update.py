@@ -1,0 +1,97 @@
+"""A project's life with its template: the same again, over an old one, and updates."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.baked import SERVICE, Terminal, files_under
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: (folder / file).read_bytes() for file in files_under(folder)}
+
+
+def test_a_replay_gives_the_same_project(template: Path, terminal: Terminal) -> None:
+    """From the answers that cookiecutter kept, without a question."""
+    project = terminal.work / "desk"
+    terminal.cookiecutter(
+        template, project_slug="desk", project_name='"Desk" & Söhne', license="GPL-3.0-or-later"
+    )
+    first = contents(project)
+    project.rename(terminal.work / "first")
+    done = terminal.replay(template)
+    assert done.returncode == 0, done.stderr
+    assert contents(project) == first
+
+
+def test_a_second_run_over_an_existing_folder_is_refused(
+    template: Path, terminal: Terminal
+) -> None:
+    """In a sentence, and the folder stays as it was."""
+    terminal.cookiecutter(template)
+    edited = terminal.work / "my-service" / "LICENSE"
+    edited.write_text("mine", "utf-8")
+    done = terminal.cookiecutter(template)
+    assert done.returncode == 1
+    assert '"my-service" directory already exists' in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert edited.read_text("utf-8") == "mine"
+
+
+def test_a_second_run_may_overwrite_when_asked_to(template: Path, terminal: Terminal) -> None:
+    """The template's files are restored, files of the user's own stay."""
+    terminal.cookiecutter(template)
+    project = terminal.work / "my-service"
+    fresh = contents(project)
+    (project / "LICENSE").write_text("mine", "utf-8")
+    (project / "notes.txt").write_text("mine", "utf-8")
+    done = terminal.cookiecutter(template, "--overwrite-if-exists")
+    assert done.returncode == 0, done.stderr
+    assert contents(project) == {**fresh, Path("notes.txt"): b"mine"}
+
+
+@pytest.fixture
+def project(own_template: Path, terminal: Terminal) -> Path:
+    """Return a project that cruft made, under version control, of a template that may change."""
+    terminal.commit(own_template, "template")
+    answers = json.dumps(
+        {"project_slug": "desk", "project_name": '"Desk" & Söhne', "ci_provider": "gitlab"}
+    )
+    done = terminal.cruft("create", own_template, "--no-input", "--extra-context", answers)
+    assert done.returncode == 0, done.stdout + done.stderr
+    terminal.commit(terminal.work / "desk", "project")
+    return terminal.work / "desk"
+
+
+def test_a_fresh_project_is_up_to_date(project: Path, terminal: Terminal) -> None:
+    """So says ``cruft check``, and an update has nothing to do."""
+    assert terminal.cruft("check", "--project-dir", project).returncode == 0
+    assert "up to date" in terminal.cruft("update", "--project-dir", project).stdout
+
+
+def test_an_update_brings_the_template_s_changes_and_keeps_the_user_s(
+    own_template: Path, project: Path, terminal: Terminal
+) -> None:
+    """Both edit the same file; nothing that was not chosen comes back."""
+    with (own_template / SERVICE / ".gitignore").open("a", encoding="utf-8") as file:
+        file.write("/from-the-template/\n")
+    (own_template / SERVICE / "news.md").write_text(
+        "For {{ cookiecutter.project_name }}\n", "utf-8"
+    )
+    terminal.commit(own_template, "change")
+    ignored = project / ".gitignore"
+    ignored.write_text("/from-the-user/\n" + ignored.read_text("utf-8"), "utf-8")
+    terminal.commit(project, "edit")
+    before = set(files_under(project))
+
+    assert terminal.cruft("check", "--project-dir", project).returncode == 1
+    done = terminal.cruft("update", "--skip-apply-ask", "--project-dir", project)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "What now" not in done.stdout
+    lines = ignored.read_text("utf-8").splitlines()
+    assert (lines[0], lines[-1]) == ("/from-the-user/", "/from-the-template/")
+    assert (project / "news.md").read_text("utf-8") == 'For "Desk" & Söhne\n'
+    assert set(files_under(project)) == {*before, Path("news.md")}
+    assert terminal.cruft("check", "--project-dir", project).returncode == 0

@@ -1,0 +1,1 @@
+"""What development needs and production never imports: real servers, started on demand."""

@@ -1,0 +1,156 @@
+"""What `python cli.py dev` runs: PostgreSQL where none is named, migrations, the programs.
+
+Every process here is guarded (see dev/guard.py), so nothing outlives `dev`, killed or not.
+"""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import typer
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import URL, make_url
+
+from dev.guard import guarded
+from dev.postgres import PostgresError, embedded_postgres
+from src.core.config import DEV_ENV_FILE, ROOT, Settings, load_settings
+
+DATA = ROOT / ".data" / "postgres"
+STOP_LIMIT = 10.0  # seconds; a developer does not want to wait for slow requests
+
+
+@dataclass(frozen=True)
+class Program:
+    """A process of the stack: the arguments for Python and a name for its lines."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+PROGRAMS = (Program("api", ("cli.py", "api", "--reload")),)
+
+
+def run_stack(programs: Sequence[Program] = PROGRAMS) -> int:
+    """Run until Ctrl-C, SIGTERM or the end of a program; return the exit status.
+
+    It is 0 when asked to stop, since that is how `dev` ends (and `make dev` is content),
+    and the program's own when one ends by itself.
+    """
+    # An earlier `dev` may have left its file behind in a power cut: that names no server.
+    os.environ.setdefault("ENV_FILE", ".env")
+    settings = load_settings()
+    if settings.is_deployed:
+        typer.echo(f"`dev` is for development, and ENV is {settings.ENV}.", err=True)
+        return 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        with ExitStack() as stack:
+            url = stack.enter_context(_database(settings))
+            _migrate(url)
+            _greet(settings, programs)
+            return _run(stack, programs, _environment(url))
+    except KeyboardInterrupt:
+        typer.echo("Stopped.")
+        return 0
+    except PostgresError as error:
+        typer.echo(str(error), err=True)
+        return 1
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[URL]:
+    """Yield where the database is: at the server that the settings name, or at one of ours."""
+    if settings.names_database:
+        yield settings.database_url
+        return
+    typer.echo("Starting PostgreSQL ...")
+    with embedded_postgres(DATA, remove=[DEV_ENV_FILE]) as server:
+        typer.echo(f"PostgreSQL is up; its data are kept in {server.data}")
+        server.create_database(settings.POSTGRES_DB)
+        url = make_url(server.url(settings.POSTGRES_DB))
+        _tell_other_terminals(_variable(url))
+        yield url
+
+
+def _variable(url: URL) -> dict[str, str]:
+    return {"DATABASE_URL": url.render_as_string(hide_password=False)}
+
+
+def _tell_other_terminals(variables: dict[str, str]) -> None:
+    """Let `alembic ...` and `python cli.py db ...` find the server while it runs."""
+    DEV_ENV_FILE.unlink(missing_ok=True)
+    # The URL may hold a password: the file is the user's own from the start.
+    descriptor = os.open(DEV_ENV_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.writelines(f"{name}={value}\n" for name, value in variables.items())
+
+
+def _migrate(url: URL) -> None:
+    """Migrate in this process: `python -m alembic` would first import everything once more."""
+    typer.echo("Migrating the database ...")
+    command.upgrade(Config(ROOT / "alembic.ini", attributes={"url": url}), "head")
+
+
+def _greet(settings: Settings, programs: Sequence[Program]) -> None:
+    host = "localhost" if settings.HOST in {"0.0.0.0", "::"} else settings.HOST  # noqa: S104 - compared, not bound
+    typer.echo(f"Starting {', '.join(program.name for program in programs)} ...")
+    typer.echo(f"Documentation: http://{host}:{settings.PORT}{settings.API_PREFIX}/docs")
+    typer.echo("Ctrl-C stops everything.")
+
+
+def _environment(url: URL) -> dict[str, str]:
+    """Ours, with the database; and for programs behind a pipe: lines at once, colours as here."""
+    colours = {"FORCE_COLOR": "1"} if sys.stdout.isatty() else {}
+    return {**os.environ, **colours, **_variable(url), "PYTHONUNBUFFERED": "1"}
+
+
+def _run(stack: ExitStack, programs: Sequence[Program], environment: Mapping[str, str]) -> int:
+    """Start the programs and wait for the first to end; leaving `stack` stops the others."""
+    ended: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+    width = max(len(program.name) for program in programs)
+    for program in programs:
+        several = len(programs) > 1
+        output = stack.enter_context(_prefixed(f"{program.name:{width}} | ")) if several else None
+        arguments = [sys.executable, *program.arguments]
+        guard = stack.enter_context(
+            guarded(arguments, limit=STOP_LIMIT, cwd=ROOT, env=environment, output=output)
+        )
+        threading.Thread(target=_report, args=(program.name, guard, ended), daemon=True).start()
+    while True:
+        # With a time-out, for on Windows Ctrl-C is only seen between waits.
+        with suppress(queue.Empty):
+            name, status = ended.get(timeout=0.5)
+            typer.echo(f"{name} ended by itself, with status {status}.", err=True)
+            return status
+
+
+def _report(
+    name: str, guard: subprocess.Popen[bytes], ended: queue.SimpleQueue[tuple[str, int]]
+) -> None:
+    ended.put((name, guard.wait()))
+
+
+@contextmanager
+def _prefixed(prefix: str) -> Iterator[BinaryIO]:
+    """Yield a file for a program's output: its lines appear on ours, behind the prefix."""
+    read_end, write_end = os.pipe()
+    pump = threading.Thread(target=_pump, args=(read_end, prefix.encode()), daemon=True)
+    pump.start()
+    with os.fdopen(write_end, "wb") as output:
+        yield output
+    pump.join(timeout=1)
+
+
+def _pump(read_end: int, prefix: bytes) -> None:
+    with os.fdopen(read_end, "rb") as lines:
+        for line in lines:
+            sys.stdout.buffer.write(prefix + line.rstrip(b"\n") + b"\n")
+            sys.stdout.buffer.flush()

@@ -1,0 +1,165 @@
+"""The command line; what serves is run as a user runs it, as a process."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import httpx
+import pytest
+from sqlalchemy import URL
+
+import cli
+from src.core.config import ROOT, get_settings
+from tests.conftest import TEMPLATE_URL
+
+NOBODY_THERE = "postgresql://me:hunter2@127.0.0.1:1/app"
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Run `cli.py` with arguments and variables, in this process: imports take a second."""
+
+    def run(*arguments: str, **variables: str) -> Outcome:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
+        get_settings.cache_clear()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        # `sys.exit` with a message has the interpreter print it and end with 1.
+        code = ended.value.code
+        if isinstance(code, str):
+            return Outcome(1, captured.out, captured.err + code)
+        return Outcome(code or 0, captured.out, captured.err)
+
+    yield run
+    monkeypatch.undo()
+    get_settings.cache_clear()
+    logging.getLogger().handlers = []
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+@contextmanager
+def serving(*flags: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a server until the block ends, then send SIGTERM; give the process and its address."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "cli.py", "api", "--port", port, *flags],
+        cwd=ROOT,
+        env=os.environ | {"LOG_LEVEL": "INFO", "PORT": "1"} | variables,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if "Application startup complete" in line:
+                break
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("command", ["", "api", "db", "db migrate", "db revision", "dev"])
+def test_help_is_there_for_every_command(run: Run, command: str) -> None:
+    result = run(*command.split(), "--help")
+
+    assert result.status == 0
+    assert "Usage: cli.py" in result.out
+
+
+def test_api_serves_where_the_flag_says_and_stops_cleanly() -> None:
+    with serving() as (process, address):
+        answer = httpx.get(f"{address}/api/v1/health/live")
+
+    assert answer.status_code == 200
+    assert process.returncode == -signal.SIGTERM  # uvicorn stops in order, then passes it on
+
+
+def test_workers_report_their_metrics_together() -> None:
+    with serving("--workers", "2") as (_, address):
+        httpx.get(f"{address}/api/v1/health/live")
+        for _ in range(20):  # whichever worker is asked, on a connection of its own each time
+            metrics = httpx.get(f"{address}/metrics").text
+            assert 'route="/api/v1/health/live",status="200"} 1.0' in metrics
+
+
+def test_reload_and_workers_exclude_each_other(run: Run) -> None:
+    result = run("api", "--reload", "--workers", "2")
+
+    assert result.status == 2
+    assert "either --reload or --workers" in result.err
+
+
+@pytest.mark.parametrize("command", ["api", "db migrate"])
+def test_production_does_not_start_on_defaults(run: Run, command: str) -> None:
+    result = run(*command.split(), ENV="production", DEBUG="true")
+
+    assert result.status == 1
+    for fault in ("DEBUG", "POSTGRES_PASSWORD", "API_KEYS"):
+        assert fault in result.err
+
+
+def test_nor_does_it_start_under_uvicorn() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "uvicorn", "main:app"],
+        cwd=ROOT,
+        env=os.environ | {"ENV": "production"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert result.returncode == 1
+    assert "API_KEYS is empty" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["migrate", "downgrade", "init"])
+def test_no_database_is_an_error_in_a_sentence(run: Run, command: str) -> None:
+    result = run("db", command, DATABASE_URL=NOBODY_THERE)
+
+    assert result.status == 1
+    assert "Error: PostgreSQL at 127.0.0.1:1" in result.err
+    assert "python cli.py dev" in result.err
+    assert "hunter2" not in result.err
+
+
+def test_unknown_revision_is_an_error_in_a_sentence(run: Run) -> None:
+    result = run("db", "migrate", "--revision", "nowhere", DATABASE_URL=os.environ[TEMPLATE_URL])
+
+    assert result.status == 1
+    assert "Error: Can't locate revision identified by 'nowhere'" in result.err
+
+
+def test_init_creates_the_database_and_migrates(run: Run, own_url: URL) -> None:
+    name = f"{own_url.database}_init"
+    url = own_url.set(database=name).render_as_string(hide_password=False)
+
+    first, second = run("db", "init", DATABASE_URL=url), run("db", "init", DATABASE_URL=url)
+
+    assert f"Database {name} created." in first.out
+    assert f"Database {name} exists." in second.out
+    assert (first.status, second.status) == (0, 0)

@@ -1,0 +1,172 @@
+"""`python cli.py dev`: everything starts, everything stops."""
+
+import http.client
+import json
+import signal
+import socket
+import sys
+import urllib.request
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL
+
+from dev import stack
+from dev.postgres import embedded_postgres
+from dev.stack import Program
+from src.core import config
+from src.core.config import Settings, load_settings
+from tests.test_dev.processes import LIMIT, Owner, eventually, is_running, wait_until_gone
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+
+STACK = """
+from dev import stack
+folder = Path(sys.argv[1])
+stack.DATA, stack.DEV_ENV_FILE = folder / "postgres", folder / "dev.env"
+"""
+SMALL_STACK = (
+    STACK
+    + """
+stack._migrate = lambda url: None
+from tests.test_dev.test_stack import waiting
+sys.exit(stack.run_stack([waiting(folder / "program")]))
+"""
+)
+# It tells a file who it is and where its database is.
+WAITING = """
+import json, os, sys, time
+print("hello")
+with open(sys.argv[1] + "~", "w") as file:
+    json.dump([os.getpid(), os.environ["DATABASE_URL"]], file)
+os.rename(sys.argv[1] + "~", sys.argv[1])
+time.sleep(600)
+"""
+ENDING = """
+import os, sys, time
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+sys.exit(7)
+"""
+
+
+def waiting(path: Path) -> Program:
+    return Program("waiting", ("-c", WAITING, str(path)))
+
+
+def read(path: Path) -> Any:
+    eventually(path.exists, str(path))
+    return json.loads(path.read_text())
+
+
+def server_pid(folder: Path) -> int:
+    return int((folder / "postgres" / "postmaster.pid").read_text().split()[0])
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=LIMIT) as response:  # noqa: S310 - ours, http
+            return bool(response.status == http.client.OK)
+    except OSError:
+        return False
+
+
+def test_dev_serves_the_api_until_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("PORT", str(port))
+    with Owner(STACK + "sys.exit(stack.run_stack())", tmp_path) as dev:
+        url = f"http://127.0.0.1:{port}/api/v1/health/ready"
+        eventually(lambda: answers(url), f"an answer from {url}")
+        pid = server_pid(tmp_path)
+        assert (tmp_path / "dev.env").stat().st_mode & 0o777 == 0o600
+        assert dev.send(signal.SIGINT) == 0
+        assert not answers(url)
+        assert not (tmp_path / "dev.env").exists()
+        wait_until_gone(pid)
+
+
+@pytest.mark.parametrize(
+    ("death", "status"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_nothing_outlives_dev(
+    tmp_path: Path, cluster: Path, death: signal.Signals, status: int
+) -> None:
+    (tmp_path / "postgres").symlink_to(cluster)
+    with Owner(SMALL_STACK, tmp_path) as dev:
+        program, url = read(tmp_path / "program")
+        server = server_pid(tmp_path)
+        assert (tmp_path / "dev.env").read_text() == f"DATABASE_URL={url}\n"
+        assert dev.send(death) == status
+        wait_until_gone(program)
+        wait_until_gone(server)
+        eventually(lambda: not (tmp_path / "dev.env").exists(), "removal of dev.env")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for a stack in this very process."""
+    monkeypatch.setattr(stack, "DATA", tmp_path / "postgres")
+    monkeypatch.setattr(stack, "DEV_ENV_FILE", tmp_path / "dev.env")
+    monkeypatch.setattr(stack, "_migrate", lambda _url: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return tmp_path
+
+
+def test_second_dev_is_refused_and_does_no_harm(
+    here: Path, cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "dev.env").touch()
+    (here / "postgres").symlink_to(cluster)
+    with embedded_postgres(cluster):
+        assert stack.run_stack([waiting(here / "program")]) == 1
+    assert "already in use by process" in capsys.readouterr().err
+    assert {path.name for path in here.iterdir()} == {"postgres", "dev.env"}
+
+
+def test_program_that_ends_by_itself_ends_dev_with_its_status(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """The settings name a server here, so none is started. Prefixes tell programs apart."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@nowhere/app")
+    path = here / "program"
+    assert stack.run_stack([waiting(path), Program("seven", ("-c", ENDING, str(path)))]) == 7
+    output = capsysbinary.readouterr()
+    assert b"waiting | hello\n" in output.out
+    assert b"seven ended by itself, with status 7." in output.err
+    program, url = read(path)
+    assert url == "postgresql+asyncpg://me:secret@nowhere/app"
+    assert not is_running(program)
+    assert [path.name for path in here.iterdir()] == ["program"]
+
+
+def test_file_of_a_former_dev_names_no_server(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It outlives a power cut; the server that it names does not."""
+    (here / "dev.env").write_text("DATABASE_URL=postgresql://gone/app\n")
+    monkeypatch.delenv("ENV_FILE")
+    monkeypatch.setattr(config, "ROOT", here)
+    monkeypatch.setattr(config, "DEV_ENV_FILE", here / "dev.env")
+    named = []
+
+    def database(settings: Settings) -> AbstractContextManager[URL]:
+        named.append(settings.names_database)
+        return nullcontext(settings.database_url)
+
+    assert load_settings().names_database
+    monkeypatch.setattr(stack, "_database", database)
+    assert stack.run_stack([Program("seven", ("-c", "raise SystemExit(7)"))]) == 7
+    assert named == [False]
+
+
+@pytest.mark.usefixtures("here")
+def test_dev_is_not_for_production(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ENV", "staging")
+    monkeypatch.setenv("API_KEYS", "0123456789abcdef")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@nowhere/app")
+    assert stack.run_stack() == 1
+    assert capsys.readouterr().err == "`dev` is for development, and ENV is staging.\n"
