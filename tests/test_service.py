@@ -17,7 +17,7 @@ CHECKS = {
     "mypy": ["mypy"],
     "layers": ["lint-imports"],
     "dependencies": ["deptry", "."],
-    "tests": ["pytest", "--numprocesses", "2", "--cov", "--quiet"],
+    "tests": ["pytest", "--numprocesses", "2", "--cov", "--quiet", "-m", "slow or not slow"],
 }
 
 

@@ -12,10 +12,10 @@ import uvicorn
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy.exc import DBAPIError
 
 from src.core.config import ROOT, get_settings
 from src.core.logging import configure_logging
+from src.db.session import DatabaseUnavailableError
 from src.db.setup import create_database
 
 # Below the 30 seconds that orchestrators usually grant between SIGTERM and SIGKILL.
@@ -26,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-db = typer.Typer(help="Create, migrate and inspect the database.", no_args_is_help=True)
+db = typer.Typer(help="Create and migrate the database.", no_args_is_help=True)
 app.add_typer(db, name="db")
 
 
@@ -118,15 +118,8 @@ def _alembic_config() -> Config:
 def main() -> None:
     try:
         app()
-    except CommandError as error:
+    except (CommandError, DatabaseUnavailableError) as error:
         sys.exit(f"Error: {error}")
-    except (OSError, DBAPIError) as error:
-        url = get_settings().database_url
-        cause = str(getattr(error, "orig", error)).splitlines()[0]
-        sys.exit(
-            f"Error: PostgreSQL at {url.host}:{url.port or 5432} says: {cause}\n"
-            "`python cli.py dev` runs one, or name yours in POSTGRES_HOST or DATABASE_URL."
-        )
 
 
 if __name__ == "__main__":

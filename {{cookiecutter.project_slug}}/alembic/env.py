@@ -3,6 +3,7 @@
 import asyncio
 
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -10,10 +11,12 @@ from src.core.config import get_settings
 from src.core.logging import configure_logging
 from src.db.base import Base
 from src.db.models import load_models
+from src.db.session import DatabaseUnavailableError, connect
 
 # Any number that no other user of the database takes. Replicas that start together all ask for
 # this lock; the first one migrates, the others wait and then find nothing left to do.
 ADVISORY_LOCK = 7_246_193_048
+HINT = "`python cli.py dev` runs one, or name yours in POSTGRES_HOST or DATABASE_URL."
 
 load_models()
 
@@ -30,10 +33,17 @@ def run_migrations(connection: Connection) -> None:
 async def connect_and_run() -> None:
     settings = get_settings()
     url = context.config.attributes.get("url", settings.database_url)
-    engine = create_async_engine(url, poolclass=pool.NullPool)
-    async with engine.connect() as connection:
-        await connection.run_sync(run_migrations)
-    await engine.dispose()
+    engine = create_async_engine(
+        url, poolclass=pool.NullPool, connect_args={"async_creator_fn": connect}
+    )
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(run_migrations)
+    except DatabaseUnavailableError as error:
+        # Alembic says this in a sentence; any other error deserves its traceback.
+        raise CommandError(f"{error}\n{HINT}") from error
+    finally:
+        await engine.dispose()
 
 
 def run_offline() -> None:

@@ -6,6 +6,7 @@ Every process here is guarded (see dev/guard.py), so nothing outlives `dev`, kil
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -45,10 +46,14 @@ def run_stack(programs: Sequence[Program] = PROGRAMS) -> int:
     and the program's own when one ends by itself.
     """
     # An earlier `dev` may have left its file behind in a power cut: that names no server.
-    os.environ.setdefault("ENV_FILE", ".env")
-    settings = load_settings()
+    settings = load_settings(dev_server=False)
     if settings.is_deployed:
         typer.echo(f"`dev` is for development, and ENV is {settings.ENV}.", err=True)
+        return 1
+    if _is_taken(settings):
+        typer.echo(
+            f"Port {settings.PORT} of {settings.HOST} is taken; choose another PORT.", err=True
+        )
         return 1
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
@@ -63,6 +68,15 @@ def run_stack(programs: Sequence[Program] = PROGRAMS) -> int:
     except PostgresError as error:
         typer.echo(str(error), err=True)
         return 1
+
+
+def _is_taken(settings: Settings) -> bool:
+    """Whether the API could not listen; better known before all the rest is started."""
+    try:
+        socket.create_server((settings.HOST, settings.PORT)).close()
+    except OSError:
+        return True
+    return False
 
 
 @contextmanager

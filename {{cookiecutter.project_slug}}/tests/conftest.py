@@ -16,12 +16,13 @@ from alembic import command
 from alembic.config import Config
 from fastapi import FastAPI
 from httpx import AsyncClient
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from dev.postgres import PostgresError, embedded_postgres
 from src.core.config import ROOT, Settings, get_settings, load_settings
+from src.db.base import Base
 from src.db.session import Database, open_database
 from src.db.setup import create_database, drop_database
 from tests.client import connect
@@ -127,10 +128,28 @@ async def client(app: FastAPI, database: Database) -> AsyncGenerator[AsyncClient
 
 
 @pytest.fixture
-async def own_url() -> AsyncGenerator[URL]:
-    """A database of the test's own, migrated, to commit to and to break."""
+async def fresh_url() -> AsyncGenerator[URL]:
+    """A migrated database that no other test sees, to change the tables of."""
     async with migrated_database() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+async def _committed_url() -> AsyncGenerator[URL]:
+    async with migrated_database() as url:
+        yield url
+
+
+@pytest.fixture
+async def own_url(_committed_url: URL) -> AsyncGenerator[URL]:
+    """A database to commit to; its tables are emptied afterwards."""
+    yield _committed_url
+    tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+    async with (
+        open_database(_committed_url, pool_size=1) as database,
+        database.transaction() as session,
+    ):
+        await session.execute(text(f"TRUNCATE {tables} CASCADE"))
 
 
 @pytest.fixture

@@ -31,8 +31,12 @@ async def get_db_session(session: DbSession) -> AsyncSession:
 
 
 async def get_read_session(request: Request) -> AsyncGenerator[_ReadSession]:
-    async with request.state.database.read() as session:
+    session = request.state.database.reads()
+    try:
         yield session
+    finally:
+        # FastAPI shields this from cancellation; `async with` would start a task for that as well.
+        await session.close()
 
 
 ReadSession = Annotated[_ReadSession, Depends(get_read_session, scope="function")]

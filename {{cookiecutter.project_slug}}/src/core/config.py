@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -97,21 +97,20 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _refuse_unsafe(self) -> Self:
         if self.is_deployed and (faults := list(self._faults())):
-            listed = "; ".join(faults)
-            raise ValueError(f"unsafe for ENV={self.ENV}: {listed}")
+            raise ValueError("\n".join(f"{fault} where ENV={self.ENV}" for fault in faults))
         return self
 
     def _faults(self) -> Iterator[str]:
         if self.DEBUG:
             yield "DEBUG must be false"
         if (self.database_url.password or "") in {"", _DEFAULT_PASSWORD}:
-            yield "the database password is empty or the default: set POSTGRES_PASSWORD"
+            yield "POSTGRES_PASSWORD (or DATABASE_URL's) must be neither empty nor the default"
         if "*" in self.CORS_ORIGINS:
             yield "CORS_ORIGINS must name the origins, not '*'"
         if not self.API_KEYS:
-            yield "API_KEYS is empty: set at least one"
+            yield "API_KEYS must hold at least one key"
         elif any(len(key.get_secret_value()) < _SHORTEST_API_KEY for key in self.API_KEYS):
-            yield f"every key in API_KEYS needs {_SHORTEST_API_KEY} characters or more"
+            yield f"API_KEYS must have {_SHORTEST_API_KEY} characters or more, each,"
 
     @property
     def is_deployed(self) -> bool:
@@ -152,8 +151,8 @@ def _asyncpg_url(text: str) -> URL:
     return url.set(drivername="postgresql+asyncpg")
 
 
-def load_settings(**overrides: Any) -> Settings:
-    """Read the settings anew; `overrides` win over every source.
+def load_settings(*, dev_server: bool = True) -> Settings:
+    """Read the settings anew, with the server that `cli.py dev` runs unless told otherwise.
 
     `ENV_FILE` names another file than `.env` (`ENV_FILE=.env.prod python cli.py db migrate`);
     an empty `ENV_FILE` means no file at all.
@@ -162,20 +161,23 @@ def load_settings(**overrides: Any) -> Settings:
     """
     try:
         return Settings(
-            _env_file=_env_files(),
+            _env_file=_env_files(dev_server=dev_server),
             _secrets_dir=SECRETS_DIR if SECRETS_DIR.is_dir() else None,
-            **overrides,
         )
     except ValidationError as error:
         raise InvalidSettingsError(_describe(error)) from None
 
 
-def _env_files() -> tuple[Path, ...]:
+def _env_files(*, dev_server: bool) -> tuple[Path, ...]:
     """Return the files to read, the last of them winning."""
     named = os.environ.get("ENV_FILE")
     if named is None:
-        return (DEV_ENV_FILE, ROOT / ".env")
-    return (ROOT / named,) if named else ()
+        return (DEV_ENV_FILE, ROOT / ".env") if dev_server else (ROOT / ".env",)
+    if not named:
+        return ()
+    if not (ROOT / named).is_file():
+        raise InvalidSettingsError(f"ENV_FILE names {named}, and there is no such file.")
+    return (ROOT / named,)
 
 
 def _describe(error: ValidationError) -> str:
@@ -183,7 +185,7 @@ def _describe(error: ValidationError) -> str:
     for fault in error.errors(include_input=False, include_url=False):
         name = ".".join(str(part) for part in fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")
-        lines += [f"  {name}: {message}"] if name else [f"  {part}" for part in message.split("; ")]
+        lines += [f"  {name}: {line}" if name else f"  {line}" for line in message.splitlines()]
     return "\n".join(lines)
 
 

@@ -5,9 +5,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
+import asyncpg
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -23,7 +22,7 @@ POOL_TIMEOUT_SECONDS = 5
 
 
 class DatabaseUnavailableError(Exception):
-    """No connection could be had: PostgreSQL does not answer, or all connections are busy."""
+    """No connection could be made; the message says in a sentence where and why."""
 
 
 class ReadOnlySessionError(Exception):
@@ -64,31 +63,22 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncSession]:
-        """Commit when the block ends, roll back when it raises; nothing else commits.
-
-        Raises DatabaseUnavailableError.
-        """
-        async with self.writes() as session, session.begin():
-            await _connect(session)
-            yield session
-
-    @asynccontextmanager
-    async def read(self) -> AsyncGenerator[ReadSession]:
-        """Raises DatabaseUnavailableError."""
-        async with self.reads() as session:
-            await _connect(session)
+        """Commit when the block ends, roll back when it raises; nothing else commits."""
+        async with self.writes.begin() as session:
             yield session
 
 
-async def _connect(session: AsyncSession) -> None:
-    """Take a connection from the pool now, so that its failure is told from any other.
+async def connect(**options: Any) -> asyncpg.Connection:
+    """Connect as asyncpg does, but tell a server that cannot be reached from any other error.
 
-    This sends nothing on a pooled connection: BEGIN goes out with the first statement.
+    Raises DatabaseUnavailableError.
     """
     try:
-        await session.connection()
-    except (OSError, DBAPIError, PoolTimeoutError) as error:
-        raise DatabaseUnavailableError from error
+        return await asyncpg.connect(**options)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        where = f"{options.get('host', 'localhost')}:{options.get('port', 5432)}"
+        cause = str(error) or "no answer in time"
+        raise DatabaseUnavailableError(f"PostgreSQL at {where} is out of reach: {cause}") from error
 
 
 @asynccontextmanager
@@ -106,6 +96,7 @@ async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]
         pool_timeout=POOL_TIMEOUT_SECONDS,
         pool_recycle=1800,
         connect_args={
+            "async_creator_fn": connect,
             "timeout": CONNECT_TIMEOUT_SECONDS,
             "command_timeout": COMMAND_TIMEOUT_SECONDS,
         },

@@ -1,4 +1,7 @@
-"""Create and drop whole databases, from a connection to the server's own `postgres`."""
+"""Create and drop whole databases, from a connection to the server's own `postgres`.
+
+All of it may raise DatabaseUnavailableError.
+"""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -6,6 +9,8 @@ from contextlib import asynccontextmanager
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
+
+from src.db.session import connect
 
 _EXISTS = text("SELECT true FROM pg_database WHERE datname = :name")
 
@@ -33,7 +38,10 @@ async def drop_database(url: URL) -> None:
 @asynccontextmanager
 async def _maintenance(url: URL) -> AsyncGenerator[AsyncConnection]:
     engine = create_async_engine(
-        url.set(database="postgres"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+        url.set(database="postgres"),
+        poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",
+        connect_args={"async_creator_fn": connect},
     )
     try:
         async with engine.connect() as connection:

@@ -12,18 +12,16 @@ from pydantic import (
 )
 
 from src.domain.item import ItemStatus
-
-# PostgreSQL's text holds any character but NUL.
-_NO_NUL = r"^[^\x00]*$"
+from src.schemas.text import Text
 
 ItemName = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=_NO_NUL),
+    Text,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
     Field(description="Item name", examples=["Lamp"]),
 ]
 ItemDescription = Annotated[
-    str,
-    StringConstraints(max_length=10_000, pattern=_NO_NUL),
+    Text,
+    StringConstraints(max_length=10_000),
     Field(description="Item description", examples=["Brass, with a green shade"]),
 ]
 
@@ -80,8 +78,8 @@ class ItemListQuery(_Slice):
 
 class ItemSearchQuery(_Slice):
     q: Annotated[
-        str,
-        StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=_NO_NUL),
+        Text,
+        StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
     ] = Field(description="Words to find; the last one may be the beginning of a word.")
 
 

@@ -3,7 +3,7 @@ from collections.abc import Awaitable, Mapping
 
 import structlog
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from src.db.session import Database, DatabaseUnavailableError
 
@@ -13,8 +13,8 @@ CHECK_TIMEOUT_SECONDS = 2.0
 
 
 async def ping_database(database: Database) -> None:
-    """Raises DatabaseUnavailableError or DBAPIError."""
-    async with database.read() as session:
+    """Raises DatabaseUnavailableError or SQLAlchemyError."""
+    async with database.reads() as session:
         await session.execute(text("SELECT 1"))
 
 
@@ -33,7 +33,7 @@ async def run_checks(checks: Mapping[str, Awaitable[None]]) -> dict[str, bool]:
 async def _passes(name: str, check: Awaitable[None]) -> bool:
     try:
         await check
-    except (DatabaseUnavailableError, DBAPIError) as error:
+    except (DatabaseUnavailableError, SQLAlchemyError) as error:
         log.warning("not_ready", part=name, cause=repr(error.__cause__ or error))
         return False
     return True

@@ -1,5 +1,6 @@
 """A 2xx means committed: however the session is asked for, whatever fails."""
 
+from collections.abc import AsyncGenerator
 from typing import Annotated
 
 import pytest
@@ -20,7 +21,7 @@ DEFERRED = text(
 
 
 @pytest.fixture
-async def committing(own_app: FastAPI, own_database: Database) -> AsyncClient:
+async def committing(own_app: FastAPI, own_database: Database) -> AsyncGenerator[AsyncClient]:
     """The service with endpoints whose commit fails, in each way to take the session."""
 
     @own_app.post("/fails/alias", status_code=201)
@@ -32,12 +33,14 @@ async def committing(own_app: FastAPI, own_database: Database) -> AsyncClient:
         return await insert_twice(db)
 
     @own_app.post("/fails/default", status_code=201)
-    async def default(db: AsyncSession = Depends(get_db_session)) -> str:  # noqa: FAST002
+    async def default(db: AsyncSession = Depends(get_db_session)) -> str:
         return await insert_twice(db)
 
     async with own_database.transaction() as session:
         await session.execute(DEFERRED)
-    return connect(own_app, own_database)
+    yield connect(own_app, own_database)
+    async with own_database.transaction() as session:
+        await session.execute(text("DROP TABLE one"))
 
 
 async def insert_twice(db: AsyncSession) -> str:
@@ -53,7 +56,7 @@ async def test_a_failing_commit_is_not_a_success(
 
     assert response.status_code == 500
     assert "other" not in response.text
-    async with own_database.read() as session:
+    async with own_database.reads() as session:
         assert await session.scalar(text("SELECT count(*) FROM one")) == 0
 
 

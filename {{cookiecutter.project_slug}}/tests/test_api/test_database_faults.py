@@ -81,7 +81,8 @@ async def test_no_free_connection_is_503(
     own_url: URL, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db_session, "POOL_TIMEOUT_SECONDS", 0.1)
-    async with open_database(own_url, pool_size=1) as database, database.transaction():
+    async with open_database(own_url, pool_size=1) as database, database.transaction() as busy:
+        await busy.connection()
         await assert_unavailable(connect(app, database))
 
 
@@ -89,7 +90,7 @@ async def test_a_backend_that_is_killed_costs_one_request(
     client: AsyncClient, own_database: Database
 ) -> None:
     await client.get(ITEMS)
-    async with own_database.read() as session:
+    async with own_database.reads() as session:
         await session.execute(
             text(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

@@ -50,6 +50,12 @@ class TestSources:
 
         assert (load_settings().PORT, load_settings().HOST) == (2, "127.0.0.1")
 
+    def test_a_file_that_is_named_must_be_there(self, env: pytest.MonkeyPatch) -> None:
+        env.setenv("ENV_FILE", ".env.typo")
+
+        with pytest.raises(InvalidSettingsError, match="no such file"):
+            load_settings()
+
     def test_secrets_may_come_from_files(self, env: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / "POSTGRES_PASSWORD").write_text("from a file\n")
         env.setattr(config, "SECRETS_DIR", tmp_path)
@@ -153,7 +159,7 @@ class TestProduction:
             load_settings()
 
     def test_is_checked_however_settings_are_made(self) -> None:
-        with pytest.raises(ValidationError, match="API_KEYS is empty"):
+        with pytest.raises(ValidationError, match="API_KEYS must hold"):
             Settings(ENV="production")
 
 

@@ -19,7 +19,10 @@ from dev import unprivileged
 from dev.postgres import PostgresError, PostgresServer, embedded_postgres
 from tests.test_dev.processes import AS_ROOT, Owner, eventually, modes, wait_until_gone
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and sockets are POSIX's")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="signals and sockets are POSIX's"),
+]
 as_root = pytest.mark.skipif(not AS_ROOT, reason="only root runs the server as someone else")
 
 OWNER = """

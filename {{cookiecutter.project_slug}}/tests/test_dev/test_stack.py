@@ -73,6 +73,7 @@ def answers(url: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_dev_serves_the_api_until_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -89,6 +90,7 @@ def test_dev_serves_the_api_until_ctrl_c(tmp_path: Path, monkeypatch: pytest.Mon
         wait_until_gone(pid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("death", "status"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)]
 )
@@ -125,6 +127,18 @@ def test_second_dev_is_refused_and_does_no_harm(
         assert stack.run_stack([waiting(here / "program")]) == 1
     assert "already in use by process" in capsys.readouterr().err
     assert {path.name for path in here.iterdir()} == {"postgres", "dev.env"}
+
+
+def test_port_that_is_taken_is_told_before_anything_starts(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("PORT", str(port))
+        assert stack.run_stack([waiting(here / "program")]) == 1
+
+    assert f"Port {port} of 127.0.0.1 is taken" in capsys.readouterr().err
+    assert not any(here.iterdir())
 
 
 def test_program_that_ends_by_itself_ends_dev_with_its_status(

@@ -60,7 +60,7 @@ async def test_keys_are_in_order_of_creation(db: AsyncSession) -> None:
 
 
 async def test_a_reading_session_does_not_write(database: Database) -> None:
-    async with database.read() as session:
+    async with database.reads() as session:
         session.add(Item(name="Lamp"))
         with pytest.raises(ReadOnlySessionError):
             await session.flush()

@@ -26,10 +26,10 @@ async def alembic(name: str, url: URL, *arguments: str) -> None:
     await asyncio.to_thread(run, name, url, *arguments)
 
 
-async def test_down_and_up_again_and_in_step_with_the_models(own_url: URL) -> None:
-    await alembic("downgrade", own_url, "base")
-    await alembic("upgrade", own_url, "head")
-    await alembic("check", own_url)
+async def test_down_and_up_again_and_in_step_with_the_models(fresh_url: URL) -> None:
+    await alembic("downgrade", fresh_url, "base")
+    await alembic("upgrade", fresh_url, "head")
+    await alembic("check", fresh_url)
 
 
 def test_there_is_one_head() -> None:
@@ -38,8 +38,8 @@ def test_there_is_one_head() -> None:
     assert len(script.get_heads()) == 1
 
 
-async def test_ten_replicas_may_migrate_at_once(own_url: URL) -> None:
-    empty = own_url.set(database=f"{own_url.database}_new")
+async def test_ten_replicas_may_migrate_at_once(fresh_url: URL) -> None:
+    empty = fresh_url.set(database=f"{fresh_url.database}_new")
     await create_database(empty)
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -54,6 +54,6 @@ async def test_ten_replicas_may_migrate_at_once(own_url: URL) -> None:
         replica.join(60)
 
     assert [replica.exitcode for replica in replicas] == [0] * REPLICAS
-    async with open_database(empty, pool_size=1) as database, database.read() as session:
+    async with open_database(empty, pool_size=1) as database, database.reads() as session:
         assert await session.scalar(text("SELECT count(*) FROM alembic_version")) == 1
     await drop_database(empty)
