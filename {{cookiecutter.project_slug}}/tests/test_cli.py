@@ -99,6 +99,7 @@ def test_api_serves_where_the_flag_says_and_stops_cleanly() -> None:
     assert process.returncode == -signal.SIGTERM  # uvicorn stops in order, then passes it on
 
 
+@pytest.mark.slow
 def test_workers_report_their_metrics_together() -> None:
     with serving("--workers", "2") as (_, address):
         httpx.get(f"{address}/api/v1/health/live")

@@ -97,20 +97,20 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _refuse_unsafe(self) -> Self:
         if self.is_deployed and (faults := list(self._faults())):
-            raise ValueError("\n".join(f"{fault} where ENV={self.ENV}" for fault in faults))
+            raise ValueError("\n  ".join([f"ENV={self.ENV} asks for more:", *faults]))
         return self
 
     def _faults(self) -> Iterator[str]:
         if self.DEBUG:
             yield "DEBUG must be false"
         if (self.database_url.password or "") in {"", _DEFAULT_PASSWORD}:
-            yield "POSTGRES_PASSWORD (or DATABASE_URL's) must be neither empty nor the default"
+            yield "POSTGRES_PASSWORD must be neither empty nor the default"
         if "*" in self.CORS_ORIGINS:
             yield "CORS_ORIGINS must name the origins, not '*'"
         if not self.API_KEYS:
             yield "API_KEYS must hold at least one key"
         elif any(len(key.get_secret_value()) < _SHORTEST_API_KEY for key in self.API_KEYS):
-            yield f"API_KEYS must have {_SHORTEST_API_KEY} characters or more, each,"
+            yield f"API_KEYS must each have {_SHORTEST_API_KEY} characters or more"
 
     @property
     def is_deployed(self) -> bool:

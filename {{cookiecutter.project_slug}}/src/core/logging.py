@@ -20,6 +20,8 @@ from src.core.config import Settings
 _SECRET_NAME = re.compile(
     r"password|secret|token|api[-_]?key|authorization|cookie|dsn", re.IGNORECASE
 )
+# What Alembic says here it says on the terminal too, or is of no interest to anybody.
+_SILENCED = ("alembic.runtime.plugins", "alembic.util.messaging")
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic", "sqlalchemy.engine")
 
 
@@ -55,6 +57,8 @@ def configure_logging(settings: Settings) -> None:
     root.handlers = [handler]
     root.setLevel(settings.LOG_LEVEL)
     _adopt_library_loggers()
+    for name in _SILENCED:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _renderers(settings: Settings) -> list[Processor]:

@@ -134,7 +134,7 @@ class TestProduction:
         message = str(caught.value)
         for fault in ("DEBUG", "POSTGRES_PASSWORD", "CORS_ORIGINS", "API_KEYS"):
             assert fault in message
-        assert len(message.splitlines()) == 5
+        assert len(message.splitlines()) == 6
 
     def test_safe_settings_start(self, env: pytest.MonkeyPatch) -> None:
         for name, value in SAFE.items():
