@@ -7,7 +7,7 @@ BIN = .venv/bin
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup lock
+.PHONY: help demo test check bench setup lock
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -22,6 +22,9 @@ check: setup ## Lint and type-check the template; `make test` includes it
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench: setup ## Compare the cost of a read with the textbook's
+	@$(BIN)/python benchmarks/reads.py
 
 setup: .venv/.installed ## Make .venv with all that the tests need
 

@@ -1,4 +1,4 @@
-"""The service is clean and its tests pass: un-rendered, where it is worked on, and rendered."""
+"""All code is clean, and the service passes its tests, un-rendered and rendered."""
 
 import os
 import subprocess
@@ -19,6 +19,20 @@ CHECKS = {
     "dependencies": ["deptry", "."],
     "tests": ["pytest", "--numprocesses", "2", "--cov", "--quiet", "-m", "slow or not slow"],
 }
+
+
+@pytest.mark.parametrize("command", ["ruff check", "ruff format --check", "mypy"])
+def test_template_is_clean(command: str) -> None:
+    """The template's own code passes what it asks of the service."""
+    program, *arguments = command.split()
+    done = subprocess.run(
+        [BINARIES / program, *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="session", params=["un-rendered", "rendered"])

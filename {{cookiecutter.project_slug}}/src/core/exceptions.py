@@ -7,7 +7,7 @@ no SQL. The request id is, and leads to the log, which has the rest.
 import http.client
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from asgi_correlation_id import correlation_id
@@ -84,38 +84,38 @@ def _phrase(status: int) -> str:
     return http.client.responses.get(status, "Error")
 
 
-def _domain_error(request: Request, exc: Exception) -> JSONResponse:
-    assert isinstance(exc, DomainError)  # noqa: S101 - Starlette calls by type, mypy cannot see it
+async def _domain_error(request: Request, exc: Exception) -> JSONResponse:
+    error = cast(DomainError, exc)
     status = next(_STATUS[kind] for kind in type(exc).__mro__ if kind in _STATUS)
     return problem_response(
         request.scope,
         status,
-        type=f"urn:problem-type:{exc.code}",
-        title=exc.title,
-        detail=str(exc),
+        type=f"urn:problem-type:{error.code}",
+        title=error.title,
+        detail=str(error),
     )
 
 
-def _http_error(request: Request, exc: Exception) -> JSONResponse:
-    assert isinstance(exc, HTTPException)  # noqa: S101 - as above
-    is_phrase = exc.detail == _phrase(exc.status_code)
+async def _http_error(request: Request, exc: Exception) -> JSONResponse:
+    error = cast(HTTPException, exc)
+    is_phrase = error.detail == _phrase(error.status_code)
     return problem_response(
         request.scope,
-        exc.status_code,
-        detail=None if is_phrase else str(exc.detail),
-        headers=dict(exc.headers or {}),
+        error.status_code,
+        detail=None if is_phrase else str(error.detail),
+        headers=dict(error.headers or {}),
     )
 
 
-def _invalid_request(request: Request, exc: Exception) -> JSONResponse:
-    assert isinstance(exc, RequestValidationError)  # noqa: S101 - as above
+async def _invalid_request(request: Request, exc: Exception) -> JSONResponse:
+    error = cast(RequestValidationError, exc)
     return problem_response(
         request.scope,
         HTTPStatus.UNPROCESSABLE_ENTITY,
         detail="The request is not valid.",
         errors=[
             InvalidField(location=_dotted(fault["loc"]), detail=fault["msg"])
-            for fault in exc.errors()
+            for fault in error.errors()
         ],
     )
 
@@ -124,7 +124,7 @@ def _dotted(location: Sequence[str | int]) -> str:
     return ".".join(str(part) for part in location)
 
 
-def _database_unavailable(request: Request, exc: Exception) -> JSONResponse:
+async def _database_unavailable(request: Request, exc: Exception) -> JSONResponse:
     log.error("database_unavailable", cause=repr(exc.__cause__ or exc))
     return problem_response(
         request.scope,
@@ -134,15 +134,16 @@ def _database_unavailable(request: Request, exc: Exception) -> JSONResponse:
     )
 
 
-def _database_error(request: Request, exc: Exception) -> JSONResponse:
+async def _database_error(request: Request, exc: Exception) -> JSONResponse:
     """Answer 503 if the connection was lost in mid-request; any other fault is ours."""
-    assert isinstance(exc, DBAPIError)  # noqa: S101 - as above
-    if not exc.connection_invalidated:
-        raise exc
-    return _database_unavailable(request, exc)
+    error = cast(DBAPIError, exc)
+    if not error.connection_invalidated:
+        raise error
+    return await _database_unavailable(request, exc)
 
 
 def add_exception_handlers(app: FastAPI) -> None:
+    """Register the handlers; they take any `Exception`, as Starlette's types have it."""
     app.add_exception_handler(DomainError, _domain_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
