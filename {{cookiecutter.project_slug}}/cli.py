@@ -71,8 +71,11 @@ def dev() -> None:
     PostgreSQL is started here unless POSTGRES_HOST or DATABASE_URL names a server; its data stay
     in .data/ for the next time. Ctrl-C stops all of it.
     """
-    from dev.stack import run_stack  # noqa: PLC0415 - development only; no image has `dev`
-
+    try:
+        from dev.stack import run_stack  # noqa: PLC0415 - no production image has it
+    except ModuleNotFoundError:
+        typer.echo("`dev` needs the development requirements and the folder dev/.", err=True)
+        raise typer.Exit(1) from None
     raise typer.Exit(run_stack())
 
 

@@ -28,12 +28,13 @@ def create_application(settings: Settings | None = None) -> FastAPI:
         docs_url=f"{settings.API_PREFIX}/docs",
         redoc_url=f"{settings.API_PREFIX}/redoc",
         openapi_url=f"{settings.API_PREFIX}/openapi.json",
+        swagger_ui_oauth2_redirect_url=None,
         lifespan=build_lifespan(settings),
     )
     add_middleware(app, settings)
     add_exception_handlers(app)
     app.include_router(v1_router, prefix=f"{settings.API_PREFIX}/v1")
-    app.add_route("/metrics", metrics, include_in_schema=False)
+    app.add_api_route("/metrics", metrics, include_in_schema=False)
     # Serve the files of Swagger UI and ReDoc ourselves; by default they come from a CDN.
     StandaloneDocs(app)
     return app
@@ -52,7 +53,7 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
             allow_credentials="*" not in settings.CORS_ORIGINS,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["ETag", "X-Request-ID"],
+            expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
         )
     app.add_middleware(
         SecurityHeadersMiddleware, page_paths=(str(app.docs_url), str(app.redoc_url))

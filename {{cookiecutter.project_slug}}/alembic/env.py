@@ -5,7 +5,7 @@ import asyncio
 from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection, pool, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from src.core.config import get_settings
 from src.core.logging import configure_logging
@@ -16,6 +16,7 @@ from src.db.session import DatabaseUnavailableError, connect
 # Any number that no other user of the database takes. Replicas that start together all ask for
 # this lock; the first one migrates, the others wait and then find nothing left to do.
 ADVISORY_LOCK = 7_246_193_048
+LOCK_POLL_SECONDS = 0.1
 HINT = "`python cli.py dev` runs one, or name yours in POSTGRES_HOST or DATABASE_URL."
 
 load_models()
@@ -26,7 +27,6 @@ def run_migrations(connection: Connection) -> None:
         connection=connection, target_metadata=Base.metadata, compare_server_default=True
     )
     with context.begin_transaction():
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
         context.run_migrations()
 
 
@@ -37,13 +37,26 @@ async def connect_and_run() -> None:
         url, poolclass=pool.NullPool, connect_args={"async_creator_fn": connect}
     )
     try:
-        async with engine.connect() as connection:
+        async with engine.connect() as guard, engine.connect() as connection:
+            await _lock(guard)
             await connection.run_sync(run_migrations)
     except DatabaseUnavailableError as error:
         # Alembic says this in a sentence; any other error deserves its traceback.
         raise CommandError(f"{error}\n{HINT}") from error
     finally:
         await engine.dispose()
+
+
+async def _lock(guard: AsyncConnection) -> None:
+    """Be the only one who migrates, until the connection `guard` is closed.
+
+    A connection of its own, since `autocommit_block()` ends transactions; and asked again and
+    again, since CREATE INDEX CONCURRENTLY would wait for whoever waits in a transaction.
+    """
+    await guard.execution_options(isolation_level="AUTOCOMMIT")
+    ask = text("SELECT pg_try_advisory_lock(:key)")
+    while not await guard.scalar(ask, {"key": ADVISORY_LOCK}):  # noqa: ASYNC110 - others hold it
+        await asyncio.sleep(LOCK_POLL_SECONDS)
 
 
 def run_offline() -> None:

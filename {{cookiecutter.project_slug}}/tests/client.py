@@ -7,11 +7,15 @@ from src.core.events import State
 from src.db.session import Database
 
 
-def connect(app: FastAPI, database: Database, settings: Settings | None = None) -> AsyncClient:
+def connect(
+    app: FastAPI, database: Database, settings: Settings | None = None, *, root_path: str = ""
+) -> AsyncClient:
     """Open a client whose requests find the state that the lifespan would have given them."""
     state = State(settings=settings or get_settings(), database=database)
 
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "state": dict(state)}, receive, send)
 
-    return AsyncClient(transport=ASGITransport(with_state), base_url="http://test")
+    return AsyncClient(
+        transport=ASGITransport(with_state, root_path=root_path), base_url="http://test"
+    )

@@ -16,7 +16,7 @@ from alembic import command
 from alembic.config import Config
 from fastapi import FastAPI
 from httpx import AsyncClient
-from sqlalchemy import URL, make_url, text
+from sqlalchemy import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -144,12 +144,12 @@ async def _committed_url() -> AsyncGenerator[URL]:
 async def own_url(_committed_url: URL) -> AsyncGenerator[URL]:
     """A database to commit to; its tables are emptied afterwards."""
     yield _committed_url
-    tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
     async with (
         open_database(_committed_url, pool_size=1) as database,
         database.transaction() as session,
     ):
-        await session.execute(text(f"TRUNCATE {tables} CASCADE"))
+        for table in reversed(Base.metadata.sorted_tables):
+            await session.execute(table.delete())
 
 
 @pytest.fixture

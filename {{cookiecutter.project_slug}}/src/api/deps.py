@@ -76,10 +76,11 @@ async def require_api_key(
 
 ApiKey = Depends(require_api_key)
 
-_VERSION = re.compile(r"[0-9]{1,9}")
+_VERSION_TAG = re.compile(r'"([1-9][0-9]{0,8})"')
 
 
 async def get_expected_versions(
+    request: Request,
     if_match: Annotated[
         str | None,
         Header(description='The ETag that the change is based on, such as `"3"`.'),
@@ -91,8 +92,9 @@ async def get_expected_versions(
     """
     if if_match is None or if_match.strip() == "*":
         return None
-    tags = [tag.strip().removeprefix('"').removesuffix('"') for tag in if_match.split(",")]
-    return frozenset(int(tag) for tag in tags if _VERSION.fullmatch(tag))
+    given = ",".join(request.headers.getlist("if-match"))  # it may stand on several lines
+    tags = (_VERSION_TAG.fullmatch(tag.strip()) for tag in given.split(","))
+    return frozenset(int(tag[1]) for tag in tags if tag)
 
 
 ExpectedVersions = Annotated[frozenset[int] | None, Depends(get_expected_versions)]

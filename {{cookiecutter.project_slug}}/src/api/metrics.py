@@ -12,13 +12,11 @@ from prometheus_client import (
     REGISTRY,
     CollectorRegistry,
     Counter,
-    Gauge,
     Histogram,
     disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,9 +29,6 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 REQUESTS = Counter("http_requests_total", "Requests answered.", ["method", "route", "status"])
 DURATION = Histogram(
     "http_request_duration_seconds", "From request to last byte.", ["method", "route"]
-)
-IN_PROGRESS = Gauge(
-    "http_requests_in_progress", "Requests being answered.", multiprocess_mode="livesum"
 )
 
 
@@ -54,11 +49,9 @@ class MetricsMiddleware:
             await send(message)
 
         started = perf_counter()
-        IN_PROGRESS.inc()
         try:
             await self.app(scope, receive, watch)
         finally:
-            IN_PROGRESS.dec()
             method = scope["method"] if scope["method"] in _METHODS else "OTHER"
             route = _route_template(scope)
             REQUESTS.labels(method, route, status).inc()
@@ -77,7 +70,7 @@ def _route_template(scope: Scope) -> str:
     return str(template or UNMATCHED)
 
 
-def metrics(_request: Request) -> Response:
+def metrics() -> Response:
     """Answer a scrape; with `PROMETHEUS_MULTIPROC_DIR` set, for all worker processes together."""
     registry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:

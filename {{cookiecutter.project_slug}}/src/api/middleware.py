@@ -63,7 +63,8 @@ class SecurityHeadersMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        is_page = scope["path"].startswith(self.page_paths)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        is_page = path.startswith(self.page_paths)
         added = self.page_headers if is_page else self.headers
 
         async def with_headers(message: Message) -> None:

@@ -7,8 +7,9 @@ wins over both. `.env.example` lists every name and what it does.
 import json
 import os
 import tomllib
-from collections.abc import Iterator
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator
+from functools import cached_property, lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -28,6 +29,7 @@ SECRETS_DIR = Path("/run/secrets")
 
 _DEFAULT_PASSWORD = "postgres"  # noqa: S105 - the default that production refuses
 _SHORTEST_API_KEY = 16
+_URL_OPTIONS = {"host", "port", "ssl", "target_session_attrs", "prepared_statement_cache_size"}
 
 CommaSeparated = Annotated[list[str], NoDecode]
 CommaSeparatedSecrets = Annotated[list[SecretStr], NoDecode]
@@ -58,7 +60,7 @@ class Settings(BaseSettings):
     PROJECT_DESCRIPTION: str = _PROJECT["description"]
     VERSION: str = _PROJECT["version"]
 
-    API_PREFIX: str = Field(default="/api", pattern=r"^(/[A-Za-z0-9_.~-]+)*$")
+    API_PREFIX: str = Field(default="/api", pattern=r"^(/[A-Za-z0-9_.~-]+)+$")
     HOST: str = "127.0.0.1"
     PORT: int = Field(default=8000, ge=0, le=65535)
     CORS_ORIGINS: CommaSeparated = []
@@ -144,11 +146,17 @@ def _asyncpg_url(text: str) -> URL:
     """
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise ValueError("not a URL like postgresql://user:password@host:5432/app") from None
     if url.get_backend_name() not in {"postgres", "postgresql"}:
         raise ValueError("only PostgreSQL is supported")
-    return url.set(drivername="postgresql+asyncpg")
+    query = dict(url.query)
+    if "sslmode" in query:  # libpq's name, which providers write, for asyncpg's `ssl`
+        query["ssl"] = query.pop("sslmode")
+    query.pop("channel_binding", None)  # asyncpg has no such choice
+    if unknown := query.keys() - _URL_OPTIONS:
+        raise ValueError(f"asyncpg knows no option {', '.join(sorted(unknown))}")
+    return url.set(drivername="postgresql+asyncpg", query=query)
 
 
 def load_settings(*, dev_server: bool = True) -> Settings:
@@ -159,13 +167,27 @@ def load_settings(*, dev_server: bool = True) -> Settings:
 
     Raises InvalidSettingsError, with every fault in one message.
     """
+    read = partial(
+        Settings,
+        _env_file=_env_files(dev_server=dev_server),
+        _secrets_dir=SECRETS_DIR if SECRETS_DIR.is_dir() else None,
+    )
     try:
-        return Settings(
-            _env_file=_env_files(dev_server=dev_server),
-            _secrets_dir=SECRETS_DIR if SECRETS_DIR.is_dir() else None,
-        )
+        return read()
     except ValidationError as error:
-        raise InvalidSettingsError(_describe(error)) from None
+        raise InvalidSettingsError(_describe([error, *_further_faults(read, error)])) from None
+
+
+def _further_faults(read: Callable[..., Settings], first: ValidationError) -> list[ValidationError]:
+    """Look for unsafe settings besides malformed ones: Pydantic stops at the latter."""
+    malformed = {str(fault["loc"][0]) for fault in first.errors() if fault["loc"]}
+    if not malformed:
+        return []
+    try:
+        read(**{name: Settings.model_fields[name].default for name in malformed})
+    except ValidationError as error:
+        return [error]
+    return []
 
 
 def _env_files(*, dev_server: bool) -> tuple[Path, ...]:
@@ -180,9 +202,9 @@ def _env_files(*, dev_server: bool) -> tuple[Path, ...]:
     return (ROOT / named,)
 
 
-def _describe(error: ValidationError) -> str:
+def _describe(errors: list[ValidationError]) -> str:
     lines = ["The settings are not valid:"]
-    for fault in error.errors(include_input=False, include_url=False):
+    for fault in chain.from_iterable(error.errors(include_input=False) for error in errors):
         name = ".".join(str(part) for part in fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")
         lines += [f"  {name}: {line}" if name else f"  {line}" for line in message.splitlines()]

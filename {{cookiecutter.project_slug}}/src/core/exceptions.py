@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.db.session import DatabaseUnavailableError
@@ -27,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = "1"
+CHARACTER_NOT_IN_REPERTOIRE = "22021"  # SQLSTATE
 
 # The nearest class of an error's ancestry decides.
 _STATUS: dict[type[DomainError], HTTPStatus] = {
@@ -103,8 +105,23 @@ async def _http_error(request: Request, exc: Exception) -> JSONResponse:
         request.scope,
         error.status_code,
         detail=None if is_phrase else str(error.detail),
-        headers=dict(error.headers or {}),
+        headers={**(error.headers or {}), **_allow(request, error.status_code)},
     )
+
+
+def _allow(request: Request, status: int) -> dict[str, str]:
+    """Name every method that the path has; Starlette names those of one route alone."""
+    if status != HTTPStatus.METHOD_NOT_ALLOWED:
+        return {}
+    methods = [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.router.routes
+        )
+    ]
+    return {"Allow": ", ".join(methods)}
 
 
 async def _invalid_request(request: Request, exc: Exception) -> JSONResponse:
@@ -135,11 +152,13 @@ async def _database_unavailable(request: Request, exc: Exception) -> JSONRespons
 
 
 async def _database_error(request: Request, exc: Exception) -> JSONResponse:
-    """Answer 503 if the connection was lost in mid-request; any other fault is ours."""
+    """Answer 422 to text that PostgreSQL cannot hold, whatever the schema let in."""
     error = cast(DBAPIError, exc)
-    if not error.connection_invalidated:
+    if getattr(error.orig, "sqlstate", None) != CHARACTER_NOT_IN_REPERTOIRE:
         raise error
-    return await _database_unavailable(request, exc)
+    return problem_response(
+        request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, detail="Text may not contain NUL."
+    )
 
 
 def add_exception_handlers(app: FastAPI) -> None:

@@ -18,8 +18,9 @@ from structlog.typing import EventDict, Processor
 from src.core.config import Settings
 
 _SECRET_NAME = re.compile(
-    r"password|secret|token|api[-_]?key|authorization|cookie|dsn", re.IGNORECASE
+    r"passw|passphrase|secret|token|api[-_]?key|authorization|cookie|credential|dsn", re.IGNORECASE
 )
+_URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]+@")
 # What Alembic says here it says on the terminal too, or is of no interest to anybody.
 _SILENCED = ("alembic.runtime.plugins", "alembic.util.messaging")
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic", "sqlalchemy.engine")
@@ -89,7 +90,7 @@ def _add_request_id(_logger: object, _method: str, event: EventDict) -> EventDic
 
 
 def _mask_secrets(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Blank every value whose name says that it is a secret, at any depth."""
+    """Blank each value whose name says that it is a secret, and passwords in URLs, at any depth."""
     return {name: _masked(name, value) for name, value in event.items()}
 
 
@@ -98,4 +99,8 @@ def _masked(name: str, value: Any) -> Any:
         return "**********"
     if isinstance(value, dict):
         return {str(inner): _masked(str(inner), item) for inner, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked("", item) for item in value]
+    if isinstance(value, str) and "://" in value:
+        return _URL_PASSWORD.sub(r"\1**********@", value)
     return value

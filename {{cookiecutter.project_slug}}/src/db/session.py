@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import asyncpg
-from sqlalchemy import URL
+from sqlalchemy import URL, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -16,13 +17,18 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session
 
+from src.db.models import load_models
+
 CONNECT_TIMEOUT_SECONDS = 5
 COMMAND_TIMEOUT_SECONDS = 30
 POOL_TIMEOUT_SECONDS = 5
 
+DEADLOCK = "40P01"
+SERIALIZATION_FAILURE = "40001"
+
 
 class DatabaseUnavailableError(Exception):
-    """No connection could be made; the message says in a sentence where and why."""
+    """PostgreSQL cannot be had just now, and may be in a moment; the message says why."""
 
 
 class ReadOnlySessionError(Exception):
@@ -37,7 +43,10 @@ class _ReadOnlySession(Session):
 
 
 class ReadSession(AsyncSession):
-    """Each statement is its own transaction: no BEGIN and ROLLBACK, one round trip a read."""
+    """Each statement is its own transaction: no BEGIN and ROLLBACK, one round trip a read.
+
+    It refuses to flush changed objects; an UPDATE that you write out it cannot tell from a SELECT.
+    """
 
     sync_session_class = _ReadOnlySession
 
@@ -52,6 +61,7 @@ class Database:
     @classmethod
     def bound_to(cls, write: AsyncEngine | AsyncConnection, **options: Any) -> Self:
         """Make sessions on an engine, or all on one connection, as tests want them."""
+        load_models()  # a relation may name a model that nothing else has imported
         read = write
         if isinstance(write, AsyncEngine):
             read = write.execution_options(isolation_level="AUTOCOMMIT")
@@ -81,6 +91,18 @@ async def connect(**options: Any) -> asyncpg.Connection:
         raise DatabaseUnavailableError(f"PostgreSQL at {where} is out of reach: {cause}") from error
 
 
+def _name_passing_faults(context: ExceptionContext) -> DatabaseUnavailableError | None:
+    """Tell faults that pass, and are worth another try, from those of our own making."""
+    error = context.original_exception
+    if isinstance(error, TimeoutError):
+        return DatabaseUnavailableError(f"PostgreSQL took over {COMMAND_TIMEOUT_SECONDS} s.")
+    if context.is_disconnect:
+        return DatabaseUnavailableError("The connection to PostgreSQL was lost.")
+    if getattr(error, "sqlstate", None) in {DEADLOCK, SERIALIZATION_FAILURE}:
+        return DatabaseUnavailableError("The transaction lost against another one.")
+    return None
+
+
 @asynccontextmanager
 async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]:
     """Connect lazily: a service may start before its database does.
@@ -93,6 +115,7 @@ async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]
         url,
         pool_size=pool_size,
         max_overflow=0,
+        hide_parameters=True,  # else errors show values, and the log keeps them
         pool_timeout=POOL_TIMEOUT_SECONDS,
         pool_recycle=1800,
         connect_args={
@@ -101,6 +124,7 @@ async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]
             "command_timeout": COMMAND_TIMEOUT_SECONDS,
         },
     )
+    event.listen(engine.sync_engine, "handle_error", _name_passing_faults)
     try:
         yield Database.bound_to(engine)
     finally:

@@ -21,7 +21,8 @@ class Repository(Generic[M]):
 
     def __init_subclass__(cls) -> None:
         cls._by_id = select(cls.model).where(cls.model.id == bindparam("id"))
-        cls._by_id_locked = cls._by_id.with_for_update()
+        # What the session has of the row is from before the lock.
+        cls._by_id_locked = cls._by_id.with_for_update().execution_options(populate_existing=True)
 
     def __init__(self, session: AsyncSession) -> None:
         self.session = session

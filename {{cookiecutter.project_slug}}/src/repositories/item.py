@@ -3,7 +3,7 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
-from src.db.models.item import SEARCH_CONFIG, Item
+from src.db.models.item import SEARCH_CONFIG, SEARCH_DOCUMENT, Item
 from src.domain.item import ItemStatus
 from src.repositories.base import Repository
 
@@ -40,8 +40,8 @@ class ItemRepository(Repository[Item]):
         query = func.to_tsquery(SEARCH_CONFIG, _prefix_query(text))
         statement = (
             select(Item)
-            .where(Item.search.op("@@")(query))
-            .order_by(func.ts_rank(Item.search, query).desc(), Item.id.desc())
+            .where(SEARCH_DOCUMENT.op("@@")(query))
+            .order_by(func.ts_rank(SEARCH_DOCUMENT, query).desc(), Item.id.desc())
             .offset(offset)
             .limit(limit)
         )
@@ -50,5 +50,6 @@ class ItemRepository(Repository[Item]):
 
 def _prefix_query(text: str) -> str:
     """Write words as a `tsquery`, each quoted, so that none is taken for an operator."""
+    # An empty query finds nothing. Python's white space has characters that Pydantic's has not.
     words = [word.replace("\\", "\\\\").replace("'", "''") for word in text.split()]
-    return " & ".join(f"'{word}'" for word in words) + ":*"
+    return " & ".join(f"'{word}'" for word in words) + (":*" if words else "")

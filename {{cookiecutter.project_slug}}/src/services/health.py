@@ -21,13 +21,14 @@ async def ping_database(database: Database) -> None:
 async def run_checks(checks: Mapping[str, Awaitable[None]]) -> dict[str, bool]:
     """Run all checks at once, for two seconds at most; say which passed."""
     tasks = {name: asyncio.create_task(_passes(name, check)) for name, check in checks.items()}
-    await asyncio.wait(tasks.values(), timeout=CHECK_TIMEOUT_SECONDS)
-    passed = {name: task.done() and task.result() for name, task in tasks.items()}
-    for name, task in tasks.items():
-        # Not awaited: to give up a connection that hangs takes seconds more.
-        if task.cancel():
-            log.warning("not_ready", part=name, cause="no answer in time")
-    return passed
+    try:
+        await asyncio.wait(tasks.values(), timeout=CHECK_TIMEOUT_SECONDS)
+        return {name: task.done() and task.result() for name, task in tasks.items()}
+    finally:
+        for name, task in tasks.items():
+            # Not awaited: to give up a connection that hangs takes seconds more.
+            if task.cancel():
+                log.warning("not_ready", part=name, cause="no answer in time")
 
 
 async def _passes(name: str, check: Awaitable[None]) -> bool:

@@ -2,14 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import cast
+from uuid import UUID, uuid4
 
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
-from sqlalchemy import URL, text
+from sqlalchemy import URL, QueuePool, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from src.api.deps import DbSession
 from src.db import session as db_session
+from src.db.models.item import Item
 from src.db.session import Database, open_database
+from src.repositories.item import ItemRepository
 from tests.client import connect
 from tests.proxy import Proxy
 
@@ -75,6 +81,58 @@ async def test_readiness_does_not_wait_for_a_server_that_hangs(
     ready = await asyncio.wait_for(client.get("/api/v1/health/ready"), 5)
 
     assert ready.status_code == 503
+
+
+async def test_a_server_that_hangs_is_503(
+    proxy: Proxy, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db_session, "COMMAND_TIMEOUT_SECONDS", 0.2)
+    async with open_database(proxy.url, pool_size=2) as database:
+        client = connect(app, database)
+        assert (await client.get(ITEMS)).status_code == 200
+
+        proxy.freeze()
+        await assert_unavailable(client)
+        await proxy.stop()
+
+
+async def test_of_two_that_wait_for_each_other_one_is_asked_to_come_again(
+    own_app: FastAPI, own_database: Database
+) -> None:
+    first, second = uuid4(), uuid4()
+    async with own_database.transaction() as session:
+        session.add_all([Item(id=first, name="first"), Item(id=second, name="second")])
+    both_locked = asyncio.Barrier(2)
+
+    @own_app.post("/lock/{one}/{other}")
+    async def lock(one: UUID, other: UUID, db: DbSession) -> None:
+        repository = ItemRepository(db)
+        await repository.get_for_update(one)
+        await both_locked.wait()
+        await repository.get_for_update(other)
+
+    client = connect(own_app, own_database)
+    answers = await asyncio.gather(
+        client.post(f"/lock/{first}/{second}"), client.post(f"/lock/{second}/{first}")
+    )
+
+    assert sorted(answer.status_code for answer in answers) == [200, 503]
+
+
+async def test_requests_that_are_given_up_return_their_connection(
+    app: FastAPI, own_url: URL
+) -> None:
+    async with open_database(own_url, pool_size=2) as database:
+        client = connect(app, database)
+        for n in range(40):
+            request = asyncio.create_task(client.post(ITEMS, json={"name": f"Lamp {n}"}))
+            await asyncio.sleep(0.0005 * (n % 10))
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+
+        engine = cast(AsyncEngine, database.writes.kw["bind"])
+        assert cast(QueuePool, engine.pool).checkedout() == 0
+        assert (await client.get(ITEMS)).status_code == 200
 
 
 async def test_no_free_connection_is_503(

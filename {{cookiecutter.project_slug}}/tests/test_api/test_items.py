@@ -195,7 +195,20 @@ class TestSearch:
 
     @pytest.mark.parametrize(
         "text",
-        ["'", "\\", "a\\'b", "a & | ! b", "a:*", "(", "<->", "!!!", "%", "' OR 1=1 --", "🪔"],
+        [
+            "'",
+            "\\",
+            "a\\'b",
+            "a & | ! b",
+            "a:*",
+            "(",
+            "<->",
+            "!!!",
+            "%",
+            "' OR 1=1 --",
+            "🪔",
+            "\x1c",
+        ],
     )
     async def test_operators_and_quotes_are_only_text(self, client: AsyncClient, text: str) -> None:
         assert await names(client, self.PATH, q=text) == []
@@ -266,7 +279,18 @@ class TestIfMatch:
 
         assert response.status_code == 200
 
-    @pytest.mark.parametrize("tag", ['"2"', 'W/"1"', '"x"', "", '"' + "9" * 5000 + '"'])
+    async def test_tags_may_stand_on_several_lines(self, client: AsyncClient) -> None:
+        item = await create(client)
+
+        response = await client.patch(
+            ITEMS + item["id"], json={}, headers=[("If-Match", '"9"'), ("If-Match", '"1"')]
+        )
+
+        assert response.status_code == 200
+
+    @pytest.mark.parametrize(
+        "tag", ['"2"', 'W/"1"', '"x"', "", "1", '"1', '"01"', '"' + "9" * 5000 + '"']
+    )
     async def test_any_other_is_412(self, client: AsyncClient, tag: str) -> None:
         item = await create(client)
         headers = {"If-Match": tag}

@@ -6,8 +6,11 @@ import pytest
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import StreamingResponse
 from httpx import AsyncClient, Response
+from sqlalchemy import select
 
 from main import MAX_BODY_BYTES
+from src.api.deps import ReadSession
+from src.db.models.item import Item
 from src.db.session import Database
 from tests.client import connect
 
@@ -33,7 +36,7 @@ async def test_no_such_method(client: AsyncClient) -> None:
     response = await client.put("/api/v1/items/")
 
     assert_problem(response, 405)
-    assert response.headers["allow"] == "POST"
+    assert response.headers["allow"] == "GET, POST"
 
 
 async def test_invalid_request_says_where_but_repeats_nothing(client: AsyncClient) -> None:
@@ -63,6 +66,18 @@ async def test_too_long(client: AsyncClient) -> None:
     assert_problem(response, 413)
 
 
+async def test_too_long_without_saying_so_first(client: AsyncClient) -> None:
+    async def body() -> AsyncGenerator[bytes]:
+        for _ in range(20):
+            yield b" " * (MAX_BODY_BYTES // 10)
+
+    response = await client.post(
+        "/api/v1/items/", content=body(), headers={"Content-Type": "application/json"}
+    )
+
+    assert_problem(response, 413)
+
+
 @pytest.fixture
 def faulty(own_app: FastAPI, database: Database) -> AsyncClient:
     """The service with endpoints that fail in ways of their own."""
@@ -70,6 +85,10 @@ def faulty(own_app: FastAPI, database: Database) -> AsyncClient:
     @own_app.get("/faulty/bug")
     async def bug() -> None:
         raise RuntimeError("the password is hunter2")
+
+    @own_app.get("/faulty/nul")
+    async def nul(db: ReadSession) -> None:
+        await db.execute(select(Item.id).where(Item.name == "\x00"))
 
     @own_app.get("/faulty/teapot")
     async def teapot() -> None:
@@ -88,6 +107,10 @@ def faulty(own_app: FastAPI, database: Database) -> AsyncClient:
         return StreamingResponse(chunks())
 
     return connect(own_app, database)
+
+
+async def test_text_that_no_schema_refused_is_the_caller_s_fault(faulty: AsyncClient) -> None:
+    assert_problem(await faulty.get("/faulty/nul"), 422)
 
 
 async def test_a_bug_is_500_and_tells_nothing(faulty: AsyncClient) -> None:

@@ -84,11 +84,14 @@ async def test_writes_do_no_more_than_they_must(
         await own_client.post(ITEMS, json={"name": "Lamp"})
     with recorded(own_database) as changed:
         await own_client.patch(item, json={"name": "Light"})
+    with recorded(own_database) as unchanged:
+        await own_client.patch(item, json={})
     with recorded(own_database) as deleted:
         await own_client.delete(item)
 
     assert created == ["BEGIN", "INSERT", "COMMIT"]
     assert changed == ["BEGIN", "SELECT", "UPDATE", "COMMIT"]
+    assert unchanged == ["BEGIN", "SELECT", "COMMIT"]
     assert deleted == ["BEGIN", "SELECT", "DELETE", "COMMIT"]
 
 

@@ -91,6 +91,11 @@ class TestValues:
         assert (url.username, url.password, url.host) == ("me", "s@crt", "db")
         assert (url.port, url.database) == (6543, "shop")
 
+    def test_encryption_as_providers_ask_for_it(self, env: pytest.MonkeyPatch) -> None:
+        env.setenv("DATABASE_URL", "postgres://me@db/shop?sslmode=require&channel_binding=require")
+
+        assert load_settings().database_url.query == {"ssl": "require"}
+
     def test_parts_may_hold_any_character(self, env: pytest.MonkeyPatch) -> None:
         env.setenv("POSTGRES_PASSWORD", "p@ss:w/rd%20")
 
@@ -106,6 +111,8 @@ class TestValues:
             ("API_PREFIX", "/api/"),
             ("DATABASE_URL", "hunter2"),
             ("DATABASE_URL", "mysql://me:hunter2@db/shop"),
+            ("DATABASE_URL", "postgresql://me:pa@ss:hunter2@db/shop"),
+            ("DATABASE_URL", "postgresql://me:hunter2@db/shop?sslcert=x"),
             ("CORS_ORIGINS", "[hunter2"),
         ],
     )
@@ -135,6 +142,17 @@ class TestProduction:
         for fault in ("DEBUG", "POSTGRES_PASSWORD", "CORS_ORIGINS", "API_KEYS"):
             assert fault in message
         assert len(message.splitlines()) == 6
+
+    def test_malformed_and_unsafe_are_told_together(self, env: pytest.MonkeyPatch) -> None:
+        env.setenv("ENV", "production")
+        env.setenv("PORT", "99999")
+        env.setenv("DEBUG", "true")
+
+        with pytest.raises(InvalidSettingsError) as caught:
+            load_settings()
+
+        for name in ("PORT", "DEBUG", "POSTGRES_PASSWORD", "API_KEYS"):
+            assert name in str(caught.value)
 
     def test_safe_settings_start(self, env: pytest.MonkeyPatch) -> None:
         for name, value in SAFE.items():

@@ -64,6 +64,8 @@ def test_secrets_are_masked_at_any_depth(capsys: Captured, settings: Settings) -
     structlog.get_logger("src.x").warning(
         "called",
         password="hunter2",
+        calls=[{"token": "hunter2"}],
+        url="postgresql://me:hunter2@db/shop",
         headers={"Authorization": "hunter2", "x-api-key": "hunter2", "Accept": "text/plain"},
     )
 

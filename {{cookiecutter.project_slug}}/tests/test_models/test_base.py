@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from src.db.base import NAMING_CONVENTION, Base, TableNameMixin, TimestampMixin, UUIDMixin
 from src.db.models.item import Item
 from src.db.session import Database, ReadOnlySessionError
+from src.repositories.item import ItemRepository
 from src.utils.text import snake_case
 
 
@@ -55,6 +56,22 @@ async def test_keys_are_in_order_of_creation(db: AsyncSession) -> None:
 
     found = (await db.scalars(select(Item).order_by(Item.id))).all()
     assert [item.name for item in found] == [f"Lamp {n}" for n in range(20)]
+
+
+async def test_a_locked_row_is_read_anew(own_database: Database) -> None:
+    """What the session knows of it from before the lock may be old."""
+    async with own_database.transaction() as session:
+        item = await ItemRepository(session).add(Item(name="Lamp"))
+    async with own_database.transaction() as session:
+        repository = ItemRepository(session)
+        assert await repository.get(item.id) is not None
+        async with own_database.transaction() as other:
+            (await ItemRepository(other).get_for_update(item.id) or item).name = "Light"
+
+        found = await repository.get_for_update(item.id)
+
+        assert found is not None
+        assert (found.name, found.version) == ("Light", 2)
 
 
 async def test_a_reading_session_does_not_write(database: Database) -> None:

@@ -1,4 +1,4 @@
-from sqlalchemy import CheckConstraint, Computed, Enum, Index, Text
+from sqlalchemy import CheckConstraint, Column, Computed, Enum, Index, Text
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -7,7 +7,7 @@ from src.domain.item import ItemStatus
 
 # The `simple` configuration knows no language: it neither stems nor drops words.
 SEARCH_CONFIG = "simple"
-_SEARCH_DOCUMENT = (
+_WEIGHTED_WORDS = (
     f"setweight(to_tsvector('{SEARCH_CONFIG}', name), 'A') || "
     f"setweight(to_tsvector('{SEARCH_CONFIG}', coalesce(description, '')), 'B')"
 )
@@ -29,13 +29,19 @@ class Item(Base, UUIDMixin, TableNameMixin, TimestampMixin):
         default=ItemStatus.DRAFT,
     )
     version: Mapped[int] = mapped_column()
-    search: Mapped[str] = mapped_column(
-        TSVECTOR, Computed(_SEARCH_DOCUMENT, persisted=True), deferred=True
-    )
 
     __table_args__ = (
+        Column("search", TSVECTOR, Computed(_WEIGHTED_WORDS, persisted=True), nullable=False),
         Index("ix_item_search", "search", postgresql_using="gin"),
         CheckConstraint("length(name) > 0", name="name_not_empty"),
     )
     # SQLAlchemy counts `version` up with each UPDATE, and refuses one on a version that is gone.
-    __mapper_args__ = {**Base.__mapper_args__, "version_id_col": version}  # noqa: RUF012
+    # No object carries `search`: each INSERT and UPDATE would fetch it.
+    __mapper_args__ = {  # noqa: RUF012 - as in Base
+        **Base.__mapper_args__,
+        "version_id_col": version,
+        "exclude_properties": ["search"],
+    }
+
+
+SEARCH_DOCUMENT = Item.__table__.c.search
