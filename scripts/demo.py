@@ -4,9 +4,10 @@ The service stays in build/demo, to go on with. Standard library only: what runs
 user has after `make demo`, no more.
 """
 
+import hashlib
 import json
 import os
-import shutil
+import re
 import socket
 import subprocess
 import sys
@@ -24,8 +25,14 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "demo"
 PROJECT = BUILD / "my-service"
 LOG = BUILD / "service.log"
+SCAFFOLDED = BUILD / "scaffolded.json"  # each file of the project, and its digest
+KEPT = {".venv", ".data"}  # what an earlier demo downloaded, and what it stored
 START_LIMIT = 60.0  # seconds
 ITEMS = "/api/v1/items/"
+
+
+# A proxy that the environment names would not find a service on this machine.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class DemoError(Exception):
@@ -51,10 +58,13 @@ def step(what: str) -> Iterator[None]:
     ticker.start()
     try:
         yield
-    finally:
+    except BaseException:
         done.set()
-        ticker.join()
-        say(f" {time.monotonic() - started:.1f} s")
+        say()
+        raise
+    done.set()
+    ticker.join()
+    say(f" {time.monotonic() - started:.1f} s")
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> None:
@@ -84,7 +94,7 @@ class Service:
             | {name.replace("_", "-"): value for name, value in headers.items()},
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - as above
+            with DIRECT.open(request, timeout=10) as response:
                 return Answer(response.status, dict(response.headers), self._parse(response))
         except urllib.error.HTTPError as error:
             with error:
@@ -130,18 +140,48 @@ def brief(body: Any) -> str:
     return json.dumps(kept)
 
 
+def digests() -> dict[str, str]:
+    """Return every file of the project that was scaffolded, with a digest of its content."""
+    return {
+        str(path.relative_to(PROJECT)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in PROJECT.rglob("*")
+        if path.is_file() and not KEPT & set(path.relative_to(PROJECT).parts)
+    }
+
+
+def clear() -> None:
+    """Remove the project of an earlier demo, unless somebody went on with it."""
+    if not PROJECT.exists():
+        return
+    if (PROJECT / ".data" / "dev.env").exists():
+        raise DemoError(f"{PROJECT} is running: stop its `make dev` first.")
+    scaffolded = json.loads(SCAFFOLDED.read_text()) if SCAFFOLDED.exists() else {}
+    found = digests()
+    if any(found.get(name) != digest for name, digest in scaffolded.items()):
+        raise DemoError(f"{PROJECT} has been changed: move it or delete it first.")
+    for name in scaffolded:
+        (PROJECT / name).unlink()
+
+
 def scaffold() -> None:
-    # What an earlier demo left of its environment and data may stay: it saves the downloads.
-    for path in PROJECT.glob("*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    clear()
     with step("Scaffolding a service with the default answers"):
         run(
             sys.executable, "-m", "cookiecutter", ROOT, "--no-input", "--overwrite-if-exists",
             "--output-dir", BUILD,
         )  # fmt: skip
+    SCAFFOLDED.write_text(json.dumps(digests()))
     say(f"    {PROJECT.relative_to(ROOT)}: {len(list(PROJECT.rglob('src/**/*.py')))} modules")
     with step("Installing its requirements into its own .venv"):
-        run("make", "setup", f"PYTHON={sys.executable}", cwd=PROJECT)
+        run("make", "--no-print-directory", "setup", f"PYTHON={sys.executable}", cwd=PROJECT)
+
+
+def environment(port: int) -> dict[str, str]:
+    """Return ours without any setting of a service: the demo must meet nobody's database."""
+    example = (PROJECT / ".env.example").read_text()
+    settings = set(re.findall(r"^(?:# )?([A-Z][A-Z_]+)=", example, re.MULTILINE))
+    kept = {name: value for name, value in os.environ.items() if name not in settings}
+    return kept | {"PORT": str(port), "ENV_FILE": ""}
 
 
 @contextmanager
@@ -150,9 +190,9 @@ def running() -> Iterator[Service]:
         port = server.getsockname()[1]
     with LOG.open("wb") as log:
         process = subprocess.Popen(
-            ["make", "dev"],
+            ["make", "--no-print-directory", "dev"],
             cwd=PROJECT,
-            env=os.environ | {"PORT": str(port), "ENV_FILE": ""},
+            env=environment(port),
             stdout=log,
             stderr=log,
         )
@@ -198,7 +238,10 @@ def main() -> int:
         scaffold()
         with running() as service:
             walk(service)
-    except DemoError as error:
+    except KeyboardInterrupt:
+        say("Interrupted; nothing is left running.")
+        return 130
+    except (DemoError, OSError, subprocess.TimeoutExpired) as error:
         say(f"\n{error}")
         return 1
     say(f"\nDone in {time.monotonic() - started:.0f} s. To go on with this service:")
@@ -206,7 +249,7 @@ def main() -> int:
     say("    make dev     runs it, and keeps its data")
     say("    make test    runs its tests\n")
     say("For a service of your own, with answers of your own:")
-    say("    .venv/bin/cookiecutter .")
+    say("    .venv/bin/cookiecutter . --output-dir ..")
     return 0
 
 

@@ -193,9 +193,10 @@ BAD_ANSWERS = [
     ("project_slug", "lpt1", "a name that Windows keeps for itself"),
     ("project_slug", "null", "a name that YAML keeps for itself"),
     ("project_slug", "scratch", "a name that Docker keeps for itself"),
-    ("project_name", "", "is empty"),
-    ("project_name", " \u00a0 ", "is empty"),
-    ("project_name", "\u200d\u200d", "is empty"),
+    ("project_name", "", "no visible character"),
+    ("project_name", " \u00a0 ", "no visible character"),
+    ("project_name", "\u200d\u200d", "no visible character"),
+    ("project_name", " Lamp ", "white space"),
     ("project_name", "x" * 81, "has 81 characters; use at most 80"),
     ("project_name", "a\nb", "hidden character U+000A"),
     ("project_name", "a\n", "hidden character U+000A"),
@@ -208,7 +209,7 @@ BAD_ANSWERS = [
     ("project_name", "<b>", "contains <"),
     ("description", "`id`", "contains `"),
     ("description", "x" * 301, "has 301 characters; use at most 300"),
-    ("author_name", "", "is empty"),
+    ("author_name", "", "no visible character"),
     ("author_name", "a\tb", "hidden character U+0009"),
     *(
         ("author_email", email, "use one address, such as name@example.com")

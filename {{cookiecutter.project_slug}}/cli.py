@@ -24,6 +24,7 @@ SHUTDOWN_SECONDS = 25
 app = typer.Typer(
     help="Run the service and look after its database.",
     no_args_is_help=True,
+    add_completion=False,  # it would complete `python`
     pretty_exceptions_enable=False,
 )
 db = typer.Typer(help="Create and migrate the database.", no_args_is_help=True)
@@ -85,6 +86,7 @@ def migrate(
 ) -> None:
     """Apply migrations. Replicas may all run this at once: the first one migrates, others wait."""
     command.upgrade(_alembic_config(), revision)
+    _tell_revision()
 
 
 @db.command()
@@ -93,6 +95,7 @@ def downgrade(
 ) -> None:
     """Undo migrations, by default the last one."""
     command.downgrade(_alembic_config(), revision)
+    _tell_revision()
 
 
 @db.command()
@@ -112,6 +115,11 @@ def init() -> None:
     created = asyncio.run(create_database(url))
     typer.echo(f"Database {url.database} {'created' if created else 'exists'}.")
     migrate()
+
+
+def _tell_revision() -> None:
+    typer.echo("The database is at: ", nl=False)
+    command.current(_alembic_config())
 
 
 def _alembic_config() -> Config:

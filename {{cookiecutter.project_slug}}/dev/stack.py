@@ -42,8 +42,8 @@ PROGRAMS = (Program("api", ("cli.py", "api", "--reload")),)
 def run_stack(programs: Sequence[Program] = PROGRAMS) -> int:
     """Run until Ctrl-C, SIGTERM or the end of a program; return the exit status.
 
-    It is 0 when asked to stop, since that is how `dev` ends (and `make dev` is content),
-    and the program's own when one ends by itself.
+    It is 0 when asked to stop, since that is how `dev` ends, and the program's own when one
+    ends by itself.
     """
     # An earlier `dev` may have left its file behind in a power cut: that names no server.
     settings = load_settings(dev_server=False)

@@ -21,8 +21,8 @@ _SECRET_NAME = re.compile(
     r"passw|passphrase|secret|token|api[-_]?key|authorization|cookie|credential|dsn", re.IGNORECASE
 )
 _URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]+@")
-# What Alembic says here it says on the terminal too, or is of no interest to anybody.
-_SILENCED = ("alembic.runtime.plugins", "alembic.util.messaging")
+# What they say is said elsewhere too, or is of no interest to anybody.
+_SILENCED = ("alembic.runtime.plugins", "alembic.util.messaging", "watchfiles.main")
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic", "sqlalchemy.engine")
 
 
@@ -60,6 +60,11 @@ def configure_logging(settings: Settings) -> None:
     _adopt_library_loggers()
     for name in _SILENCED:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("alembic.runtime.migration").addFilter(_is_about_a_revision)
+
+
+def _is_about_a_revision(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(("Context impl", "Will assume"))
 
 
 def _renderers(settings: Settings) -> list[Processor]:
