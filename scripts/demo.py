@@ -26,7 +26,8 @@ BUILD = ROOT / "build" / "demo"
 PROJECT = BUILD / "my-service"
 LOG = BUILD / "service.log"
 SCAFFOLDED = BUILD / "scaffolded.json"  # each file of the project, and its digest
-KEPT = {".venv", ".data"}  # what an earlier demo downloaded, and what it stored
+# What an earlier demo downloaded, what it stored, and what tools have left.
+KEPT = re.compile(r"\.venv|\.data|__pycache__|\..+_cache|\.coverage.*")
 START_LIMIT = 60.0  # seconds
 ITEMS = "/api/v1/items/"
 
@@ -141,26 +142,26 @@ def brief(body: Any) -> str:
 
 
 def digests() -> dict[str, str]:
-    """Return every file of the project that was scaffolded, with a digest of its content."""
+    """Return every file of the project, but those to keep, with a digest of its content."""
     return {
         str(path.relative_to(PROJECT)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in PROJECT.rglob("*")
-        if path.is_file() and not KEPT & set(path.relative_to(PROJECT).parts)
+        if path.is_file() and not any(map(KEPT.fullmatch, path.relative_to(PROJECT).parts))
     }
 
 
 def clear() -> None:
     """Remove the project of an earlier demo, unless somebody went on with it."""
-    if not PROJECT.exists():
+    if not SCAFFOLDED.exists():  # nothing there, or interrupted while it was scaffolded
         return
     if (PROJECT / ".data" / "dev.env").exists():
         raise DemoError(f"{PROJECT} is running: stop its `make dev` first.")
-    scaffolded = json.loads(SCAFFOLDED.read_text()) if SCAFFOLDED.exists() else {}
-    found = digests()
-    if any(found.get(name) != digest for name, digest in scaffolded.items()):
+    scaffolded = json.loads(SCAFFOLDED.read_text())
+    if PROJECT.exists() and digests() != scaffolded:
         raise DemoError(f"{PROJECT} has been changed: move it or delete it first.")
+    SCAFFOLDED.unlink()
     for name in scaffolded:
-        (PROJECT / name).unlink()
+        (PROJECT / name).unlink(missing_ok=True)
 
 
 def scaffold() -> None:
