@@ -6,10 +6,12 @@ BIN = .venv/bin
 # uv trusts whom the system trusts, as pip does.
 export UV_SYSTEM_CERTS ?= 1
 
-# $(call wait,what it says,command): show a dot a second until the command ends.
+# $(call wait,what it says,command): show a dot a second until the command ends. The command stays in
+# the foreground, where Ctrl-C reaches it.
 define wait
-printf '%s ' "$(1)"; { $(2); } & pid=$$!; \
-while kill -0 $$pid 2>/dev/null; do printf .; sleep 1; done; wait $$pid && echo
+printf '%s ' "$(1)"; (while sleep 1; do printf .; done) & dots=$$!; \
+trap 'kill $$dots 2>/dev/null; exit 130' INT TERM; \
+$(2); status=$$?; kill $$dots; echo; [ $$status -eq 0 ] || exit $$status
 endef
 
 .DEFAULT_GOAL := help
@@ -39,16 +41,17 @@ lock: setup ## Pin the newest releases, the template's and the service's
 		--custom-compile-command "make lock" requirements.in --output-file requirements.txt
 	$(BIN)/python scripts/lock_service.py
 
-.venv/bin/python:
+.venv/.made:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.13")'
 	@$(call wait,Making .venv,"$(PYTHON)" -m venv .venv)
+	@touch $@
 
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.venv/.demo: requirements.txt | .venv/bin/python
+.venv/.demo: requirements.txt | .venv/.made
 	@$(call wait,Installing cookiecutter into .venv,$(PIP_INSTALL) --constraint requirements.txt cookiecutter)
 	@touch $@
 
-.venv/.installed: requirements.txt $(SERVICE)/requirements-dev.txt | .venv/bin/python
+.venv/.installed: requirements.txt $(SERVICE)/requirements-dev.txt | .venv/.made
 	@$(call wait,Installing what the tests need into .venv,$(PIP_INSTALL) --requirement requirements.txt --requirement '$(SERVICE)/requirements-dev.txt')
 	@touch $@ .venv/.demo

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import structlog
 from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection, pool, text
@@ -11,12 +12,13 @@ from src.core.config import get_settings
 from src.core.logging import configure_logging
 from src.db.base import Base
 from src.db.models import load_models
-from src.db.session import DatabaseUnavailableError, connect
+from src.db.session import CONNECT_TIMEOUT_SECONDS, DatabaseUnavailableError, connect
 
 # Any number that no other user of the database takes. Replicas that start together all ask for
 # this lock; the first one migrates, the others wait and then find nothing left to do.
 ADVISORY_LOCK = 7_246_193_048
 LOCK_POLL_SECONDS = 0.1
+log = structlog.get_logger(__name__)
 HINT = "`python cli.py dev` runs one, or name yours in POSTGRES_HOST or DATABASE_URL."
 
 load_models()
@@ -34,7 +36,9 @@ async def connect_and_run() -> None:
     settings = get_settings()
     url = context.config.attributes.get("url", settings.database_url)
     engine = create_async_engine(
-        url, poolclass=pool.NullPool, connect_args={"async_creator_fn": connect}
+        url,
+        poolclass=pool.NullPool,
+        connect_args={"async_creator_fn": connect, "timeout": CONNECT_TIMEOUT_SECONDS},
     )
     try:
         async with engine.connect() as guard, engine.connect() as connection:
@@ -42,7 +46,8 @@ async def connect_and_run() -> None:
             await connection.run_sync(run_migrations)
     except DatabaseUnavailableError as error:
         # Alembic says this in a sentence; any other error deserves its traceback.
-        raise CommandError(f"{error}\n{HINT}") from error
+        hint = "" if settings.names_database else f"\n{HINT}"
+        raise CommandError(f"{error}{hint}") from error
     finally:
         await engine.dispose()
 
@@ -50,11 +55,14 @@ async def connect_and_run() -> None:
 async def _lock(guard: AsyncConnection) -> None:
     """Be the only one who migrates, until the connection `guard` is closed.
 
-    A connection of its own, since `autocommit_block()` ends transactions; and asked again and
+    A connection of its own (to PostgreSQL itself, or to a pooler in session mode), since `autocommit_block()` ends transactions; and asked again and
     again, since CREATE INDEX CONCURRENTLY would wait for whoever waits in a transaction.
     """
     await guard.execution_options(isolation_level="AUTOCOMMIT")
     ask = text("SELECT pg_try_advisory_lock(:key)")
+    if await guard.scalar(ask, {"key": ADVISORY_LOCK}):
+        return
+    log.info("waiting for another migration to end")
     while not await guard.scalar(ask, {"key": ADVISORY_LOCK}):  # noqa: ASYNC110 - others hold it
         await asyncio.sleep(LOCK_POLL_SECONDS)
 

@@ -180,6 +180,7 @@ class _Cluster:
         ) as initdb:
             output = initdb.stdout.read() if initdb.stdout else b""
             if initdb.wait() != 0:
+                shutil.rmtree(data, ignore_errors=True)
                 raise PostgresError(_no_server(_tail(output)))
 
     @contextmanager
@@ -274,7 +275,7 @@ def _kept(cluster: _Cluster, data: Path) -> Path:
         if not _is_cluster(data):
             data.parent.mkdir(parents=True, exist_ok=True)
             if data.is_symlink() and not data.exists():
-                data.unlink()  # what it led to was deleted
+                _forget(data)
             within = can_enter(data.parent, cluster.account)
             made = cluster.initialise(data.parent if within else shared_folder())
             _publish(made, data, within=within)
@@ -284,6 +285,14 @@ def _kept(cluster: _Cluster, data: Path) -> Path:
     if data.is_symlink():
         logger.info("PostgreSQL keeps its data in %s", where)
     return where
+
+
+def _forget(link: Path) -> None:
+    """Remove a link of ours, whose data were deleted; a user's may lead to a disk that is away."""
+    target = link.readlink()
+    if not POSIX or target.parent != shared_folder():
+        raise PostgresError(f"{link} leads to {target}, which is not there.")
+    link.unlink()
 
 
 def _publish(made: Path, data: Path, *, within: bool) -> None:

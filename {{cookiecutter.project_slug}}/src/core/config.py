@@ -29,7 +29,11 @@ SECRETS_DIR = Path("/run/secrets")
 
 _DEFAULT_PASSWORD = "postgres"  # noqa: S105 - the default that production refuses
 _SHORTEST_API_KEY = 16
+_SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
 _URL_OPTIONS = {"host", "port", "ssl", "target_session_attrs", "prepared_statement_cache_size"}
+
+# What stands in for a malformed value while the others are looked at.
+_HARMLESS = {"API_KEYS": "x" * _SHORTEST_API_KEY, "DATABASE_URL": "postgresql://x:x@x/x"}
 
 CommaSeparated = Annotated[list[str], NoDecode]
 CommaSeparatedSecrets = Annotated[list[SecretStr], NoDecode]
@@ -155,8 +159,15 @@ def _asyncpg_url(text: str) -> URL:
         query["ssl"] = query.pop("sslmode")
     query.pop("channel_binding", None)  # asyncpg has no such choice
     if unknown := query.keys() - _URL_OPTIONS:
-        raise ValueError(f"asyncpg knows no option {', '.join(sorted(unknown))}")
-    return url.set(drivername="postgresql+asyncpg", query=query)
+        raise ValueError(f"not supported here: {', '.join(sorted(unknown))}")
+    if query.get("ssl", "prefer") not in _SSL_MODES:
+        raise ValueError(f"sslmode must be one of {', '.join(sorted(_SSL_MODES))}")
+    url = url.set(drivername="postgresql+asyncpg", query=query)
+    try:
+        url.get_dialect()().create_connect_args(url)
+    except (ArgumentError, TypeError, ValueError):
+        raise ValueError("one of its options is malformed") from None
+    return url
 
 
 def load_settings(*, dev_server: bool = True) -> Settings:
@@ -184,7 +195,8 @@ def _further_faults(read: Callable[..., Settings], first: ValidationError) -> li
     if not malformed:
         return []
     try:
-        read(**{name: Settings.model_fields[name].default for name in malformed})
+        fields = Settings.model_fields
+        read(**{name: _HARMLESS.get(name, fields[name].default) for name in malformed})
     except ValidationError as error:
         return [error]
     return []

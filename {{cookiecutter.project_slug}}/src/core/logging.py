@@ -20,7 +20,7 @@ from src.core.config import Settings
 _SECRET_NAME = re.compile(
     r"passw|passphrase|secret|token|api[-_]?key|authorization|cookie|credential|dsn", re.IGNORECASE
 )
-_URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]+@")
+_URL_PASSWORD = re.compile(r"""(://[^:/\s"']*:)[^\s"']+@""")
 # What they say is said elsewhere too, or is of no interest to anybody.
 _SILENCED = ("alembic.runtime.plugins", "alembic.util.messaging", "watchfiles.main")
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic", "sqlalchemy.engine")
@@ -51,7 +51,11 @@ def configure_logging(settings: Settings) -> None:
     handler.setFormatter(
         ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[ProcessorFormatter.remove_processors_meta, *_renderers(settings)],
+            processors=[
+                ProcessorFormatter.remove_processors_meta,
+                *_renderers(settings),
+                _mask_urls,
+            ],
         )
     )
     root = logging.getLogger()
@@ -95,7 +99,7 @@ def _add_request_id(_logger: object, _method: str, event: EventDict) -> EventDic
 
 
 def _mask_secrets(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Blank each value whose name says that it is a secret, and passwords in URLs, at any depth."""
+    """Blank each value whose name says that it is a secret, at any depth."""
     return {name: _masked(name, value) for name, value in event.items()}
 
 
@@ -106,6 +110,9 @@ def _masked(name: str, value: Any) -> Any:
         return {str(inner): _masked(str(inner), item) for inner, item in value.items()}
     if isinstance(value, list | tuple):
         return [_masked("", item) for item in value]
-    if isinstance(value, str) and "://" in value:
-        return _URL_PASSWORD.sub(r"\1**********@", value)
     return value
+
+
+def _mask_urls(_logger: object, _method: str, line: Any) -> Any:
+    """Blank passwords in URLs, wherever in the finished line they stand, tracebacks included."""
+    return _URL_PASSWORD.sub(r"\1**********@", line) if "://" in line else line

@@ -25,6 +25,7 @@ POOL_TIMEOUT_SECONDS = 5
 
 DEADLOCK = "40P01"
 SERIALIZATION_FAILURE = "40001"
+_CLIENT_ERRORS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class DatabaseUnavailableError(Exception):
@@ -85,7 +86,7 @@ async def connect(**options: Any) -> asyncpg.Connection:
     """
     try:
         return await asyncpg.connect(**options)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, UnicodeError, asyncpg.PostgresError, *_CLIENT_ERRORS) as error:
         where = f"{options.get('host', 'localhost')}:{options.get('port', 5432)}"
         cause = str(error) or "no answer in time"
         raise DatabaseUnavailableError(f"PostgreSQL at {where} is out of reach: {cause}") from error
@@ -94,12 +95,16 @@ async def connect(**options: Any) -> asyncpg.Connection:
 def _name_passing_faults(context: ExceptionContext) -> DatabaseUnavailableError | None:
     """Tell faults that pass, and are worth another try, from those of our own making."""
     error = context.original_exception
+    if not isinstance(error, Exception):
+        return None  # a cancellation: SQLAlchemy takes it for a lost connection
     if isinstance(error, TimeoutError):
         return DatabaseUnavailableError(f"PostgreSQL took over {COMMAND_TIMEOUT_SECONDS} s.")
     if context.is_disconnect:
         return DatabaseUnavailableError("The connection to PostgreSQL was lost.")
     if getattr(error, "sqlstate", None) in {DEADLOCK, SERIALIZATION_FAILURE}:
         return DatabaseUnavailableError("The transaction lost against another one.")
+    if isinstance(error.__cause__, asyncpg.InvalidCachedStatementError):
+        return DatabaseUnavailableError("A migration has just changed the table.")
     return None
 
 

@@ -135,6 +135,29 @@ async def test_requests_that_are_given_up_return_their_connection(
         assert (await client.get(ITEMS)).status_code == 200
 
 
+async def test_a_cancellation_is_no_fault_of_postgresql(own_database: Database) -> None:
+    """Whoever set a time-out of its own gets that, and not an unavailable database."""
+    with pytest.raises(TimeoutError):
+        async with own_database.reads() as session, asyncio.timeout(0.1):
+            await session.execute(text("SELECT pg_sleep(5)"))
+
+
+async def test_a_read_in_the_wake_of_a_migration_may_be_tried_again(
+    app: FastAPI, fresh_url: URL
+) -> None:
+    async with open_database(fresh_url, pool_size=1) as database:
+        client = connect(app, database)
+        created = await client.post(ITEMS, json={"name": "Lamp"})
+        item = created.headers["location"]
+        await client.get(item)
+        async with open_database(fresh_url, pool_size=1) as other, other.transaction() as session:
+            await session.execute(text("ALTER TABLE item DROP search"))
+            await session.execute(text("ALTER TABLE item ALTER name TYPE varchar(500)"))
+
+        assert (await client.get(item)).status_code == 503
+        assert (await client.get(item)).status_code == 200
+
+
 async def test_no_free_connection_is_503(
     own_url: URL, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

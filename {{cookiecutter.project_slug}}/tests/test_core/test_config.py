@@ -113,6 +113,8 @@ class TestValues:
             ("DATABASE_URL", "mysql://me:hunter2@db/shop"),
             ("DATABASE_URL", "postgresql://me:pa@ss:hunter2@db/shop"),
             ("DATABASE_URL", "postgresql://me:hunter2@db/shop?sslcert=x"),
+            ("DATABASE_URL", "postgresql://me:hunter2@db/shop?sslmode=bogus"),
+            ("DATABASE_URL", "postgresql://me:hunter2@db/shop?port=abc"),
             ("CORS_ORIGINS", "[hunter2"),
         ],
     )
@@ -153,6 +155,15 @@ class TestProduction:
 
         for name in ("PORT", "DEBUG", "POSTGRES_PASSWORD", "API_KEYS"):
             assert name in str(caught.value)
+
+    def test_a_malformed_url_is_no_missing_password(self, env: pytest.MonkeyPatch) -> None:
+        for name, value in (SAFE | {"DATABASE_URL": "mysql://me:secret@db/shop"}).items():
+            env.setenv(name, value)
+
+        with pytest.raises(InvalidSettingsError) as caught:
+            load_settings()
+
+        assert "POSTGRES_PASSWORD" not in str(caught.value)
 
     def test_safe_settings_start(self, env: pytest.MonkeyPatch) -> None:
         for name, value in SAFE.items():

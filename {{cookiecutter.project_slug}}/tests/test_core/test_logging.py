@@ -51,11 +51,15 @@ def test_tracebacks_show_no_variables(capsys: Captured, settings: Settings) -> N
     configure_logging(settings)
     try:
         password = "hunter2"
-        int("no number", len(password))
+        raise_for(len(password))
     except ValueError:
         structlog.get_logger("src.x").exception("failed")
 
     assert "hunter2" not in capsys.readouterr().err
+
+
+def raise_for(_length: int) -> None:
+    raise ValueError("postgresql://me:p@hunter2@db/shop is away")
 
 
 def test_secrets_are_masked_at_any_depth(capsys: Captured, settings: Settings) -> None:

@@ -160,6 +160,13 @@ def test_folder_that_is_no_cluster_is_left_alone(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.rglob("*")] == ["postgres", "thesis.txt"]
 
 
+def test_link_to_a_disk_that_is_away_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(tmp_path / "unplugged")
+    with pytest.raises(PostgresError, match="is not there"), embedded_postgres(tmp_path / "data"):
+        pass
+    assert (tmp_path / "data").is_symlink()
+
+
 def test_long_temporary_folder_is_not_used_for_the_socket(
     cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
