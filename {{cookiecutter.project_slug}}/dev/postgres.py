@@ -63,6 +63,7 @@ THROW_AWAY = {
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
+    "deadlock_timeout": "100ms",
     "wal_level": "minimal",
     "max_wal_senders": "0",
 }

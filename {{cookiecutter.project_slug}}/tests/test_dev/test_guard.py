@@ -13,7 +13,10 @@ from dev.guard import COMMAND_NOT_STARTED, guarded
 from src.core.config import ROOT
 from tests.test_dev.processes import Owner, eventually, is_running, wait_until_gone
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the commands are for a shell")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="the commands are for a shell"),
+]
 
 SLEEP = ["sh", "-c", 'echo $$ > "$0"; exec sleep 600']
 OWNER = """

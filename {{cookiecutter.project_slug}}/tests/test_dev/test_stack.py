@@ -118,6 +118,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_second_dev_is_refused_and_does_no_harm(
     here: Path, cluster: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
