@@ -177,9 +177,9 @@ def scaffold() -> None:
         run("make", "--no-print-directory", "setup", f"PYTHON={sys.executable}", cwd=PROJECT)
 
 
-def environment(port: int) -> dict[str, str]:
-    """Return ours without any setting of a service: the demo must meet nobody's database."""
-    example = (PROJECT / ".env.example").read_text()
+def environment(project: Path, port: int) -> dict[str, str]:
+    """Return ours without any setting of a service: it must meet nobody's database."""
+    example = (project / ".env.example").read_text()
     settings = set(re.findall(r"^(?:# )?([A-Z][A-Z_]+)=", example, re.MULTILINE))
     kept = {name: value for name, value in os.environ.items() if name not in settings}
     return kept | {"PORT": str(port), "ENV_FILE": ""}
@@ -193,7 +193,7 @@ def running() -> Iterator[Service]:
         process = subprocess.Popen(
             ["make", "--no-print-directory", "dev"],
             cwd=PROJECT,
-            env=environment(port),
+            env=environment(PROJECT, port),
             stdout=log,
             stderr=log,
         )

@@ -1,23 +1,18 @@
 """A rendered service that runs as its users see it: `python cli.py dev`, with a database."""
 
-import os
-import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from scripts.demo import DIRECT, environment
+
 START_LIMIT = 60  # seconds
 STOP_LIMIT = 30
-
-# A proxy that the environment names would not find a service on this machine.
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @contextmanager
@@ -30,7 +25,7 @@ def running(project: Path, **variables: str) -> Iterator[str]:
         process = subprocess.Popen(
             [sys.executable, "cli.py", "dev"],
             cwd=project,
-            env=_environment(project) | {"PORT": str(port), "ENV_FILE": ""} | variables,
+            env=environment(project, port) | variables,
             stdout=output,
             stderr=output,
         )
@@ -43,13 +38,6 @@ def running(project: Path, **variables: str) -> Iterator[str]:
         process.wait(STOP_LIMIT)
         # As root the data may lie elsewhere, behind a link, where nobody would clear them away.
         shutil.rmtree((project / ".data" / "postgres").resolve())
-
-
-def _environment(project: Path) -> dict[str, str]:
-    """Return ours without any setting of a service: the tests must meet nobody's database."""
-    example = (project / ".env.example").read_text()
-    settings = set(re.findall(r"^(?:# )?([A-Z][A-Z_]+)=", example, re.MULTILINE))
-    return {name: value for name, value in os.environ.items() if name not in settings}
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
