@@ -31,8 +31,9 @@ check: setup ## Lint and type-check the template; `make test` includes it
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: setup ## Compare the cost of a read with the textbook's
+bench: setup ## Compare what reads and the cache cost with the least that could do the same
 	@$(BIN)/python benchmarks/reads.py
+	@$(BIN)/python benchmarks/cache.py
 
 setup: .venv/.installed ## Make .venv with all that the tests need
 

@@ -16,6 +16,56 @@ ANSWERS = r"""{{ cookiecutter | tojson }}"""
 # A path stays where its question has one of the answers.  To add a feature, add a row.
 FEATURES = [
     # question, answers, paths
+    (
+        "cache_backend",
+        {"redis", "file", "memory", "all"},
+        [
+            "docs/cache.md",
+            "src/api/caching.py",
+            "src/api/v1/endpoints/cache.py",
+            "src/cache",
+            "src/core/cache_type.py",
+            "src/db/transaction.py",
+            "src/schemas/cache.py",
+            "tests/test_api/test_cache_endpoints.py",
+            "tests/test_api/test_cached_items.py",
+            "tests/test_api/test_caching.py",
+            "tests/test_cache",
+            "tests/test_models/test_transaction.py",
+        ],
+    ),
+    (
+        "cache_backend",
+        {"redis", "file", "all"},
+        [
+            "src/cache/resilience.py",
+            "tests/test_cache/reader.py",
+            "tests/test_cache/test_away.py",
+            "tests/test_cache/test_resilience.py",
+        ],
+    ),
+    (
+        "cache_backend",
+        {"redis", "all"},
+        [
+            "dev/valkey.py",
+            "src/cache/backends/redis.py",
+            "src/core/redis_url.py",
+            "tests/test_cache/test_redis",
+            "tests/test_core/test_redis_settings.py",
+            "tests/test_dev/test_valkey.py",
+        ],
+    ),
+    (
+        "cache_backend",
+        {"file", "all"},
+        [
+            "src/cache/backends/file.py",
+            "src/cache/backends/sqlite.py",
+            "tests/test_cache/test_file.py",
+            "tests/test_cache/test_file_caching.py",
+        ],
+    ),
     ("ci_provider", {"github"}, [".github/workflows/ci.yml", ".github/python-version"]),
     ("ci_provider", {"gitlab"}, [".gitlab-ci.yml"]),
 ]

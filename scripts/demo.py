@@ -5,6 +5,7 @@ user has after `make demo`, no more.
 """
 
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -14,9 +15,10 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,7 +201,7 @@ def running() -> Iterator[Service]:
         )
         service = Service(f"http://127.0.0.1:{port}")
         try:
-            with step("Starting it with `make dev`: PostgreSQL, migrations, the API"):
+            with step("Starting it with `make dev`: PostgreSQL, Valkey, migrations, the API"):
                 service.wait_until_ready(process)
             yield service
         finally:
@@ -227,10 +229,38 @@ def walk(service: Service) -> None:
     say("  Pages by cursor, counted on request:")
     page = service.show("GET", f"{ITEMS}?limit=1&total=true", expect=200).body
     service.show("GET", f"{ITEMS}?limit=1&cursor={page['next_cursor']}", expect=200)
+    walk_through_cache(service)
     say("  Metrics for Prometheus, by route and never by path:")
     metrics = service.call("GET", "/metrics").body
     counted = [line for line in metrics.splitlines() if "{item_id}" in line and "_total" in line]
     say("\n".join(f"    {line}" for line in counted) + "\n")
+
+
+def walk_through_cache(service: Service) -> None:
+    say("  The cache, in a Valkey that came with the service; a change is seen at once:")
+    path = ITEMS + service.call("POST", ITEMS, {"name": "Desk lamp"}).body["id"]
+    address = urllib.parse.urlsplit(service.address)
+    with closing(http.client.HTTPConnection(address.netloc)) as connection:
+        for what, name in [
+            ("cold read", "Desk lamp"),
+            ("cached read", "Desk lamp"),
+            ("update", "Floor lamp"),
+            ("fresh read", "Floor lamp"),
+            ("cached read", "Floor lamp"),
+        ]:
+            started = time.perf_counter()
+            if what == "update":
+                change = json.dumps({"name": name})
+                connection.request("PATCH", path, change, {"Content-Type": "application/json"})
+            else:
+                connection.request("GET", path)
+            answer = json.load(connection.getresponse())
+            say(
+                f"    {what:11} {answer['name']:10} {(time.perf_counter() - started) * 1000:6.1f} ms"
+            )
+            if answer["name"] != name:
+                raise DemoError(f"The {what} gave {answer['name']!r} rather than {name!r}.")
+    service.show("GET", "/api/v1/cache/info", expect=200)
 
 
 def main() -> int:

@@ -1,6 +1,9 @@
-"""Pin the service's requirements: scaffold it, let its own `make lock` work, take the result."""
+"""Pin the service's requirements: scaffold it, let its own `make lock` work, take the result.
 
-import shutil
+Once with everything, and once without each feature: what is missing then stands in its tag.
+"""
+
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,18 +13,58 @@ from cookiecutter.main import cookiecutter
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVICE = ROOT / "{{cookiecutter.project_slug}}"
+FILES = ("requirements.txt", "requirements-dev.txt")
+EVERYTHING = {"cache_backend": "all"}
+# The condition of a feature that brings packages, and answers that lack nothing but that.
+FEATURES = {
+    "cookiecutter.__redis": {"cache_backend": "file"},
+}
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        project = Path(cookiecutter(str(ROOT), no_input=True, output_dir=folder))
-        # The tools of this environment serve: the project needs none of its own.
-        (project / ".venv").mkdir()
-        (project / ".venv" / ".installed").touch()
-        binaries = Path(sys.executable).parent
-        subprocess.run(["make", "lock", f"BIN={binaries}"], cwd=project, check=True)
-        for name in ("requirements.txt", "requirements-dev.txt"):
-            shutil.copy(project / name, SERVICE / name)
+        full = lock(Path(folder) / "full", EVERYTHING)
+        lacking = {
+            condition: lock(Path(folder) / condition, EVERYTHING | answers, constraints=full)
+            for condition, answers in FEATURES.items()
+        }
+        for name in FILES:
+            lines = (full / name).read_text("utf-8").splitlines()
+            without = {
+                condition: set((project / name).read_text("utf-8").splitlines())
+                for condition, project in lacking.items()
+            }
+            text = "\n".join(tagged(lines, without)) + "\n"
+            (SERVICE / name).write_text(text, "utf-8")
+
+
+def lock(folder: Path, answers: dict[str, str], constraints: Path | None = None) -> Path:
+    """Scaffold a project and pin its requirements, those that are constrained as there."""
+    project = Path(
+        cookiecutter(str(ROOT), no_input=True, extra_context=answers, output_dir=str(folder))
+    )
+    # The tools of this environment serve: the project needs none of its own.
+    (project / ".venv").mkdir()
+    (project / ".venv" / ".installed").touch()
+    environment = dict(os.environ)
+    if constraints:
+        environment["UV_CONSTRAINT"] = str(constraints / "requirements-dev.txt")
+    binaries = Path(sys.executable).parent
+    subprocess.run(["make", "lock", f"BIN={binaries}"], cwd=project, env=environment, check=True)
+    return project
+
+
+def tagged(lines: list[str], without: dict[str, set[str]]) -> list[str]:
+    """Move the lines that belong to a feature to the end, each feature's in one tag."""
+    ends = {
+        condition: [line for line in lines if line not in left]
+        for condition, left in without.items()
+    }
+    features = {line for own in ends.values() for line in own}
+    result = [line for line in lines if line not in features]
+    for condition, own in ends.items():
+        result += [f"# % if {condition}", *own, "# % endif"]
+    return result
 
 
 if __name__ == "__main__":

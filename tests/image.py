@@ -155,7 +155,7 @@ class Image:
         for target, source in bound.items():
             shutil.copy2(self.context / source, self._at(target))
         # The account `app` is the image's; who runs the tests need not be able to give files away.
-        command = self._here(instruction.value).replace("chown app:app .", "true")
+        command = re.sub(r"chown app:app \S+", "true", self._here(instruction.value))
         # The tests' own Python plays the base image's; no UV_… variable may lead uv elsewhere.
         outside = {
             k: v for k, v in os.environ.items() if k not in {"UV_PYTHON", "UV_SYSTEM_PYTHON"}

@@ -33,6 +33,9 @@ pytestmark = pytest.mark.xdist_group("docker")  # one worker builds each image o
 
 Stages = dict[str, Stage]
 PYTHON_VERSIONS = ["3.11", "3.12", "3.13", "3.14"]
+CACHES = ["redis", "file", "memory", "all", "none"]
+WITH_VALKEY = {"redis", "all"}
+WITH_FOLDER = {"file", "all"}
 PROD = ["-f", "docker-compose.yml", "-f", "docker-compose.prod.yml"]
 SECRETS = [*PROD, "-f", "docker-compose.secrets.yml"]
 ENV_PROD = """
@@ -43,8 +46,15 @@ POSTGRES_USER=demo
 POSTGRES_PASSWORD='with$dollar'
 POSTGRES_DB=demo
 API_KEYS=0123456789abcdef
+REDIS_HOST=localhost
+REDIS_PASSWORD='too$much'
 """
 DATABASE_HOST = "from src.core.config import get_settings as s; print(s().database_url.host)"
+REDIS = """
+from src.core.config import get_settings
+url = get_settings().redis_url
+print(*url.nodes, url.password)
+"""
 SERVER = """
 import sys
 from dev.postgres import embedded_postgres
@@ -101,9 +111,11 @@ def production(database_url: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("python_version", PYTHON_VERSIONS)
-def test_hadolint_finds_nothing(bake: Bake, python_version: str) -> None:
+@pytest.mark.parametrize("cache_backend", ["redis", "file"])
+def test_hadolint_finds_nothing(bake: Bake, python_version: str, cache_backend: str) -> None:
     """Every answer gives a Dockerfile that the linter accepts, with no rule switched off."""
-    dockerfile = bake(python_version=python_version).path / "Dockerfile"
+    project = bake(python_version=python_version, cache_backend=cache_backend)
+    dockerfile = project.path / "Dockerfile"
 
     lint = subprocess.run(
         [tool("hadolint") or "", str(dockerfile)],
@@ -278,6 +290,14 @@ def password(service: dict[str, Any]) -> object:
     return service["environment"]["POSTGRES_PASSWORD"]
 
 
+@pytest.fixture(params=CACHES)
+def cached(bake: Bake, request: pytest.FixtureRequest) -> tuple[str, Path]:
+    """Return where the service caches, and its project with an .env.prod."""
+    path = bake(cache_backend=request.param).path
+    (path / ".env.prod").write_text(ENV_PROD)
+    return request.param, path
+
+
 @pytest.fixture
 def deployed(bake: Bake) -> Path:
     """Return a project with a .env of development and one of production, unlike each other."""
@@ -301,10 +321,14 @@ ComposeLoader.add_constructor("!override", _untagged)
 ComposeLoader.add_constructor("!reset", _untagged)
 
 
+@pytest.mark.parametrize("cache_backend", CACHES)
 @pytest.mark.parametrize(
     "name", ["docker-compose.yml", "docker-compose.prod.yml", "docker-compose.secrets.yml"]
 )
-def test_compose_file_fits_the_schema(project: Path, tmp_path: Path, name: str) -> None:
+def test_compose_file_fits_the_schema(
+    bake: Bake, tmp_path: Path, name: str, cache_backend: str
+) -> None:
+    project = bake(cache_backend=cache_backend).path
     document = yaml.load((project / name).read_text(), Loader=ComposeLoader)  # noqa: S506 - safe one
     for service in document["services"].values():
         for key in [key for key, value in service.items() if value is None]:
@@ -393,16 +417,17 @@ def test_production_stack_is_locked_down(deployed: Path) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert set(service["logging"]["options"]) == {"max-size", "max-file"}
         assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"])
-    assert services["api"]["restart"] == services["postgres"]["restart"] == "unless-stopped"
-    assert "ports" not in services["postgres"]
-    assert set(services["postgres"]["networks"]) == {"database"}
+    assert {services[n]["restart"] for n in ("api", "postgres", "valkey")} == {"unless-stopped"}
+    for name, network in (("postgres", "database"), ("valkey", "valkey")):
+        assert "ports" not in services[name]
+        assert set(services[name]["networks"]) == {network}
 
 
 def test_production_stack_does_not_migrate_by_itself(deployed: Path) -> None:
     """A backup comes first: `up -d` must not change the schema."""
     stack = config(deployed, *PROD)
-    assert set(stack["services"]) == {"api", "postgres"}
-    assert set(stack["services"]["api"]["depends_on"]) == {"postgres"}
+    assert set(stack["services"]) == {"api", "postgres", "valkey"}
+    assert set(stack["services"]["api"]["depends_on"]) == {"postgres", "valkey"}
 
 
 def test_production_stack_asks_for_its_settings(project: Path) -> None:
@@ -418,11 +443,82 @@ def test_secrets_can_be_files(deployed: Path) -> None:
     """No variable holds them then, and the database gets its own only."""
     services = config(deployed, *SECRETS, "--profile", "migrate")["services"]
 
+    secrets = {"POSTGRES_PASSWORD", "API_KEYS", "REDIS_PASSWORD"}
     for service in services.values():
-        assert password(service) == service["environment"]["API_KEYS"] == ""
+        assert {service["environment"][name] for name in secrets} == {""}
     mounted = {n: {s["source"] for s in service["secrets"]} for n, service in services.items()}
-    assert mounted["api"] == mounted["migrate"] == {"POSTGRES_PASSWORD", "API_KEYS"}
+    assert mounted["api"] == mounted["migrate"] == secrets
     assert mounted["postgres"] == {"POSTGRES_PASSWORD"}
+    assert mounted["valkey"] == {"REDIS_PASSWORD"}
+
+
+def test_compose_brings_what_the_cache_needs(cached: tuple[str, Path]) -> None:
+    """A Valkey or a folder where the answer has one, and in every file nothing where it has not."""
+    answer, project = cached
+    for files in ([], PROD, SECRETS):
+        stack = config(project, *files)
+        assert ("valkey" in stack["services"]) == (answer in WITH_VALKEY)
+        environment = stack["services"]["api"]["environment"]
+        assert ("CACHE_FILE_PATH" in environment) == (answer in WITH_FOLDER)
+        if files:
+            assert ("cache" in stack.get("volumes", {})) == (answer in WITH_FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("files", "target", "expected"),
+    [([], "development", "None"), (PROD, "production", "too$much")],
+)
+def test_settings_agree_with_the_valkey_of_compose(
+    deployed: Path,
+    build_image: Callable[[str], Image],
+    files: list[str],
+    target: str,
+    expected: str,
+) -> None:
+    """In development it has no password, even if `.env` has one; in production it has."""
+    (deployed / ".env").write_text("REDIS_URL=redis://elsewhere\nREDIS_PASSWORD=x\n")
+    environment = config(deployed, *files)["services"]["api"]["environment"]
+    plain = {name: value.replace("$$", "$") for name, value in environment.items()}
+    asked = build_image(target).run("python", "-c", REDIS, **plain)
+    assert asked.stdout.strip() == f"('valkey', 6379) {expected}", asked.stderr
+
+
+def test_the_folder_of_the_cache_can_be_written_to(bake: Bake) -> None:
+    """All else is read-only. A new volume is owned as the folder below it is in the image."""
+    project = bake(cache_backend="file").path
+    (project / ".env.prod").write_text(ENV_PROD)
+    api = config(project, *PROD)["services"]["api"]
+    runs = [
+        instruction.value
+        for instruction in read_dockerfile(project / "Dockerfile")["production"].instructions
+        if instruction.name == "RUN"
+    ]
+
+    assert "mkdir cache && chown app:app cache" in runs
+    assert [(v["type"], v["target"]) for v in api["volumes"]] == [("volume", "/app/cache")]
+    assert api["environment"]["CACHE_FILE_PATH"] == "/app/cache"
+
+
+def test_valkey_is_a_cache_with_a_password(deployed: Path, tmp_path: Path) -> None:
+    """What its shell runs: the password is a variable's, or a file's; when it is full, it evicts."""
+    [*shell, script] = config(deployed, *PROD)["services"]["valkey"]["command"]
+    assert shell == ["sh", "-c"]
+    secret = tmp_path / "REDIS_PASSWORD"
+    secret.write_text("of a file")
+    script = script.replace("$$", "$").replace("/run/secrets/REDIS_PASSWORD", str(secret))
+    script = script.replace("exec valkey-server", "printf '%s\\n'")
+    for variable, expected in (("too $much", "too $much"), ("", "of a file")):
+        words = subprocess.run(
+            ["sh", "-c", script],
+            env={"REDIS_PASSWORD": variable},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        options = dict(zip(words[::2], words[1::2], strict=True))
+        assert options["--requirepass"] == expected
+        assert options["--save"] == ""
+        assert options["--maxmemory-policy"] == "allkeys-lru"
 
 
 def test_grace_periods_fit(stages: Stages, project: Path) -> None:

@@ -17,8 +17,18 @@ CHECKS = {
     "mypy": ["mypy"],
     "layers": ["lint-imports"],
     "dependencies": ["deptry", "."],
-    "tests": ["pytest", "--numprocesses", "2", "--cov", "--quiet", "-m", "slow or not slow"],
+    "tests": ["pytest", "--numprocesses", "2", "--cov", "--quiet"],
 }
+UNRENDERED = "un-rendered"
+SLOW_TOO = ["-m", "slow or not slow"]  # once: no answer changes what they are about
+VARIANTS = ["redis", "file", "memory", "all", "none"]  # where it caches
+RUNS = [
+    (variant, check)
+    for variant in [UNRENDERED, *VARIANTS]
+    for check in CHECKS
+    # Rendered with everything, it is the source (see test_render.py), and that is tested.
+    if (variant, check) != ("all", "tests")
+]
 
 
 @pytest.mark.parametrize("command", ["ruff check", "ruff format --check", "mypy"])
@@ -35,22 +45,21 @@ def test_template_is_clean(command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.fixture(scope="session", params=["un-rendered", "rendered"])
-def service(request: pytest.FixtureRequest, bake: Bake) -> Path:
-    return REPOSITORY / SERVICE if request.param == "un-rendered" else bake().path
-
-
-@pytest.mark.parametrize("check", CHECKS)
-def test_service_is_clean(service: Path, tmp_path: Path, check: str) -> None:
+@pytest.mark.parametrize(("variant", "check"), RUNS)
+def test_service_is_clean(bake: Bake, tmp_path: Path, variant: str, check: str) -> None:
     """Each of the service's own checks passes, and leaves nothing in its folder."""
+    rendered = variant != UNRENDERED
+    service = bake(cache_backend=variant).path if rendered else REPOSITORY / SERVICE
     command = [str(BINARIES / CHECKS[check][0]), *CHECKS[check][1:]]
+    if check == "tests" and not rendered:
+        command += SLOW_TOO
     done = subprocess.run(
         command,
         cwd=service,
         env=os.environ
         | {
             "COVERAGE_FILE": str(tmp_path / "coverage"),
-            "MYPY_CACHE_DIR": str(REPOSITORY / ".mypy_cache" / "service"),
+            "MYPY_CACHE_DIR": str(REPOSITORY / ".mypy_cache" / f"service-{variant}"),
             "PYTEST_ADDOPTS": f"-o cache_dir={tmp_path / 'pytest'} -p no:schemathesis",
             "PYTHONPYCACHEPREFIX": str(tmp_path / "bytecode"),
             "RUFF_CACHE_DIR": str(REPOSITORY / ".ruff_cache" / "service"),

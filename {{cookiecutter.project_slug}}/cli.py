@@ -46,6 +46,14 @@ def api(
         raise typer.BadParameter("choose either --reload or --workers")
     settings = get_settings()
     configure_logging(settings)
+    # % if cookiecutter.cache_backend != "none"
+    if workers > 1 and settings.CACHE_BACKEND_TYPE == "memory":
+        typer.echo(
+            "CACHE_BACKEND_TYPE=memory: each worker has a cache of its own, and may be"
+            f" {settings.CACHE_TTL_SECONDS} s behind what another one has changed.",
+            err=True,
+        )
+    # % endif
     with ExitStack() as stack:
         if workers > 1:
             # Workers count their metrics in files here, so that any of them can report for all.
@@ -67,10 +75,10 @@ def api(
 
 @app.command()
 def dev() -> None:
-    """Run everything for development: PostgreSQL, migrations, and the API with reload.
+    """Run everything for development: servers, migrations, and the API with reload.
 
-    PostgreSQL is started here unless POSTGRES_HOST or DATABASE_URL names a server; its data stay
-    in .data/ for the next time. Ctrl-C stops all of it.
+    A server is started here unless the settings name one, as POSTGRES_HOST or DATABASE_URL do; the
+    data of PostgreSQL stay in .data/ for the next time. Ctrl-C stops all of it.
     """
     try:
         from dev.stack import run_stack  # noqa: PLC0415 - no production image has it

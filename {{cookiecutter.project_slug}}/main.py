@@ -5,9 +5,14 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_standalone_docs import StandaloneDocs
 
+from src.api import (
+    # % if cookiecutter.cache_backend != "none"
+    caching,
+    # % endif
+    openapi,
+)
 from src.api.metrics import MetricsMiddleware, metrics
 from src.api.middleware import BodyLimitMiddleware, SecurityHeadersMiddleware
-from src.api.openapi import Application
 from src.api.v1.router import router as v1_router
 from src.core.config import Settings, get_settings
 from src.core.events import build_lifespan
@@ -20,7 +25,7 @@ MAX_BODY_BYTES = 1024 * 1024
 def create_application(settings: Settings | None = None) -> FastAPI:
     settings = settings or get_settings()
     configure_logging(settings)
-    app = Application(
+    app = openapi.Application(
         title=settings.PROJECT_NAME,
         description=settings.PROJECT_DESCRIPTION,
         version=settings.VERSION,
@@ -42,6 +47,9 @@ def create_application(settings: Settings | None = None) -> FastAPI:
 
 def add_middleware(app: FastAPI, settings: Settings) -> None:
     """Wrap the application; what is added last is outermost and sees a request first."""
+    # % if cookiecutter.cache_backend != "none"
+    app.add_middleware(caching.CacheMiddleware)
+    # % endif
     app.add_middleware(BodyLimitMiddleware, limit=MAX_BODY_BYTES)
     if not settings.DEBUG:  # Starlette's page with the traceback is of more use there
         app.add_middleware(UnexpectedErrorMiddleware)

@@ -1,4 +1,4 @@
-"""What `python cli.py dev` runs: PostgreSQL where none is named, migrations, the programs.
+"""What `python cli.py dev` runs: servers where none are named, migrations, the programs.
 
 Every process here is guarded (see dev/guard.py), so nothing outlives `dev`, killed or not.
 """
@@ -20,8 +20,13 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, make_url
 
+from dev import (
+    postgres,
+    # % if cookiecutter.__redis
+    valkey,
+    # % endif
+)
 from dev.guard import guarded
-from dev.postgres import PostgresError, embedded_postgres
 from src.core.config import DEV_ENV_FILE, ROOT, Settings, load_settings
 
 DATA = ROOT / ".data" / "postgres"
@@ -59,13 +64,19 @@ def run_stack(programs: Sequence[Program] = PROGRAMS) -> int:
     try:
         with ExitStack() as stack:
             url = stack.enter_context(_database(settings))
+            started = {} if settings.names_database else _variable(url)
+            # % if cookiecutter.__redis
+            started |= stack.enter_context(_redis(settings))
+            # % endif
+            if started:
+                _tell_other_terminals(started)
             _migrate(url)
             _greet(settings, programs)
-            return _run(stack, programs, _environment(url))
+            return _run(stack, programs, _environment(_variable(url) | started))
     except KeyboardInterrupt:
         typer.echo("Stopped.")
         return 0
-    except PostgresError as error:
+    except postgres.PostgresError as error:
         typer.echo(str(error), err=True)
         return 1
 
@@ -86,14 +97,33 @@ def _database(settings: Settings) -> Iterator[URL]:
         yield settings.database_url
         return
     typer.echo("Starting PostgreSQL ...")
-    with embedded_postgres(DATA, remove=[DEV_ENV_FILE]) as server:
+    with postgres.embedded_postgres(DATA, remove=[DEV_ENV_FILE]) as server:
         typer.echo(f"PostgreSQL is up; its data are kept in {server.data}")
         server.create_database(settings.POSTGRES_DB)
         url = make_url(server.url(settings.POSTGRES_DB))
-        _tell_other_terminals(_variable(url))
         yield url
 
 
+# % if cookiecutter.__redis
+@contextmanager
+def _redis(settings: Settings) -> Iterator[dict[str, str]]:
+    """Yield the variable that leads to a server of ours, where one is needed and none named."""
+    if settings.names_redis or settings.CACHE_BACKEND_TYPE != "redis":
+        yield {}
+        return
+    typer.echo("Starting Valkey ...")
+    with ExitStack() as stack:
+        variables = {}
+        try:
+            server = valkey.embedded_valkey(remove=[DEV_ENV_FILE])
+            variables["REDIS_URL"] = stack.enter_context(server)
+        except valkey.ValkeyError as error:
+            typer.echo(f"{error} Until then, each process caches in its own memory.", err=True)
+            os.environ["CACHE_BACKEND_TYPE"] = "memory"  # the programs inherit it
+        yield variables
+
+
+# % endif
 def _variable(url: URL) -> dict[str, str]:
     return {"DATABASE_URL": url.render_as_string(hide_password=False)}
 
@@ -120,10 +150,10 @@ def _greet(settings: Settings, programs: Sequence[Program]) -> None:
     typer.echo("Ctrl-C stops everything.")
 
 
-def _environment(url: URL) -> dict[str, str]:
-    """Ours, with the database; and for programs behind a pipe: lines at once, colours as here."""
+def _environment(servers: Mapping[str, str]) -> dict[str, str]:
+    """Ours, with the servers; and for programs behind a pipe: lines at once, colours as here."""
     colours = {"FORCE_COLOR": "1"} if sys.stdout.isatty() else {}
-    return {**os.environ, **colours, **_variable(url), "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **colours, **servers, "PYTHONUNBUFFERED": "1"}
 
 
 def _run(stack: ExitStack, programs: Sequence[Program], environment: Mapping[str, str]) -> int:

@@ -1,31 +1,34 @@
-"""A relay in front of PostgreSQL that can fail the ways a network and a server do."""
+"""A relay in front of a server that can fail the ways a network and a server do."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from ssl import SSLContext
 
 from sqlalchemy import URL
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class Proxy:
-    """Listens on a port of its own; `url` leads through it to the server behind."""
+class Relay:
+    """Listens on `port` of 127.0.0.1, with TLS if told so, and passes on to what `connect` opens."""
 
-    def __init__(self, target: URL) -> None:
-        self._target = target
+    def __init__(
+        self, connect: Callable[[], Awaitable[Stream]], *, tls: SSLContext | None = None
+    ) -> None:
+        self._connect = connect
+        self._tls = tls
         self._thawed = asyncio.Event()
-        self._port = 0
-
-    @property
-    def url(self) -> URL:
-        return self._target.set(host="127.0.0.1", port=self._port, query={})
+        self.port = 0
 
     async def start(self) -> None:
         self._running = True
         self._thawed.set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(
+            self._accept, "127.0.0.1", self.port, ssl=self._tls
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Refuse new connections and drop the open ones, as a server that is killed does."""
@@ -57,13 +60,6 @@ class Proxy:
             for writer in writers:
                 writer.transport.abort()
 
-    async def _connect(self) -> Stream:
-        host = str(self._target.host or self._target.query["host"])
-        port = int(self._target.port or str(self._target.query["port"]))
-        if host.startswith("/"):
-            return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
-        return await asyncio.open_connection(host, port)
-
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             while chunk := await reader.read(65536):
@@ -71,3 +67,22 @@ class Proxy:
                 writer.write(chunk)
                 await writer.drain()
         writer.close()
+
+
+class Proxy(Relay):
+    """Stands before PostgreSQL; `url` leads through it to the server behind."""
+
+    def __init__(self, target: URL) -> None:
+        super().__init__(self._connect_to_postgres)
+        self._target = target
+
+    @property
+    def url(self) -> URL:
+        return self._target.set(host="127.0.0.1", port=self.port, query={})
+
+    async def _connect_to_postgres(self) -> Stream:
+        host = str(self._target.host or self._target.query["host"])
+        port = int(self._target.port or str(self._target.query["port"]))
+        if host.startswith("/"):
+            return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        return await asyncio.open_connection(host, port)

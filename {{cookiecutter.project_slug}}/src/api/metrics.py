@@ -53,12 +53,12 @@ class MetricsMiddleware:
             await self.app(scope, receive, watch)
         finally:
             method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-            route = _route_template(scope)
+            route = route_template(scope)
             REQUESTS.labels(method, route, status).inc()
             DURATION.labels(method, route).observe(perf_counter() - started)
 
 
-def _route_template(scope: Scope) -> str:
+def route_template(scope: Scope) -> str:
     """Return the template of the route that matched, prefixes included.
 
     FastAPI keeps included routers as a tree: `scope["route"]` knows its own part of the path only,

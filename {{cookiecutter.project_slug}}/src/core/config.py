@@ -15,8 +15,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL
+
+from src.core import (
+    # % if cookiecutter.cache_backend != "none"
+    cache_type,
+    # % endif
+    postgres_url,
+    # % if cookiecutter.__redis
+    redis_url,
+    # % endif
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 _MANIFEST = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -29,11 +38,15 @@ SECRETS_DIR = Path("/run/secrets")
 
 _DEFAULT_PASSWORD = "postgres"  # noqa: S105 - the default that production refuses
 _SHORTEST_API_KEY = 16
-_SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
-_URL_OPTIONS = {"host", "port", "ssl", "target_session_attrs", "prepared_statement_cache_size"}
 
 # What stands in for a malformed value while the others are looked at.
-_HARMLESS = {"API_KEYS": "x" * _SHORTEST_API_KEY, "DATABASE_URL": "postgresql://x:x@x/x"}
+_HARMLESS = {
+    "API_KEYS": "x" * _SHORTEST_API_KEY,
+    "DATABASE_URL": "postgresql://x:x@x/x",
+    # % if cookiecutter.__redis
+    "REDIS_URL": "redis://:x@x",
+    # % endif
+}
 
 CommaSeparated = Annotated[list[str], NoDecode]
 CommaSeparatedSecrets = Annotated[list[SecretStr], NoDecode]
@@ -78,6 +91,28 @@ class Settings(BaseSettings):
     DATABASE_URL: SecretStr | None = None
     DATABASE_POOL_SIZE: int = Field(default=20, ge=1)
 
+    # % if cookiecutter.__redis
+    REDIS_HOST: str = "localhost"
+    REDIS_PORT: int = Field(default=6379, ge=1, le=65535)
+    REDIS_PASSWORD: SecretStr | None = None
+    REDIS_DB: int = Field(default=0, ge=0)
+    REDIS_URL: SecretStr | None = None
+
+    # % endif
+    # % if cookiecutter.cache_backend != "none"
+    CACHE_BACKEND_TYPE: cache_type.CacheType = cache_type.DEFAULT
+    CACHE_TTL_SECONDS: int = Field(default=300, ge=1)
+    CACHE_NAMESPACE: str = Field(
+        default=_PROJECT["name"], pattern=r"^[A-Za-z0-9._-]+$", validate_default=False
+    )
+    CACHE_MEMORY_MAX_MEGABYTES: int = Field(default=64, ge=1)
+
+    # % endif
+    # % if cookiecutter.cache_backend in ["file", "all"]
+    CACHE_FILE_PATH: Path = Path("cache")
+    CACHE_FILE_MAX_MEGABYTES: int = Field(default=256, ge=1)
+
+    # % endif
     @field_validator("CORS_ORIGINS", "API_KEYS", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -97,9 +132,18 @@ class Settings(BaseSettings):
     @classmethod
     def _check_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            _asyncpg_url(value.get_secret_value())
+            postgres_url.parse(value.get_secret_value())
         return value
 
+    # % if cookiecutter.__redis
+    @field_validator("REDIS_URL")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            redis_url.parse(value.get_secret_value())
+        return value
+
+    # % endif
     @model_validator(mode="after")
     def _refuse_unsafe(self) -> Self:
         if self.is_deployed and (faults := list(self._faults())):
@@ -111,6 +155,10 @@ class Settings(BaseSettings):
             yield "DEBUG must be false"
         if (self.database_url.password or "") in {"", _DEFAULT_PASSWORD}:
             yield "POSTGRES_PASSWORD must be neither empty nor the default"
+        # % if cookiecutter.cache_backend in ["redis", "all"]
+        if self.CACHE_BACKEND_TYPE == "redis" and not self.redis_url.is_protected:
+            yield "REDIS_PASSWORD must be set, unless Redis is on this machine"
+        # % endif
         if "*" in self.CORS_ORIGINS:
             yield "CORS_ORIGINS must name the origins, not '*'"
         if not self.API_KEYS:
@@ -123,6 +171,31 @@ class Settings(BaseSettings):
         """Whether others than the developer depend on this process."""
         return self.ENV in {"staging", "production"}
 
+    # % if cookiecutter.__redis
+    @property
+    def names_redis(self) -> bool:
+        """Whether the user named a Redis server, rather than left it to the defaults."""
+        return not {"REDIS_URL", "REDIS_HOST"}.isdisjoint(self.model_fields_set)
+
+    @cached_property
+    def redis_url(self) -> redis_url.RedisURL:
+        """`REDIS_URL`, or the `REDIS_*` parts."""
+        if self.REDIS_URL is not None:
+            return redis_url.parse(self.REDIS_URL.get_secret_value())
+        return redis_url.RedisURL(
+            nodes=((self.REDIS_HOST, self.REDIS_PORT),),
+            db=self.REDIS_DB,
+            password=self.REDIS_PASSWORD.get_secret_value() if self.REDIS_PASSWORD else None,
+        )
+
+    # % endif
+    # % if cookiecutter.cache_backend in ["file", "all"]
+    @property
+    def cache_folder(self) -> Path:
+        """`CACHE_FILE_PATH`, within the project unless it is absolute."""
+        return ROOT / self.CACHE_FILE_PATH
+
+    # % endif
     @property
     def names_database(self) -> bool:
         """Whether the user named a PostgreSQL server, rather than left it to the defaults."""
@@ -132,7 +205,7 @@ class Settings(BaseSettings):
     def database_url(self) -> URL:
         """`DATABASE_URL`, or the `POSTGRES_*` parts, for SQLAlchemy's asyncpg dialect."""
         if self.DATABASE_URL is not None:
-            return _asyncpg_url(self.DATABASE_URL.get_secret_value())
+            return postgres_url.parse(self.DATABASE_URL.get_secret_value())
         return URL.create(
             "postgresql+asyncpg",
             username=self.POSTGRES_USER,
@@ -141,33 +214,6 @@ class Settings(BaseSettings):
             port=self.POSTGRES_PORT,
             database=self.POSTGRES_DB,
         )
-
-
-def _asyncpg_url(text: str) -> URL:
-    """Parse a URL as hosting providers give it, `postgres://` included.
-
-    Raises ValueError, without the URL in its message: it may hold a password.
-    """
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        raise ValueError("not a URL like postgresql://user:password@host:5432/app") from None
-    if url.get_backend_name() not in {"postgres", "postgresql"}:
-        raise ValueError("only PostgreSQL is supported")
-    query = dict(url.query)
-    if "sslmode" in query:  # libpq's name, which providers write, for asyncpg's `ssl`
-        query["ssl"] = query.pop("sslmode")
-    query.pop("channel_binding", None)  # asyncpg has no such choice
-    if unknown := query.keys() - _URL_OPTIONS:
-        raise ValueError(f"not supported here: {', '.join(sorted(unknown))}")
-    if query.get("ssl", "prefer") not in _SSL_MODES:
-        raise ValueError(f"sslmode must be one of {', '.join(sorted(_SSL_MODES))}")
-    url = url.set(drivername="postgresql+asyncpg", query=query)
-    try:
-        url.get_dialect()().create_connect_args(url)
-    except (ArgumentError, TypeError, ValueError):
-        raise ValueError("one of its options is malformed") from None
-    return url
 
 
 def load_settings(*, dev_server: bool = True) -> Settings:

@@ -7,8 +7,13 @@ from typing import Protocol, TypedDict
 import structlog
 from fastapi import FastAPI
 
+from src import (
+    # % if cookiecutter.cache_backend != "none"
+    cache,
+    # % endif
+    db,
+)
 from src.core.config import Settings
-from src.db.session import Database, open_database
 
 log = structlog.get_logger(__name__)
 
@@ -17,7 +22,10 @@ class State(TypedDict):
     """What a request finds in `request.state`."""
 
     settings: Settings
-    database: Database
+    # % if cookiecutter.cache_backend != "none"
+    cache: cache.Cache
+    # % endif
+    database: db.Database
 
 
 class Lifespan(Protocol):
@@ -28,13 +36,19 @@ def build_lifespan(settings: Settings) -> Lifespan:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[State]:
         async with AsyncExitStack() as stack:
-            database = await stack.enter_async_context(
-                open_database(settings.database_url, pool_size=settings.DATABASE_POOL_SIZE)
+            state = State(
+                settings=settings,
+                database=await stack.enter_async_context(
+                    db.open_database(settings.database_url, pool_size=settings.DATABASE_POOL_SIZE)
+                ),
+                # % if cookiecutter.cache_backend != "none"
+                cache=await stack.enter_async_context(cache.open_cache(settings)),
+                # % endif
             )
             if not settings.API_KEYS:
                 log.warning("api_open", reason="API_KEYS is empty: whoever reaches it may write")
             log.info("started", env=settings.ENV, version=settings.VERSION)
-            yield State(settings=settings, database=database)
+            yield state
         log.info("stopped")
 
     return lifespan

@@ -36,7 +36,7 @@ class ReadOnlySessionError(Exception):
     """A session that only reads was asked to write."""
 
 
-class _ReadOnlySession(Session):
+class ReadOnlySession(Session):
     def flush(self, objects: Any = None) -> None:
         if self.new or self.dirty or self.deleted:
             raise ReadOnlySessionError("This session only reads; take `DbSession` to write.")
@@ -49,7 +49,7 @@ class ReadSession(AsyncSession):
     It refuses to flush changed objects; an UPDATE that you write out it cannot tell from a SELECT.
     """
 
-    sync_session_class = _ReadOnlySession
+    sync_session_class = ReadOnlySession
 
 
 @dataclass(frozen=True)

@@ -146,10 +146,10 @@ async def test_a_read_in_the_wake_of_a_migration_may_be_tried_again(
     app: FastAPI, fresh_url: URL
 ) -> None:
     async with open_database(fresh_url, pool_size=1) as database:
-        client = connect(app, database)
-        created = await client.post(ITEMS, json={"name": "Lamp"})
+        created = await connect(app, database).post(ITEMS, json={"name": "Lamp"})
         item = created.headers["location"]
-        await client.get(item)
+        await connect(app, database).get(item)
+        client = connect(app, database)
         async with open_database(fresh_url, pool_size=1) as other, other.transaction() as session:
             await session.execute(text("ALTER TABLE item DROP search"))
             await session.execute(text("ALTER TABLE item ALTER name TYPE varchar(500)"))

@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import pytest
+from fastapi import FastAPI
 from httpx import AsyncClient
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from src.db.session import Database
+from tests.client import connect
 
 ITEMS = "/api/v1/items/"
 
@@ -68,10 +70,12 @@ async def item(own_client: AsyncClient) -> str:
     ],
 )
 async def test_a_read_is_one_statement(
-    own_client: AsyncClient, own_database: Database, item: str, path: str, statements: list[str]
+    app: FastAPI, own_database: Database, item: str, path: str, statements: list[str]
 ) -> None:
+    """In a process that has not read it before."""
+    client = connect(app, own_database)
     with recorded(own_database) as sent:
-        response = await own_client.get(path.replace("{item}", item))
+        response = await client.get(path.replace("{item}", item))
 
     assert response.status_code == 200
     assert sent == statements

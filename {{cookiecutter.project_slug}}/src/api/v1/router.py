@@ -3,8 +3,17 @@
 from fastapi import APIRouter
 
 from src.api.openapi import problems
-from src.api.v1.endpoints import health, items
+from src.api.v1.endpoints import (
+    # % if cookiecutter.cache_backend != "none"
+    cache,
+    # % endif
+    health,
+    items,
+)
 
 router = APIRouter(responses=problems(422, 503))
 router.include_router(health.router)
 router.include_router(items.router)
+# % if cookiecutter.cache_backend != "none"
+router.include_router(cache.router)
+# % endif

@@ -14,6 +14,10 @@ _WEIGHTED_WORDS = (
 
 
 class Item(Base, UUIDMixin, TableNameMixin, TimestampMixin):
+    # % if cookiecutter.cache_backend != "none"
+    __cache_tags__ = ("items", "item:{id}")
+
+    # % endif
     name: Mapped[str] = mapped_column(Text)
     description: Mapped[str | None] = mapped_column(Text)
     status: Mapped[ItemStatus] = mapped_column(

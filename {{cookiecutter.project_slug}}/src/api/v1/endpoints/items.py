@@ -6,8 +6,13 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response, status
 
+from src.api import (
+    # % if cookiecutter.cache_backend != "none"
+    caching,
+    # % endif
+    openapi,
+)
 from src.api.deps import ApiKey, DbSession, ExpectedVersions, ReadSession
-from src.api.openapi import problems
 from src.db.models.item import Item
 from src.schemas.item import (
     ItemCreate,
@@ -20,7 +25,13 @@ from src.schemas.item import (
 )
 from src.services.item import ItemService, Page
 
-router = APIRouter(prefix="/items", tags=["items"])
+router = APIRouter(
+    prefix="/items",
+    tags=["items"],
+    # % if cookiecutter.cache_backend != "none"
+    route_class=caching.CachedRoute,
+    # % endif
+)
 
 
 @router.post(
@@ -28,7 +39,7 @@ router = APIRouter(prefix="/items", tags=["items"])
     response_model=ItemResponse,
     status_code=status.HTTP_201_CREATED,
     dependencies=[ApiKey],
-    responses=problems(400, 401, 413),
+    responses=openapi.problems(400, 401, 413),
 )
 async def create_item(
     item_data: ItemCreate, db: DbSession, request: Request, response: Response
@@ -39,13 +50,25 @@ async def create_item(
     return item
 
 
-@router.get("/", response_model=ItemPage)
+@router.get(
+    "/",
+    response_model=ItemPage,
+    # % if cookiecutter.cache_backend != "none"
+    dependencies=[caching.cached_response(tags=["items"])],
+    # % endif
+)
 async def list_items(query: Annotated[ItemListQuery, Query()], db: ReadSession) -> Page:
     """Newest first. Follow `next_cursor` for deep pages."""
     return await ItemService.list_items(db, query)
 
 
-@router.get("/search", response_model=ItemMatches)
+@router.get(
+    "/search",
+    response_model=ItemMatches,
+    # % if cookiecutter.cache_backend != "none"
+    dependencies=[caching.cached_response(tags=["items"])],
+    # % endif
+)
 async def search_items(
     query: Annotated[ItemSearchQuery, Query()], db: ReadSession
 ) -> dict[str, Sequence[Item]]:
@@ -53,7 +76,14 @@ async def search_items(
     return {"items": await ItemService.search_items(db, query)}
 
 
-@router.get("/{item_id}", response_model=ItemResponse, responses=problems(404))
+@router.get(
+    "/{item_id}",
+    response_model=ItemResponse,
+    # % if cookiecutter.cache_backend != "none"
+    dependencies=[caching.cached_response(tags=["item:{item_id}"])],
+    # % endif
+    responses=openapi.problems(404),
+)
 async def get_item(item_id: UUID, db: ReadSession, response: Response) -> Item:
     item = await ItemService.get_item(db, item_id)
     response.headers["ETag"] = _etag(item)
@@ -64,7 +94,7 @@ async def get_item(item_id: UUID, db: ReadSession, response: Response) -> Item:
     "/{item_id}",
     response_model=ItemResponse,
     dependencies=[ApiKey],
-    responses=problems(400, 401, 404, 409, 412, 413),
+    responses=openapi.problems(400, 401, 404, 409, 412, 413),
 )
 async def update_item(
     item_id: UUID,
@@ -83,7 +113,7 @@ async def update_item(
     "/{item_id}",
     status_code=status.HTTP_204_NO_CONTENT,
     dependencies=[ApiKey],
-    responses=problems(401, 404, 412),
+    responses=openapi.problems(401, 404, 412),
 )
 async def delete_item(item_id: UUID, db: DbSession, expected_versions: ExpectedVersions) -> None:
     await ItemService.delete_item(db, item_id, expected_versions)

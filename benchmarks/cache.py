@@ -1,0 +1,194 @@
+"""What the cache costs, against the least that could do the same: processor time, as ratios.
+
+An item from memory against an endpoint that returns ready bytes from a dict; from Valkey against
+one that returns the bytes of a bare `GET`; a decorated call against other libraries; a value on
+disk against a bare store, SQLite in a thread. All in this process, in turns.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiocache
+import cashews
+from dev.valkey import embedded_valkey
+from fastapi import FastAPI, Response
+from harness import CONCURRENCY, ROUNDS, Costs, an_item, cost, migrated, report
+from main import create_application
+from pydantic import BaseModel
+from redis.asyncio import Redis
+from sqlalchemy import URL
+from src.cache import Cache, CacheBackend, MemoryBackend, cached, use_cache
+from src.cache.backends.file import FileBackend
+from src.cache.backends.redis import RedisBackend
+from src.cache.resilience import ResilientBackend
+from src.core import redis_url
+from src.core.config import get_settings
+from src.db.session import open_database
+
+CALLS = 10_000
+BODY = b"x" * 200
+
+
+def bare(read: Callable[[str], Awaitable[bytes]]) -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/api/v1/items/{item_id}")
+    async def get_item(item_id: str) -> Response:
+        return Response(await read(item_id), media_type="application/json")
+
+    return app
+
+
+async def answers(url: URL, valkey: str) -> None:
+    settings = get_settings()
+    service = create_application(settings)
+    logging.disable(logging.CRITICAL)
+    stored: dict[str, bytes] = {}
+
+    async def from_dict(item_id: str) -> bytes:
+        return stored[item_id]
+
+    client = Redis.from_url(valkey)
+
+    async def from_valkey(item_id: str) -> bytes:
+        found: bytes = await client.get(item_id)
+        return found
+
+    redis = RedisBackend(redis_url.parse(valkey), namespace="bench")
+    backends = {"memory": MemoryBackend(), "Valkey": ResilientBackend(redis)}
+    bares = {"memory": bare(from_dict), "Valkey": bare(from_valkey)}
+    async with open_database(url, pool_size=5) as database:
+        path = await an_item(database)
+        key = path.rpartition("/")[2]
+        stored[key] = BODY
+        await client.set(key, BODY)
+        for name, backend in backends.items():
+            state = {
+                "settings": settings, "database": database, "cache": Cache(backend, ttl=60),
+            }  # fmt: skip
+            costs: Costs = {"bare": [], "service": []}
+            for _ in range(ROUNDS):
+                costs["bare"].append(await cost(bares[name], path, state))
+                costs["service"].append(await cost(service, path, state))
+            report(f"An item from {name}", costs)
+            await backend.aclose()
+    await client.aclose()
+
+
+class User(BaseModel):
+    id: str
+    name: str
+
+
+async def calls() -> None:
+    cashews.cache.setup("mem://")
+    decorators = {
+        "aiocache": aiocache.cached(ttl=300),
+        "cashews": cashews.cache(ttl="300s", key="user:{user_id}"),
+        "service": cached(ttl=300, key_prefix="user"),
+    }
+    for kind, value in {dict[str, str]: {"name": "Ada"}, User: User(id="7", name="Ada")}.items():
+        costs: Costs = {name: [] for name in decorators}
+
+        async def get_user(user_id: str) -> Any:  # noqa: ARG001 - the key
+            return value  # noqa: B023 - called before the next round
+
+        get_user.__annotations__["return"] = kind
+        get_user.__qualname__ += kind.__name__
+        functions = {name: decorate(get_user) for name, decorate in decorators.items()}
+        with use_cache(Cache(MemoryBackend(), ttl=300)):
+            for _ in range(ROUNDS):
+                for name, function in functions.items():
+                    costs[name].append(await each(function, "7"))
+        report(f"A decorated hit in memory: {kind.__name__}", costs)
+
+
+async def each(function: Callable[..., Awaitable[Any]], *args: Any) -> float:
+    started = time.process_time()
+    for _ in range(CALLS):
+        await function(*args)
+    return (time.process_time() - started) / CALLS * 1e6
+
+
+class BareFile:
+    """The least that keeps values on disk: SQLite in WAL mode, in a thread of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.thread = ThreadPoolExecutor(1)
+        self.path = folder / "bare.sqlite3"
+        self.thread.submit(self._open).result()
+
+    def _open(self) -> None:
+        self.db = sqlite3.connect(self.path, isolation_level=None)
+        self.db.execute("PRAGMA journal_mode=WAL")
+        self.db.execute("PRAGMA synchronous=OFF")
+        self.db.execute("CREATE TABLE entry (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID")
+
+    def _get(self, key: str) -> bytes | None:
+        row = self.db.execute("SELECT value FROM entry WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def _set(self, key: str, value: bytes) -> None:
+        self.db.execute("INSERT OR REPLACE INTO entry VALUES (?, ?)", (key, value))
+
+    async def get(self, key: str) -> bytes | None:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self._get, key)
+
+    async def set(self, key: str, value: bytes) -> None:
+        await asyncio.get_running_loop().run_in_executor(self.thread, self._set, key, value)
+
+    async def aclose(self) -> None:
+        self.thread.submit(self.db.close).result()
+        self.thread.shutdown()
+
+
+@asynccontextmanager
+async def stores() -> AsyncGenerator[dict[str, CacheBackend | BareFile]]:
+    with tempfile.TemporaryDirectory() as folder:
+        found = {"bare": BareFile(Path(folder)), "service": FileBackend(Path(folder), ttl=300)}
+        yield found
+        for store in found.values():
+            await store.aclose()
+
+
+async def disk(clients: int) -> None:
+    async with stores() as found:
+        for operation in ("set", "get"):
+            costs: Costs = {name: [] for name in found}
+            for _ in range(ROUNDS):
+                for name, store in found.items():
+                    costs[name].append(await hammer(store, operation, clients))
+            report(f"A {operation} on disk, {clients} at once (elapsed)", costs)
+
+
+async def hammer(store: CacheBackend | BareFile, operation: str, clients: int) -> float:
+    """Return microseconds that pass for each operation: here a thread works beside the loop."""
+
+    async def client(number: int) -> None:
+        for count in range(CALLS // 4 // clients):
+            key = f"{number}:{count % 100}"
+            await (store.set(key, BODY) if operation == "set" else store.get(key))
+
+    started = time.perf_counter()
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    return (time.perf_counter() - started) / (CALLS // 4) * 1e6
+
+
+async def main(url: URL, valkey: str) -> None:
+    await answers(url, valkey)
+    await calls()
+    await disk(1)
+    await disk(CONCURRENCY)
+
+
+if __name__ == "__main__":
+    with migrated() as url, embedded_valkey() as valkey:
+        asyncio.run(main(url, valkey))

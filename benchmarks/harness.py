@@ -1,0 +1,85 @@
+"""What the benchmarks share: the service on the path, a database, and the cost of a request."""
+
+import asyncio
+import contextlib
+import os
+import statistics
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+SERVICE = Path(__file__).resolve().parents[1] / "{{cookiecutter.project_slug}}"
+ROUNDS, REQUESTS, CONCURRENCY = 7, 1600, 32
+
+os.environ |= {"ENV": "test", "ENV_FILE": "", "LOG_LEVEL": "ERROR"}
+os.chdir(SERVICE)
+sys.path.insert(0, str(SERVICE))
+
+from alembic import command  # noqa: E402 - from here on, the service is on the path
+from alembic.config import Config  # noqa: E402
+from dev.postgres import embedded_postgres  # noqa: E402
+from fastapi import FastAPI  # noqa: E402
+from sqlalchemy import URL, make_url  # noqa: E402
+from src.db.models.item import Item  # noqa: E402
+from src.db.session import Database  # noqa: E402
+
+Costs = dict[str, list[float]]
+
+
+@contextlib.contextmanager
+def migrated() -> Generator[URL]:
+    with embedded_postgres() as server:
+        server.create_database("app")
+        url = make_url(server.url("app"))
+        command.upgrade(Config("alembic.ini", attributes={"url": url}), "head")
+        yield url
+
+
+async def an_item(database: Database) -> str:
+    """Create an item; return the path that leads to it."""
+    async with database.transaction() as session:
+        item = Item(name="Lamp")
+        session.add(item)
+        await session.flush()
+        return f"/api/v1/items/{item.id}"
+
+
+async def cost(
+    app: FastAPI,
+    path: str,
+    state: dict[str, Any],
+    *headers: tuple[bytes, bytes],
+    clients: int = CONCURRENCY,
+) -> float:
+    """Return microseconds of processor time per request, with several clients at once."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        assert message.get("status", 200) == 200  # noqa: S101, PLR2004 - nothing else is measured
+
+    async def client() -> None:
+        for _ in range(REQUESTS // clients):
+            scope = {
+                "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1",
+                "method": "GET", "scheme": "http", "path": path, "raw_path": path.encode(),
+                "root_path": "", "query_string": b"", "headers": [(b"host", b"localhost"), *headers],
+                "state": dict(state), "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
+            }  # fmt: skip
+            await app(scope, receive, send)
+
+    started = time.process_time()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return (time.process_time() - started) / REQUESTS * 1e6
+
+
+def report(title: str, costs: Costs, unit: str = "µs") -> None:
+    """Print each median, and how its rate compares with that of the first."""
+    medians = {name: statistics.median(found) for name, found in costs.items()}
+    first = next(iter(medians.values()))
+    sys.stdout.write(f"\n{title}\n")
+    for name, median in medians.items():
+        sys.stdout.write(f"  {name:28} {median:7.2f} {unit}   {first / median:5.2f}\n")

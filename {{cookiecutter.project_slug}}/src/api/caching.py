@@ -1,0 +1,296 @@
+"""Whole answers from the cache: `dependencies=[cached_response(ttl=60, tags=("items",))]`.
+
+The router needs `route_class=CachedRoute`. What is kept is the finished answer, bytes and headers;
+once the path is known, a hit is given out before routing, and runs no dependency. Only a 200 to a
+GET is kept, never one that sets a cookie, says `no-store` or `private`, or has work left to do.
+
+A request with credentials (Authorization, Cookie, X-API-Key) passes the cache by, unless `identity`
+says whose answer it is.
+"""
+
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import chain
+from operator import itemgetter
+from typing import Any, NamedTuple, get_type_hints
+from urllib.parse import parse_qsl, urlencode
+
+from fastapi import Depends, Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from fastapi.security.base import SecurityBase
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from src.api.metrics import route_template
+from src.cache import Cache, Policy, use_cache
+from src.cache.keys import encode, plain, shorten
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+Headers = list[tuple[bytes, bytes]]
+
+MAX_KNOWN_PATHS = 10_000
+
+_CREDENTIALS = (b"authorization", b"cookie", b"x-api-key")
+_KEPT_BY = "response_kept_by"
+_IN_304 = frozenset({b"cache-control", b"content-location", b"etag", b"expires", b"vary"})
+
+
+def cached_response(
+    *,
+    ttl: float | None = None,
+    tags: Sequence[str] = (),
+    vary: Sequence[str] = (),
+    identity: Callable[[HTTPConnection], str | None] | None = None,
+    max_age: int = 0,
+) -> Any:
+    """Keep the answers of an endpoint for `ttl` seconds (CACHE_TTL_SECONDS unless given).
+
+    `tags` may name path parameters: `"item:{item_id}"`. `vary` names the request headers that the
+    answer depends on. `identity` tells from a request whose answer it is, None if nobody's: then it
+    is not kept. Clients may reuse an answer for `max_age` seconds without asking; with 0 they ask
+    each time, and get 304 if it is still the same.
+    """
+    return Depends(Rule(ttl, tuple(tags), tuple(vary), identity, max_age))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a `cached_response()` asks for; FastAPI calls it, as it does any dependency."""
+
+    ttl: float | None
+    tags: tuple[str, ...]
+    vary: tuple[str, ...]
+    identity: Callable[[HTTPConnection], str | None] | None
+    max_age: int
+
+    async def __call__(self, request: Request) -> None:
+        if request.scope.get(_KEPT_BY) != self:
+            raise TypeError(
+                "cached_response() belongs to a route, of APIRouter(route_class=CachedRoute)"
+            )
+
+
+class CachedRoute(APIRoute):
+    """Keeps its answers if it has a `cached_response()` among its dependencies."""
+
+    def get_route_handler(self) -> Handler:
+        handler = super().get_route_handler()
+        for depends in self.dependencies:
+            if isinstance(depends.dependency, Rule):
+                self.responses.setdefault(304, {"description": "The client has this answer."})
+                return Keeper(depends.dependency, self).wrap(handler)
+        return handler
+
+
+class Keeper:
+    """Keeps the answers of one route.
+
+    Raises TypeError for a route whose answers cannot be shared as its rule has it.
+    """
+
+    def __init__(self, rule: Rule, route: APIRoute) -> None:
+        if route.methods != {"GET"}:
+            raise TypeError(f"{route.name}: only answers to GET are kept")
+        self.rule = rule
+        self.policy = Policy(route.name, _Answers(rule), ttl=rule.ttl)
+        self.headers = self._common_headers()
+        dependants = list(_walk(route.dependant))
+        self._refuse_private(route.name, dependants)
+        self.reads_query = any(each.query_params for each in dependants)
+        hints = get_type_hints(route.endpoint, include_extras=True)
+        self._parameters = {
+            name: TypeAdapter[Any](hints.get(name, str)) for name in route.param_convertors
+        }
+
+    def _common_headers(self) -> Headers:
+        scope = "private" if self.rule.identity else "public"
+        value = f"{scope}, max-age={self.rule.max_age}" if self.rule.max_age else "no-cache"
+        headers = [(b"cache-control", value.encode())]
+        vary = [name.encode() for name in self.rule.vary]
+        if self.rule.max_age and not self.rule.identity:
+            vary += _CREDENTIALS  # with which the cache is passed by, so that the answer may differ
+        return [*headers, (b"vary", b", ".join(vary))] if vary else headers
+
+    def _refuse_private(self, name: str, dependants: Sequence[Dependant]) -> None:
+        calls: list[Any] = [each.call for each in dependants]
+        asks_who = any(isinstance(call, SecurityBase) for call in calls)
+        if self.rule.identity is None and (asks_who or any(d.cookie_params for d in dependants)):
+            raise TypeError(f"{name} asks who calls: `identity` must tell whose its answers are")
+        varied = {header.lower() for header in self.rule.vary}
+        for header in chain.from_iterable(each.header_params for each in dependants):
+            if header.alias.lower() not in varied:
+                raise TypeError(f"{name} depends on the header {header.alias}: add it to vary")
+
+    def wrap(self, handler: Handler) -> Handler:
+        async def answer(request: Request) -> Response:
+            request.scope[_KEPT_BY] = self.rule
+            path = self._locate(request.scope)
+            if path is None or (place := path.place(request.scope)) is None:
+                return await handler(request)
+
+            async def compute() -> Response:
+                return self._dress(await handler(request))
+
+            cache: Cache = request.state.cache
+            response = await cache.fetch(self.policy, *place, compute)
+            _remember(request.scope, path)
+            return _unless_known(response, request.scope)
+
+        return answer
+
+    def _locate(self, scope: Scope) -> "Path | None":
+        """Spell the path as the service itself would: a UUID may be written in several ways."""
+        try:
+            values = {
+                name: plain(self._parameters[name].validate_python(value))
+                for name, value in scope["path_params"].items()
+            }
+        except ValidationError:
+            return None  # for FastAPI to say what is wrong
+        template = route_template(scope)
+        return Path(
+            self,
+            f"response:{template.format_map(values)}",
+            tuple(tag.format_map(values) for tag in self.rule.tags),
+            {name: scope[name] for name in ("fastapi", "route") if name in scope},
+        )
+
+    def _dress(self, response: Response) -> Response:
+        if response.status_code == 200:  # noqa: PLR2004 - OK
+            given = {name for name, _ in response.raw_headers}
+            added = [(name, value) for name, value in self.headers if name not in given]
+            if b"etag" not in given and (body := getattr(response, "body", None)):
+                digest = blake2b(body, digest_size=16).hexdigest()
+                added.append((b"etag", f'"{digest}"'.encode()))
+            response.raw_headers = [*response.raw_headers, *added]
+        return response
+
+
+class Path(NamedTuple):
+    """A path that is known to lead to a route, and what is stored of it."""
+
+    keeper: Keeper
+    key: str
+    tags: tuple[str, ...]
+    scope: dict[str, Any]
+
+    def place(self, scope: Scope) -> tuple[str, tuple[str, ...]] | None:
+        """Return the key and the tags of a request's answer; None if it is not to be kept."""
+        rule = self.keeper.rule
+        key = self.key
+        if self.keeper.reads_query and scope["query_string"]:
+            query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+            key = f"{key}?{urlencode(sorted(query, key=itemgetter(0)))}"
+        if rule.identity is not None:
+            whose = rule.identity(HTTPConnection(scope))
+            if whose is None:
+                return None
+            key = f"{key}~{encode(whose)}"
+        elif any(name in _CREDENTIALS for name, _ in scope["headers"]):
+            return None
+        if rule.vary:
+            headers = HTTPConnection(scope).headers
+            key = f"{key}~{','.join(encode(headers.get(name)) for name in rule.vary)}"
+        return shorten(key), self.tags
+
+
+class CacheMiddleware:
+    """Lets `@cached` find the cache, and gives out what is kept for a path that is known."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.known: dict[str, Path] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        cache: Cache = scope["state"]["cache"]
+        response = await self._kept(cache, scope)
+        if response is not None:
+            await response(scope, receive, send)
+            return
+        scope["known_paths"] = self.known
+        with use_cache(cache):
+            await self.app(scope, receive, send)
+
+    async def _kept(self, cache: Cache, scope: Scope) -> Response | None:
+        path = self.known.get(scope["path"])
+        if path is None or scope.get("method") != "GET" or (place := path.place(scope)) is None:
+            return None
+        policy = path.keeper.policy
+        response = await cache.get(policy, *place)
+        if response is None:
+            return None
+        scope.update(path.scope)  # which the metrics read
+        return _unless_known(response, scope)
+
+
+def _remember(scope: Scope, path: Path) -> None:
+    known: dict[str, Path] = scope["known_paths"]
+    if len(known) >= MAX_KNOWN_PATHS:
+        known.clear()
+    known[scope["path"]] = path
+
+
+def _unless_known(response: Response, scope: Scope) -> Response:
+    """Answer 304 if the client has just this answer already (RFC 9110, 13.1.2)."""
+    given = [value for name, value in scope["headers"] if name == b"if-none-match"]
+    if not given or response.status_code != 200:  # noqa: PLR2004 - OK
+        return response
+    etag = dict(response.raw_headers).get(b"etag", b"").removeprefix(b"W/")
+    tags = [tag.strip().removeprefix(b"W/") for tag in b",".join(given).split(b",")]
+    if not etag or (etag not in tags and b"*" not in tags):
+        return response
+    headers = [(name, value) for name, value in response.raw_headers if name in _IN_304]
+    return _Ready(b"", headers, status_code=304)
+
+
+class _Ready(Response):
+    """An answer whose headers need no making."""
+
+    def __init__(self, body: bytes, headers: Headers, status_code: int = 200) -> None:
+        self.body = body
+        self.raw_headers = headers
+        self.status_code = status_code
+        self.background = None
+
+
+class _Answers:
+    """Answers as bytes: a line of JSON with the headers, then the body."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.forbidden = (b"no-store",) if rule.identity else (b"no-store", b"private")
+
+    def encode(self, value: Response) -> bytes | None:
+        headers = {name: text.lower() for name, text in value.raw_headers}
+        body = getattr(value, "body", None)  # a stream has none
+        if (
+            body is None
+            or value.status_code != 200  # noqa: PLR2004 - OK
+            or value.background is not None
+            or b"set-cookie" in headers
+            or any(word in headers.get(b"cache-control", b"") for word in self.forbidden)
+        ):
+            return None
+        head = [
+            [name.decode("latin-1"), text.decode("latin-1")] for name, text in value.raw_headers
+        ]
+        return to_json(head) + b"\n" + bytes(body)
+
+    def decode(self, data: bytes) -> Response:
+        head, _, body = data.partition(b"\n")
+        headers = [
+            (name.encode("latin-1"), text.encode("latin-1")) for name, text in from_json(head)
+        ]
+        return _Ready(body, headers)
+
+
+def _walk(dependant: Dependant) -> Iterator[Dependant]:
+    yield dependant
+    for each in dependant.dependencies:
+        yield from _walk(each)

@@ -1,0 +1,35 @@
+"""A look into the cache, and a way to empty it."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, status
+
+from src.api.deps import ApiKey
+from src.api.openapi import problems
+from src.cache import Cache
+from src.schemas.cache import CacheInfo
+
+router = APIRouter(prefix="/cache", tags=["cache"], dependencies=[ApiKey], responses=problems(401))
+
+
+async def _get_cache(request: Request) -> Cache:
+    cache: Cache = request.state.cache
+    return cache
+
+
+CurrentCache = Annotated[Cache, Depends(_get_cache)]
+
+
+@router.get("/info")
+async def cache_info(cache: CurrentCache) -> CacheInfo:
+    backend = cache.backend
+    state = await backend.info()
+    return CacheInfo(
+        backend=backend.name, available=backend.available, ttl_seconds=cache.ttl, state=state
+    )
+
+
+@router.post("/clear", status_code=status.HTTP_204_NO_CONTENT)
+async def clear_cache(cache: CurrentCache) -> None:
+    """Forget everything that this service has cached. If the cache is away: once it is back."""
+    await cache.backend.flush()

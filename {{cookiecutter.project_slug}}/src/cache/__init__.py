@@ -1,0 +1,24 @@
+"""The cache: docs/cache.md tells how to use it."""
+
+import src.cache.models  # noqa: F401 - it listens to what the ORM changes
+from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError
+from src.cache.backends.memory import MemoryBackend
+from src.cache.cache import Cache, Policy, current_cache, open_cache, use_cache
+from src.cache.decorators import cached, invalidate, invalidate_cache
+from src.cache.dependencies import get_cache
+
+__all__ = [
+    "Cache",
+    "CacheBackend",
+    "CacheError",
+    "CacheUnavailableError",
+    "MemoryBackend",
+    "Policy",
+    "cached",
+    "current_cache",
+    "get_cache",
+    "invalidate",
+    "invalidate_cache",
+    "open_cache",
+    "use_cache",
+]

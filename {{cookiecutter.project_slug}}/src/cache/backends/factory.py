@@ -1,0 +1,27 @@
+"""The backend that the settings choose."""
+
+from src.cache.backends.base import CacheBackend
+from src.cache.backends.memory import MemoryBackend
+from src.core.config import Settings
+
+
+def create_backend(settings: Settings) -> CacheBackend:
+    """Make the backend; while one that can fail does so, the service goes on without it."""
+    ttl = settings.CACHE_TTL_SECONDS
+    # % if cookiecutter.cache_backend in ["redis", "all"]
+    if settings.CACHE_BACKEND_TYPE == "redis":
+        from src.cache.backends.redis import RedisBackend  # noqa: PLC0415 - loaded where it is used
+        from src.cache.resilience import ResilientBackend  # noqa: PLC0415 - as above
+
+        namespace = settings.CACHE_NAMESPACE
+        return ResilientBackend(RedisBackend(settings.redis_url, namespace=namespace, ttl=ttl))
+    # % endif
+    # % if cookiecutter.cache_backend in ["file", "all"]
+    if settings.CACHE_BACKEND_TYPE == "file":
+        from src.cache.backends.file import FileBackend  # noqa: PLC0415 - loaded where it is used
+        from src.cache.resilience import ResilientBackend  # noqa: PLC0415 - as above
+
+        max_bytes = settings.CACHE_FILE_MAX_MEGABYTES * 2**20
+        return ResilientBackend(FileBackend(settings.cache_folder, ttl=ttl, max_bytes=max_bytes))
+    # % endif
+    return MemoryBackend(ttl=ttl, max_bytes=settings.CACHE_MEMORY_MAX_MEGABYTES * 2**20)

@@ -1,0 +1,341 @@
+"""The cache in Redis 7, Valkey or newer, which all processes share: a server, or several."""
+
+import asyncio
+import math
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Final, ParamSpec, TypeVar
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.client import Pipeline
+from redis.asyncio.cluster import ClusterNode, ClusterPipeline
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import ClusterDownError, RedisClusterException, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError, Value
+from src.core.redis_url import RedisURL
+
+SOCKET_SECONDS: Final = 0.5  # to connect, and again for each answer
+WAIT_SECONDS: Final = 0.5  # for a connection while all are in use
+MAX_CONNECTIONS: Final = 50  # of each process; more do not make it any faster
+SCAN_BATCH: Final = 1000
+MAX_COUNTED_BATCHES: Final = 10
+
+# No UTF-8 begins with this byte: it tells bytes from text, which is stored as it is.
+_BYTES_MARK = b"\xff"
+_UNAVAILABLE = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    ClusterDownError,
+    RedisClusterException,
+    OSError,
+)
+_COMMON_OPTIONS: Mapping[str, Any] = {
+    "protocol": 2,  # nothing here needs 3, which greets every new connection with three more calls
+    "driver_info": None,
+    "max_connections": MAX_CONNECTIONS,
+    "socket_connect_timeout": SOCKET_SECONDS,
+    "socket_timeout": SOCKET_SECONDS,
+}
+
+_INCREMENT = """
+local is_there = redis.call('EXISTS', KEYS[1])
+redis.call('INCRBY', KEYS[1], ARGV[1])
+if is_there == 0 and ARGV[3] then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+return redis.call('GET', KEYS[1]) -- a number of Lua's has 53 bits
+"""
+_RENEW = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+_RELEASE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('UNLINK', KEYS[1])
+"""
+_FULFIL = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('UNLINK', KEYS[1])
+redis.call('SET', KEYS[2], unpack(ARGV, 2))
+return 1
+"""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Client = Redis | RedisCluster
+Command = tuple[str | bytes | int, ...]
+
+
+def create_client(url: RedisURL) -> Client:
+    """Make a client of a server, of the one that Sentinels name, or of a Cluster.
+
+    It connects when it is first used.
+    """
+    # One repetition, at once: the server may have closed a connection that lay idle. (Should it
+    # have died on an increment, that may count twice.) Not after a time-out: a server that is away
+    # is to be found out soon.
+    retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
+    tls = {"ssl": True, **url.tls_options} if url.tls else {}
+    options: dict[str, Any] = {**_COMMON_OPTIONS, **tls, "retry": retry}
+    account: dict[str, Any] = {"username": url.username, "password": url.password}
+    if url.kind == "cluster":
+        nodes = [ClusterNode(host, port) for host, port in url.nodes]
+        return RedisCluster(startup_nodes=nodes, **options, **account)
+    if url.kind == "sentinel":
+        # The account is the server's; Sentinels that ask for one are rare.
+        sentinel = Sentinel(url.nodes, sentinel_kwargs=options)
+        master: Redis = sentinel.master_for(url.service or "", db=url.db, **options, **account)
+        return master
+    if url.path:
+        return Redis(unix_socket_path=url.path, db=url.db, **options, **account)
+    host, port = url.nodes[0]
+    return Redis(host=host, port=port, db=url.db, **options, **account)
+
+
+async def close_client(client: Client) -> None:
+    await client.aclose()
+    if isinstance(client, Redis) and isinstance(client.connection_pool, SentinelConnectionPool):
+        await client.connection_pool.sentinel_manager.aclose()
+
+
+class RedisBackend(CacheBackend):
+    """Keys are `namespace:key`; the lease on one is `lease:{namespace:key}`.
+
+    In a Cluster the braces bring a lease to the node that has the value, so that one script can
+    see both. A key with a `}` of its own may be elsewhere; `fulfil` then takes two steps.
+    """
+
+    name = "redis"
+
+    def __init__(self, url: RedisURL, *, namespace: str, ttl: float | None = None) -> None:
+        super().__init__(ttl=ttl)
+        self._client = create_client(url)
+        self._in_cluster = url.kind == "cluster"
+        self._prefix = f"{namespace}:"
+        self._prefix_pattern = re.sub(r"([*?\[\]\\^-])", r"\\\1", self._prefix)
+        # redis-py has a pool that waits too, but its lock costs each command a fifth more.
+        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._increment = self._client.register_script(_INCREMENT)
+        self._renew = self._client.register_script(_RENEW)
+        self._release = self._client.register_script(_RELEASE)
+        self._fulfil = self._client.register_script(_FULFIL)
+
+    async def aclose(self) -> None:
+        await close_client(self._client)
+
+    async def get(self, key: str) -> Value | None:
+        return _decode(await self._execute("GET", self._prefix + key))
+
+    async def get_many(self, *keys: str) -> list[Value | None]:
+        if not keys:
+            return []
+        names = [self._prefix + key for key in keys]
+        if self._in_cluster:
+            found = await self._pipeline([("GET", name) for name in names])
+        else:
+            found = await self._execute("MGET", *names)
+        return [_decode(value) for value in found]
+
+    async def set(self, key: str, value: Value, ex: float | None = None) -> None:
+        await self._execute("SET", self._prefix + key, _encode(value), *self._expiry(ex))
+
+    async def set_many(self, values: Mapping[str, Value], ex: float | None = None) -> None:
+        expiry = self._expiry(ex)
+        await self._pipeline(
+            [("SET", self._prefix + key, _encode(value), *expiry) for key, value in values.items()]
+        )
+
+    async def add(self, key: str, value: Value, ex: float | None = None) -> bool:
+        name = self._prefix + key
+        return bool(await self._execute("SET", name, _encode(value), "NX", *self._expiry(ex)))
+
+    async def increment(self, key: str, by: int = 1, ex: float | None = None) -> int:
+        arguments: list[str | int] = [by, *self._expiry(ex)]
+        return int(await self._call(self._increment, [self._prefix + key], arguments))
+
+    async def delete(self, *keys: str) -> int:
+        # Leases first: a value that is stored meanwhile is then deleted too.
+        leases = self._unlinks([self._lease_name(key) for key in keys])
+        values = self._unlinks([self._prefix + key for key in keys])
+        counts = await self._pipeline([*leases, *values])
+        return sum(counts[len(leases) :])
+
+    async def delete_matching(self, pattern: str) -> int:
+        # As in `delete`, leases first.
+        matching = self._prefix_pattern + pattern
+        await self._unlink_matching(_lease_on(matching))
+        return await self._unlink_matching(matching)
+
+    async def scan(self, pattern: str = "*") -> AsyncIterator[str]:
+        seen = set()
+        async with aclosing(self._scan(self._prefix_pattern + pattern)) as batches:
+            async for names in batches:
+                for name in names:
+                    if name not in seen:
+                        seen.add(name)
+                        yield name.decode(errors="replace")[len(self._prefix) :]
+
+    async def flush(self) -> None:
+        await self.delete_matching("*")
+
+    async def lease(self, key: str, token: str, seconds: float) -> bool:
+        expiry = ("PX", _milliseconds(seconds))
+        return bool(await self._execute("SET", self._lease_name(key), token, "NX", *expiry))
+
+    async def renew(self, key: str, token: str, seconds: float) -> bool:
+        arguments: list[str | int] = [token, _milliseconds(seconds)]
+        return bool(await self._call(self._renew, [self._lease_name(key)], arguments))
+
+    async def fulfil(self, key: str, token: str, value: Value, ex: float | None = None) -> bool:
+        expiry = self._expiry(ex)
+        lease = self._lease_name(key)
+        if self._in_cluster and "}" in key:
+            held = bool(await self._call(self._release, [lease], [token]))
+            if held:
+                await self.set(key, value, ex)
+            return held
+        arguments: list[str | bytes | int] = [token, _encode(value), *expiry]
+        return bool(await self._call(self._fulfil, [lease, self._prefix + key], arguments))
+
+    async def release(self, key: str, token: str) -> None:
+        await self._call(self._release, [self._lease_name(key)], [token])
+
+    async def ping(self) -> None:
+        await self._execute("PING")
+
+    async def info(self) -> dict[str, Any]:
+        """Count the entries among the first keys that the server shows, and say if there are more.
+
+        The memory is the server's, whoever uses it.
+        """
+        reports = [await self._call(node.execute_command, "INFO") for node in await self._nodes()]
+        entries, capped = await self._count()
+        server = reports[0].get("server_name", "redis")
+        version = reports[0].get(f"{server}_version", reports[0]["redis_version"])
+        return {
+            "server": f"{server} {version}",
+            "entries": entries,
+            "entries_capped": capped,
+            "memory_bytes": sum(report["used_memory"] for report in reports),
+        }
+
+    async def _count(self) -> tuple[int, bool]:
+        """Count the entries, unless that takes long; the second says whether it would."""
+        names: set[bytes] = set()
+        batches_left = MAX_COUNTED_BATCHES
+        async with aclosing(self._scan(self._prefix_pattern + "*")) as batches:
+            async for batch in batches:
+                if not batches_left:
+                    return len(names), True
+                batches_left -= 1
+                names.update(batch)
+        return len(names), False
+
+    async def _unlink_matching(self, pattern: str) -> int:
+        count = 0
+        async with aclosing(self._scan(pattern)) as batches:
+            async for names in batches:
+                count += sum(await self._pipeline(self._unlinks(names)))
+        return count
+
+    def _unlinks(self, names: Sequence[str | bytes]) -> list[Command]:
+        if self._in_cluster:
+            return [("UNLINK", name) for name in names]
+        return [("UNLINK", *names)] if names else []
+
+    async def _scan(self, pattern: str) -> AsyncGenerator[list[bytes]]:
+        for node in await self._nodes():
+            cursor = None
+            while cursor != 0:
+                command: Command = ("SCAN", cursor or 0, "MATCH", pattern, "COUNT", SCAN_BATCH)
+                cursor, names = await self._call(node.execute_command, *command)
+                yield names
+
+    async def _nodes(self) -> Sequence[Redis | ClusterNode]:
+        if isinstance(self._client, Redis):
+            return [self._client]
+        await self._call(self._client.initialize)
+        return self._client.get_primaries()
+
+    async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        """Send all the commands at once. They are not one transaction."""
+        if not commands:
+            return []
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        # redis-py's own error would quote the command, and with it a value.
+        return await self._call(_results, pipeline)
+
+    async def _execute(self, *command: str | bytes | int) -> Any:
+        return await self._call(self._client.execute_command, *command)
+
+    async def _call(
+        self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        if self._turns.locked():
+            await self._wait()
+        else:
+            await self._turns.acquire()
+        try:
+            return await function(*args, **kwargs)
+        except _UNAVAILABLE as error:
+            cause = str(error).partition(" : <")[0]  # what follows are Sentinels, at length
+            raise CacheUnavailableError(f"Redis is out of reach: {cause}") from error
+        except RedisError as error:
+            raise CacheError(f"Redis refused: {error}") from error
+        finally:
+            self._turns.release()
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise CacheUnavailableError(
+                f"Redis is busy: none of {MAX_CONNECTIONS} connections became free in time"
+            ) from None
+
+    def _expiry(self, ex: float | None) -> tuple[()] | tuple[str, int]:
+        seconds = self.ttl if ex is None else ex
+        return () if seconds is None else ("PX", _milliseconds(seconds))
+
+    def _lease_name(self, key: str) -> str:
+        return _lease_on(self._prefix + key)
+
+
+def _lease_on(name: str) -> str:
+    return "lease:{" + name + "}"
+
+
+async def _results(pipeline: Pipeline | ClusterPipeline) -> list[Any]:
+    results = await pipeline.execute(raise_on_error=False)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results
+
+
+def _milliseconds(seconds: float) -> int:
+    if not seconds > 0:
+        raise ValueError(f"a time to live must be positive, and is {seconds}")
+    return math.ceil(seconds * 1000)
+
+
+def _encode(value: Value) -> bytes:
+    return value.encode() if isinstance(value, str) else _BYTES_MARK + value
+
+
+def _decode(stored: bytes | None) -> Value | None:
+    if stored is None:
+        return None
+    if stored.startswith(_BYTES_MARK):
+        return stored[1:]
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:  # not of our making
+        return None

@@ -1,0 +1,117 @@
+"""Values as bytes, by the return annotation of the function that makes them."""
+
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, Generic, NewType, Protocol, TypeVar, get_origin
+
+import structlog
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
+
+from src.cache.keys import hints_of
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+# For all but Pydantic models, which have a configuration of their own.
+_CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")
+
+
+class Codec(Protocol[T]):
+    def encode(self, value: T) -> bytes | None:
+        """Return None for a value that is not to be kept."""
+
+    def decode(self, data: bytes) -> T:
+        """Raises ValueError for what `encode` did not make."""
+
+
+class Bytes:
+    """Bytes as they are."""
+
+    def encode(self, value: bytes) -> bytes | None:
+        return value if type(value) is bytes else None
+
+    def decode(self, data: bytes) -> bytes:
+        return data
+
+
+class Json(Generic[T]):
+    """JSON by Pydantic, for all that comes back from it as it went in.
+
+    Raises TypeError if the type cannot.
+    """
+
+    def __init__(self, annotation: Any, name: str) -> None:
+        self.name = name
+        self._warned = False
+        try:
+            # A new type, for dataclasses and the like take no configuration by themselves.
+            adapter: TypeAdapter[T] = TypeAdapter(
+                NewType("_", annotation),  # type: ignore[arg-type]
+                config=_CONFIG,
+            )
+            adapter.json_schema(mode="serialization")
+        except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema) as error:
+            reason = str(error).splitlines()[0]
+            raise TypeError(f"{name} returns what cannot be cached: {reason}") from error
+        self._dump = adapter.dump_json
+        self.decode: Callable[[bytes], T] = adapter.validate_json
+
+    def encode(self, value: T) -> bytes | None:
+        """Refuse, but for a warning, what would be another value or type on a hit than it is now.
+
+        An annotation may promise less than the value is: a UUID in a `dict[str, Any]`, a subclass.
+        """
+        try:
+            data = self._dump(value, warnings="error")
+            if is_same(self.decode(data), value):
+                return data
+            reason = "it would come back as another value or type; annotate it precisely"
+        except (TypeError, ValueError) as error:
+            reason = str(error)
+        if not self._warned:
+            self._warned = True
+            log.warning("not_cached", function=self.name, reason=reason)
+        return None
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Tell apart what is equal and yet of another type: 1 and True, text and a member of StrEnum."""
+    if type(one) is not type(other):
+        # Where a float is wanted, an integer will do.
+        return type(one) is float and type(other) is int and one == other
+    if isinstance(one, dict):
+        return list(one) == list(other) and is_same(
+            [*one, *one.values()], [*other, *other.values()]
+        )
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    if isinstance(one, BaseModel) or is_dataclass(one):
+        return bool(one == other) and is_same(vars_of(one), vars_of(other))
+    return bool(one == other)
+
+
+def vars_of(value: Any) -> dict[str, Any]:
+    if isinstance(value, BaseModel):
+        return dict(value)
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+_ONE_WAY = (AsyncIterator, Iterator)
+
+
+def codec_for(function: Callable[..., Any]) -> Codec[Any]:
+    """Raises TypeError if what the function returns cannot be cached."""
+    name = function.__qualname__
+    if not inspect.iscoroutinefunction(function):
+        raise TypeError(f"{name} is no `async def` function")
+    hints = hints_of(function)
+    if "return" not in hints:
+        raise TypeError(f"{name} needs a return annotation to be cached")
+    annotation = hints["return"]
+    kind = get_origin(annotation) or annotation
+    if kind in {AsyncIterable, Iterable} or (isinstance(kind, type) and issubclass(kind, _ONE_WAY)):
+        raise TypeError(f"{name} returns what can be read only once")
+    return Bytes() if annotation is bytes else Json(annotation, name)

@@ -1,0 +1,153 @@
+"""`@cached` and `@invalidate_cache`, for any `async def` function or method."""
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from src.cache.cache import Policy, current_cache
+from src.cache.codec import codec_for
+from src.cache.keys import Arguments, Template, is_tool, key_maker
+from src.db.transaction import Watch, after_commit, watch_commits
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Function = Callable[P, Awaitable[T]]
+
+
+def cached(
+    ttl: float | None = None,
+    key_prefix: str | None = None,
+    key: str | Callable[..., str] | None = None,
+    *,
+    tags: Sequence[str] = (),
+    stale: float = 0,
+    jitter: float = 0.1,
+) -> Callable[[Function[P, T]], Function[P, T]]:
+    """Answer a call from the cache if it has been made with these arguments before.
+
+    The key is made of the prefix (the function's full name unless given) and the arguments, less
+    sessions, requests and `self`; or it is `key`, a template such as `"user:{user_id}"` or a function
+    of the same arguments. `tags` are templates too; `@invalidate_cache` names keys and tags.
+
+    A value lives for `ttl` seconds (CACHE_TTL_SECONDS unless given), less up to `jitter` of that;
+    for `stale` seconds more it is given out while it is computed anew in the background.
+
+    Raises TypeError, when it decorates, if the arguments make no key, the annotated type cannot be
+    cached, or `stale` is asked of a function that works with the request's session.
+    """
+
+    def decorate(function: Function[P, T]) -> Function[P, T]:
+        policy: Policy[T] = Policy(
+            key_prefix or function.__qualname__,
+            codec_for(function),
+            ttl=ttl,
+            stale=stale,
+            jitter=jitter,
+        )
+        # What works with a session cannot go on in the background, after the request.
+        unrefreshed: Policy[T] = Policy(policy.name, policy.codec, ttl=ttl, jitter=jitter)
+        key_of = key_maker(function, key_prefix, key)
+        tags_of = _filler(tags, function)
+        if stale:
+            _refuse_tools(function)
+
+        @functools.wraps(function)
+        async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+            cache = current_cache()
+            if cache is None:
+                return await function(*args, **kwargs)
+            call = functools.partial(function, *args, **kwargs)
+            chosen = unrefreshed if stale and _sessions_of(args, kwargs) else policy
+            return await cache.fetch(chosen, key_of(args, kwargs), tags_of(args, kwargs), call)
+
+        return wrapper
+
+    return decorate
+
+
+def invalidate_cache(
+    key_pattern: str | None = None, *, tags: Sequence[str] = ()
+) -> Callable[[Function[P, T]], Function[P, T]]:
+    """Once the call has succeeded, forget what it has outdated.
+
+    `key_pattern` is a key or a pattern (`*`, `?`, `[ab]`); it and the tags may name arguments:
+    `"user:{user_id}:*"`. Inside a database transaction this happens right after the commit, and
+    not at all if the transaction is rolled back.
+    """
+    if key_pattern is None and not tags:
+        raise TypeError("invalidate_cache() needs a key_pattern or tags")
+
+    def decorate(function: Function[P, T]) -> Function[P, T]:
+        if not inspect.iscoroutinefunction(function):
+            raise TypeError(f"{function.__qualname__} is no `async def` function")
+        patterns_of = _filler([key_pattern] if key_pattern else [], function)
+        tags_of = _filler(tags, function)
+
+        @functools.wraps(function)
+        async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+            patterns, named_tags = patterns_of(args, kwargs), tags_of(args, kwargs)
+            with watch_commits() as watch:
+                result = await function(*args, **kwargs)
+            await _invalidate(patterns, named_tags, _sessions_of(args, kwargs), watch)
+            return result
+
+        return wrapper
+
+    return decorate
+
+
+async def invalidate(
+    *key_patterns: str, tags: Sequence[str] = (), session: AsyncSession | None = None
+) -> None:
+    """Forget keys, what matches patterns and what carries tags, as `@invalidate_cache` does."""
+    await _invalidate(key_patterns, tags, [session.sync_session] if session else [])
+
+
+async def _invalidate(
+    key_patterns: Sequence[str],
+    tags: Sequence[str],
+    sessions: Sequence[Session],
+    watch: Watch | None = None,
+) -> None:
+    cache = current_cache()
+    if cache is not None:
+        callback = functools.partial(cache.invalidate, *key_patterns, tags=tags)
+        await after_commit(callback, sessions, watch)
+
+
+def _sessions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Session]:
+    """Return the sessions that a call is made with, those of a method's object included."""
+    attributes = getattr(args[0], "__dict__", {}) if args else {}
+    values = (*args, *kwargs.values(), *attributes.values())
+    return [value.sync_session for value in values if isinstance(value, AsyncSession)]
+
+
+def _filler(
+    templates: Sequence[str], function: Callable[..., Any]
+) -> Callable[[tuple[Any, ...], dict[str, Any]], tuple[str, ...]]:
+    """Return what fills the templates with the arguments of a call."""
+    arguments = Arguments(function)
+    prepared = [Template(text, arguments) for text in templates]
+    if all(template.is_constant for template in prepared):
+        constant = tuple(template.fill({}) for template in prepared)
+        return lambda _args, _kwargs: constant
+
+    def fill(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
+        values = arguments.bind(args, kwargs)
+        return tuple(template.fill(values) for template in prepared)
+
+    return fill
+
+
+def _refuse_tools(function: Callable[..., Any]) -> None:
+    for name, kind in Arguments(function).annotated.items():
+        if is_tool(kind):
+            raise TypeError(
+                f"{function.__qualname__} cannot be refreshed in the background: `{name}` ends with"
+                " the request; open what it needs inside"
+            )

@@ -1,0 +1,9 @@
+from fastapi import Request
+
+from src.cache.backends.base import CacheBackend
+
+
+async def get_cache(request: Request) -> CacheBackend:
+    """Give the process's cache to an endpoint: `cache: CacheBackend = Depends(get_cache)`."""
+    backend: CacheBackend = request.state.cache.backend
+    return backend

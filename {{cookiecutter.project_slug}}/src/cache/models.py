@@ -1,0 +1,81 @@
+"""Models that say which tags their rows have: `__cache_tags__ = ("items", "item:{id}")`.
+
+Whoever changes a row through the ORM, be it an endpoint, a task or a script, invalidates the tags
+of the old and the new state once the change is committed. A statement such as `update(Item)` tells
+nobody which rows it changes: invalidate what they carry with `@invalidate_cache`.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import chain
+from string import Formatter
+from typing import Any
+
+from sqlalchemy import event, inspect, select
+from sqlalchemy.orm import Session
+
+from src.cache.cache import current_cache
+from src.cache.keys import plain
+from src.db.transaction import call_after_commit
+
+_parse = Formatter().parse
+
+
+@event.listens_for(Session, "before_flush")
+def _invalidate_old(session: Session, _context: object, _instances: object) -> None:
+    if current_cache() is not None:
+        with session.no_autoflush:
+            changed = chain(session.dirty, session.deleted)
+            _invalidate(session, {tag for row in changed for tag in _tags(row, _before(row))})
+
+
+@event.listens_for(Session, "after_flush")
+def _invalidate_new(session: Session, _context: object) -> None:
+    if current_cache() is not None:
+        changed = chain(session.new, session.dirty)
+        _invalidate(session, {tag for row in changed for tag in _tags(row, _after(row))})
+
+
+def _invalidate(session: Session, tags: set[str]) -> None:
+    cache = current_cache()
+    if cache is not None and tags:
+        call_after_commit(session, partial(cache.invalidate, tags=sorted(tags)))
+
+
+def _tags(row: object, values: Mapping[str, Any]) -> Iterator[str]:
+    texts = {name: plain(value) for name, value in values.items()}
+    for template in getattr(row, "__cache_tags__", ()):
+        if all(name in texts for name in _names_in(template)):
+            yield template.format_map(texts)
+
+
+def _names_in(template: str) -> list[str]:
+    return [name for _, name, _, _ in _parse(template) if name]
+
+
+def _names_of(row: object) -> list[str]:
+    return [name for each in getattr(row, "__cache_tags__", ()) for name in _names_in(each)]
+
+
+def _before(row: object) -> dict[str, Any]:
+    """Return what the database has."""
+    state = inspect(row, raiseerr=True)
+    values: dict[str, Any] = {}
+    for name in _names_of(row):
+        history = state.attrs[name].history
+        if known := [*history.deleted, *history.unchanged]:
+            values[name] = known[0]
+        else:  # expired, or set without being read before
+            column = getattr(type(row), name)
+            is_it = [
+                key == value
+                for key, value in zip(state.mapper.primary_key, state.identity, strict=True)
+            ]
+            values[name] = state.session.scalar(select(column).where(*is_it))
+    return values
+
+
+def _after(row: object) -> dict[str, Any]:
+    """Return what is known now; a row that a cascade has deleted has nothing to load."""
+    loaded = inspect(row, raiseerr=True).dict
+    return {name: loaded[name] for name in _names_of(row) if name in loaded}

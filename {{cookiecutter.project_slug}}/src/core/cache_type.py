@@ -1,0 +1,15 @@
+"""Which cache backends there are to choose from."""
+
+from typing import Final, Literal, get_args
+
+CacheType = Literal[
+    # The first is the default.
+    # % if cookiecutter.cache_backend in ["redis", "all"]
+    "redis",
+    # % endif
+    # % if cookiecutter.cache_backend in ["file", "all"]
+    "file",
+    # % endif
+    "memory",
+]
+DEFAULT: Final[CacheType] = get_args(CacheType)[0]

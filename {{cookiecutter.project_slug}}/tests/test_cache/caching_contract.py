@@ -1,0 +1,290 @@
+"""What `@cached` must do on every backend; each backend's tests run all of it.
+
+A subclass provides the fixture `backend`, which is empty when a test begins.
+"""
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from src.cache import Cache, CacheBackend, cached, invalidate, invalidate_cache, use_cache
+from src.cache.cache import LEASE_SECONDS
+from src.core.config import ROOT
+
+PATIENCE_SECONDS = 5
+Change = Callable[[CacheBackend], Awaitable[object]]
+Read = Callable[[int], Coroutine[None, None, int]]
+Start = Callable[[float], Awaitable[Process]]
+
+
+class Source:
+    """Something slow to read, that can be held up."""
+
+    def __init__(self) -> None:
+        self.value = 1
+        self.calls = 0
+        self.gate = asyncio.Event()
+        self.is_read = asyncio.Event()
+
+    async def read(self) -> int:
+        self.calls += 1
+        value = self.value
+        self.is_read.set()
+        await self.gate.wait()
+        return value
+
+
+CHANGES: dict[str, Change] = {
+    "key": lambda _: invalidate("source:1"),
+    "pattern": lambda _: invalidate("source:*"),
+    "tag": lambda _: invalidate(tags=["tagged:1"]),
+    "elsewhere": lambda backend: backend.delete("source:1"),
+}
+
+
+class CachingContract:
+    @pytest.fixture(autouse=True)
+    def cache(self, backend: CacheBackend) -> Iterator[Cache]:
+        with use_cache(Cache(backend, ttl=60)) as cache:
+            yield cache
+
+    @pytest.fixture
+    async def source(self) -> Source:
+        return Source()
+
+    @pytest.fixture
+    def read(self, source: Source) -> Read:
+        @cached(key_prefix="source", tags=["tagged:{number}"])
+        async def cached_read(number: int) -> int:
+            return number * await source.read()
+
+        async def read(number: int) -> int:
+            return await cached_read(number)
+
+        return read
+
+    @pytest.mark.parametrize("value", [None, 0, "", False, [], {}], ids=repr)
+    async def test_what_is_falsy_is_a_hit(self, value: object) -> None:
+        calls = 0
+
+        @cached()
+        async def find() -> object:
+            nonlocal calls
+            calls += 1
+            return value
+
+        assert [await find(), await find()] == [value, value]
+        assert calls == 1
+
+    async def test_an_exception_is_raised_once_and_not_kept(self) -> None:
+        calls = 0
+
+        @cached()
+        async def find() -> int:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                raise ValueError("first")
+            return calls
+
+        with pytest.raises(ValueError, match="first"):
+            await find()
+
+        assert calls == 1
+        assert await find() == 2
+
+    async def test_many_readers_of_a_cold_key_call_once(self, source: Source, read: Read) -> None:
+        source.gate.set()
+
+        assert await asyncio.gather(*(read(1) for _ in range(200))) == [1] * 200
+        assert source.calls == 1
+
+    @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+    async def test_a_read_from_before_a_change_is_neither_kept_nor_joined(
+        self,
+        backend: CacheBackend,
+        source: Source,
+        read: Read,
+        change: Change,
+    ) -> None:
+        """Who comes after the change does not even wait for it."""
+        outdated = [asyncio.create_task(read(1)) for _ in range(3)]
+        await source.is_read.wait()
+        source.value, old_gate = 2, source.gate
+        source.gate = asyncio.Event()
+        source.gate.set()
+
+        await change(backend)
+
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await asyncio.gather(*(read(1) for _ in range(50))) == [2] * 50
+        old_gate.set()
+        assert set(await asyncio.gather(*outdated)) <= {1, 2}
+        assert await read(1) == 2
+        assert source.calls == 2
+
+    @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+    async def test_another_process_does_not_join_either(
+        self,
+        backend: CacheBackend,
+        source: Source,
+        read: Read,
+        change: Change,
+    ) -> None:
+        outdated = asyncio.create_task(read(1))
+        await source.is_read.wait()
+        source.value, old_gate = 2, source.gate
+        source.gate = asyncio.Event()
+        source.gate.set()
+        await change(backend)
+
+        with use_cache(Cache(backend, ttl=60)):  # which shares nothing but the backend
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                assert await read(1) == 2
+            old_gate.set()
+            await outdated
+            assert await read(1) == 2
+
+    async def test_when_the_leader_is_cancelled_another_one_computes(
+        self, source: Source, read: Read
+    ) -> None:
+        leader = asyncio.create_task(read(1))
+        await source.is_read.wait()
+        others = [asyncio.create_task(read(1)) for _ in range(10)]
+        await asyncio.sleep(0.01)
+        started = monotonic()
+
+        leader.cancel()
+        source.gate.set()
+
+        assert await asyncio.gather(*others) == [1] * 10
+        assert source.calls == 2
+        assert monotonic() - started < 1  # no lease is left behind
+        with pytest.raises(asyncio.CancelledError):
+            await leader
+
+    async def test_what_is_returned_is_the_callers_own(self) -> None:
+        @cached()
+        async def find() -> list[int]:
+            return [1]
+
+        for found in await asyncio.gather(*(find() for _ in range(3))):
+            found.append(2)
+
+        assert await find() == [1]
+
+    async def test_functions_that_want_each_others_keys_do_not_wait_for_ever(self) -> None:
+        both_lead = asyncio.Barrier(2)
+
+        @cached(key="{number}")
+        async def inner(number: int) -> int:
+            return number
+
+        @cached(key="{number}")
+        async def outer(number: int) -> int:
+            await both_lead.wait()
+            return await inner(3 - number)
+
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert set(await asyncio.gather(outer(1), outer(2))) <= {1, 2}
+
+    async def test_a_function_may_call_itself(self) -> None:
+        @cached()
+        async def factorial(number: int) -> int:
+            return number * await factorial(number - 1) if number else 1
+
+        assert await factorial(20) == 2432902008176640000
+
+    async def test_a_stale_value_is_given_out_while_it_is_computed_anew(self, cache: Cache) -> None:
+        calls = 0
+
+        @cached(ttl=0.05, stale=60, jitter=0)
+        async def count() -> int:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise ValueError("this is logged, and the next reader tries again")
+            return calls
+
+        assert await count() == 1
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while await count() < 3:  # noqa: ASYNC110 - it is computed when it is asked for
+                await asyncio.sleep(0.01)
+        await cache.aclose()
+
+    async def test_an_invalidating_call_that_fails_invalidates_nothing(
+        self, source: Source, read: Read
+    ) -> None:
+        @invalidate_cache("source:{number}")
+        async def change(number: int) -> None:
+            if number == 1:
+                raise ValueError(number)
+
+        source.gate.set()
+        await read(1)
+        with pytest.raises(ValueError, match="1"):
+            await change(1)
+        await read(1)
+
+        assert source.calls == 1
+
+
+class SharedCachingContract(CachingContract):
+    """For a backend that processes share; `variables` are the settings that lead to it."""
+
+    @pytest.fixture
+    async def start(self, variables: dict[str, str], tmp_path: Path) -> AsyncGenerator[Start]:
+        processes: list[Process] = []
+
+        async def start(seconds: float) -> Process:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "tests.test_cache.reader", tmp_path / "calls", str(seconds)),
+                cwd=ROOT,
+                env=os.environ | variables,
+                stdin=PIPE,
+                stdout=PIPE,
+            )
+            processes.append(process)
+            assert process.stdout
+            assert await process.stdout.readline() == b"ready\n"
+            return process
+
+        yield start
+        for process in processes:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+    @pytest.mark.slow
+    async def test_four_processes_compute_once(self, start: Start, tmp_path: Path) -> None:
+        processes = await asyncio.gather(*(start(0.5) for _ in range(4)))
+
+        outputs = await asyncio.gather(*(process.communicate(b"\n") for process in processes))
+
+        assert [output for output, _ in outputs] == [b"2100\n"] * 4
+        assert len((tmp_path / "calls").read_text().splitlines()) == 1
+
+    @pytest.mark.slow
+    async def test_of_a_process_that_is_killed_another_takes_over(
+        self, start: Start, tmp_path: Path
+    ) -> None:
+        killed, heir = await start(60), await start(0)
+        assert killed.stdin
+        killed.stdin.write(b"\n")
+        calls = tmp_path / "calls"
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not calls.exists():  # noqa: ASYNC110 - another process makes it
+                await asyncio.sleep(0.01)
+
+        killed.kill()
+
+        async with asyncio.timeout(2 * LEASE_SECONDS):
+            assert (await heir.communicate(b"\n"))[0] == b"2100\n"
+        assert len(calls.read_text().splitlines()) == 2

@@ -1,0 +1,3 @@
+import pytest
+
+pytest.register_assert_rewrite("tests.test_cache.caching_contract", "tests.test_cache.contract")

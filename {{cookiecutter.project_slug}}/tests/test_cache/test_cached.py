@@ -1,0 +1,187 @@
+"""`@cached` on the memory backend, and what no backend matters to."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Annotated, Any
+
+import pytest
+from fastapi import Depends, FastAPI, Response
+from httpx import AsyncClient
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from src.cache import Cache, CacheBackend, MemoryBackend, cached, use_cache
+from src.db.models.item import Item
+from src.db.session import Database
+from tests.client import connect
+from tests.test_cache.caching_contract import CachingContract
+
+
+@pytest.fixture
+def backend() -> MemoryBackend:
+    return MemoryBackend()
+
+
+class TestContract(CachingContract):
+    pass
+
+
+@cached(ttl=300, key_prefix="user")
+async def get_user(user_id: str, *, details: bool = False) -> dict[str, Any]:
+    """Find a user."""
+    return {"id": user_id, "details": details}
+
+
+UNFIT = [Item, list[Item], Response, AsyncIterator[int], Iterable[int], Callable[[], int]]
+
+
+@pytest.mark.parametrize("annotation", UNFIT, ids=str)
+def test_a_type_that_cannot_be_cached_is_refused_when_decorated(annotation: Any) -> None:
+    async def find() -> Any: ...
+
+    find.__annotations__["return"] = annotation
+    with pytest.raises(TypeError, match="find returns what"):
+        cached()(find)
+
+
+def test_what_is_not_annotated_or_not_async_is_refused() -> None:
+    async def find(): ...  # type: ignore[no-untyped-def]
+
+    with pytest.raises(TypeError, match="needs a return annotation"):
+        cached()(find)
+    with pytest.raises(TypeError, match="no `async def`"):
+        cached()(lambda: None)  # type: ignore[arg-type, return-value]
+
+
+def test_the_function_keeps_its_name_and_signature() -> None:
+    assert get_user.__name__ == "get_user"
+    assert get_user.__doc__ == "Find a user."
+    assert list(inspect.signature(get_user).parameters) == ["user_id", "details"]
+    assert inspect.iscoroutinefunction(get_user)
+
+
+async def test_without_a_cache_the_function_runs() -> None:
+    assert await get_user("1") == {"id": "1", "details": False}
+
+
+async def test_it_can_be_a_dependency(own_app: FastAPI, database: Database) -> None:
+    @own_app.get("/users/{user_id}")
+    async def show(
+        user: Annotated[dict[str, Any], Depends(get_user)],
+    ) -> dict[str, Any]:
+        return user
+
+    client: AsyncClient = connect(own_app, database)
+    for _ in range(2):
+        found = await client.get("/users/7?details=true")
+        assert found.json() == {"id": "7", "details": True}
+
+
+class Repository:
+    calls = 0
+
+    @cached()
+    async def method(self, number: int) -> int:
+        Repository.calls += 1
+        return number
+
+    @staticmethod
+    @cached()
+    async def static(number: int) -> int:
+        Repository.calls += 1
+        return number
+
+    @classmethod
+    @cached()
+    async def of_class(cls, number: int) -> int:
+        cls.calls += 1
+        return number
+
+
+@pytest.mark.parametrize("name", ["method", "static", "of_class"])
+async def test_methods_of_every_kind_are_cached(backend: CacheBackend, name: str) -> None:
+    Repository.calls = 0
+    with use_cache(Cache(backend, ttl=60)):
+        assert await getattr(Repository(), name)(1) == 1
+        assert await getattr(Repository(), name)(number=1) == 1
+    assert Repository.calls == 1
+
+
+async def test_a_value_that_the_annotation_does_not_cover_is_never_shared(
+    backend: CacheBackend,
+) -> None:
+    calls = 0
+
+    @cached()
+    async def find() -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0)
+        return {"a": (1, 2)}
+
+    with use_cache(Cache(backend, ttl=60)):
+        assert await asyncio.gather(*(find() for _ in range(3))) == [{"a": (1, 2)}] * 3
+    assert calls == 3
+
+
+async def test_no_task_outlives_its_computation(backend: CacheBackend) -> None:
+    before = asyncio.all_tasks()
+    with use_cache(Cache(backend, ttl=60)) as cache:
+        await get_user("1")
+        await cache.aclose()
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() <= before
+
+
+class WithSession:
+    def __init__(self, session: AsyncSession) -> None:
+        self.session = session
+        self.calls = 0
+
+    @cached(ttl=0.01, stale=60, jitter=0)
+    async def count(self) -> int:
+        self.calls += 1
+        return self.calls
+
+
+async def test_what_has_a_session_is_not_refreshed_in_the_background(
+    backend: CacheBackend,
+) -> None:
+    """The session would be gone by then."""
+    counter = WithSession(AsyncSession())
+    with use_cache(Cache(backend, ttl=60)):
+        async with asyncio.timeout(2):
+            while (found := await counter.count()) == 1:
+                await asyncio.sleep(0.005)
+                assert found == counter.calls
+
+
+class Refusing(MemoryBackend):
+    """A cache that has just failed, as leases may be granted without one."""
+
+    async def lease(self, key: str, token: str, seconds: float) -> bool:
+        return bool(key and token and seconds)
+
+    async def renew(self, key: str, token: str, seconds: float) -> bool:
+        return not (key and token and seconds)
+
+    async def fulfil(
+        self, key: str, token: str, value: str | bytes, ex: float | None = None
+    ) -> bool:
+        return not (key and token and value and ex)
+
+
+async def test_what_cannot_be_stored_is_given_to_its_caller() -> None:
+    calls = 0
+
+    @cached()
+    async def count() -> int:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0)
+        return calls
+
+    with use_cache(Cache(Refusing(), ttl=60)):
+        async with asyncio.timeout(2):
+            await asyncio.gather(*(count() for _ in range(5)))
+    assert calls <= 5

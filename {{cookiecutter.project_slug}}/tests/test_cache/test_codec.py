@@ -1,0 +1,113 @@
+"""Whatever is cached comes back as it went in, or is not cached."""
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum, StrEnum
+from typing import Any, Dict, Generic, TypedDict, TypeVar  # noqa: UP035 - users write it
+from uuid import UUID
+
+import pytest
+from pydantic import BaseModel
+
+from src.cache.codec import codec_for
+
+T = TypeVar("T")
+
+
+class Color(Enum):
+    RED = 1
+
+
+class Size(StrEnum):
+    BIG = "big"
+
+
+class Model(BaseModel):
+    id: UUID
+    at: datetime
+    price: Decimal | None = None
+
+
+class Page(BaseModel, Generic[T]):
+    items: list[T]
+
+
+@dataclass
+class Point:
+    x: float
+    raw: bytes
+
+
+class Row(TypedDict):
+    point: Point
+
+
+ID = UUID("018f0000-0000-7000-8000-000000000000")
+AT = datetime(2024, 1, 2, 3, 4, 5, 678, timezone(timedelta(hours=2)))
+MODEL = Model(id=ID, at=AT, price=Decimal("1.10"))
+POINT = Point(float("inf"), b"\xff\0")
+
+FIT: list[tuple[Any, Any]] = [
+    (int, 0),
+    (float, 1),
+    (bytes, b"\xff\n"),
+    (bytes | None, b"\xff"),
+    (dict[str, bytes], {"a": b"\xff"}),
+    (UUID, ID),
+    (datetime, AT),
+    (date, AT.date()),
+    (Decimal, Decimal("1.10")),
+    (Color, Color.RED),
+    (Size, Size.BIG),
+    (Model, MODEL),
+    (list[Model], [MODEL]),
+    (Model | None, None),
+    (Page[Model], Page[Model](items=[MODEL])),
+    (Point, POINT),
+    (Row, {"point": POINT}),
+    (int | str, "1"),
+    (int | str | Model, 1),
+    (dict[int, tuple[str, Color]], {1: ("a", Color.RED)}),
+    (set[UUID], {ID}),
+    (dict, {"a": [1, None, True, 1.5]}),
+    (Dict, {"a": "b"}),  # noqa: UP006 - as above
+    (dict[str, Any], {"a": {"b": []}}),
+    (None, None),
+]
+UNFIT: list[tuple[Any, Any]] = [
+    (dict, {1: "a"}),
+    (dict[str, Any], {"at": AT}),
+    (dict[str, Any], {"size": Size.BIG}),
+    (str, Size.BIG),
+    (list[int], [True]),
+    (bytes, bytearray(b"a")),
+    (bytes, None),
+    (int, "text"),
+    (float, float("nan")),
+    (str, "\ud800"),
+]
+
+
+def returning(annotation: Any) -> Any:
+    async def function() -> Any: ...
+
+    function.__annotations__["return"] = annotation
+    return function
+
+
+@pytest.mark.parametrize(("annotation", "value"), FIT, ids=str)
+def test_a_value_comes_back_as_it_went_in(annotation: Any, value: Any) -> None:
+    codec = codec_for(returning(annotation))
+
+    data = codec.encode(value)
+
+    assert data is not None
+    found = codec.decode(data)
+    assert found == value
+    assert type(found) is (float if annotation is float else type(value))
+
+
+@pytest.mark.parametrize(("annotation", "value"), UNFIT, ids=str)
+def test_what_would_come_back_otherwise_is_not_kept(annotation: Any, value: Any) -> None:
+    assert codec_for(returning(annotation)).encode(value) is None

@@ -1,0 +1,461 @@
+# ruff: noqa: ASYNC240 - a test may wait for a small file
+import asyncio
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from src.cache.backends import sqlite
+from src.cache.backends.base import CacheError, CacheUnavailableError
+from src.cache.backends.file import FileBackend
+from src.cache.backends.sqlite import FILE_NAME, LOCK_NAME
+from src.core.config import ROOT
+from tests.test_cache.contract import BackendContract, keys_of
+
+VALUES: dict[str, str | bytes] = {f"key{number}": "value" * 100 for number in range(2000)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def file(folder: Path) -> Path:
+    return folder / FILE_NAME
+
+
+@pytest.fixture
+async def backend(folder: Path) -> AsyncGenerator[FileBackend]:
+    async with FileBackend(folder) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def other(folder: Path) -> AsyncGenerator[FileBackend]:
+    """Another backend on the same file."""
+    async with FileBackend(folder) as backend:
+        yield backend
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "_LOCK_TIMEOUT_SECONDS", 0.1)
+
+
+class TestContract(BackendContract):
+    @pytest.fixture
+    async def neighbour(self, tmp_path: Path) -> AsyncGenerator[FileBackend]:
+        async with FileBackend(tmp_path / "neighbour") as backend:
+            yield backend
+
+
+async def fill(folder: Path) -> None:
+    async with FileBackend(folder) as backend:
+        await backend.set_many(VALUES)
+
+
+async def assert_works(backend: FileBackend) -> None:
+    await backend.set("new", "value")
+    assert await backend.get("new") == "value"
+    assert await backend.increment("number") == 1
+    assert await backend.lease("leased", "token", 60)
+    assert await backend.delete_matching("*") == 2
+
+
+async def test_restart(folder: Path) -> None:
+    """Values of both types and leases are there after a restart."""
+    async with FileBackend(folder) as backend:
+        await backend.set_many({"text": "a", "bytes": b"b"}, ex=60)
+        await backend.lease("key", "token", 60)
+
+    async with FileBackend(folder) as backend:
+        assert await backend.get_many("text", "bytes") == ["a", b"b"]
+        assert await backend.fulfil("key", "token", "value")
+
+
+async def test_shared(backend: FileBackend, other: FileBackend) -> None:
+    """What one backend does the others on the same file see."""
+    await backend.set("key", "value")
+    assert await other.get("key") == "value"
+    assert await backend.lease("key", "mine", 60)
+    assert not await other.lease("key", "theirs", 60)
+    await other.delete("key")
+    assert await backend.get("key") is None
+    assert not await backend.fulfil("key", "mine", "stale")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX's")
+async def test_only_the_owner_may_read(backend: FileBackend, folder: Path) -> None:
+    """Neither the folder nor any file in it is open to others."""
+    await backend.set("key", "value")
+
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert set(modes.values()) == {0o600}
+    assert FILE_NAME in modes
+
+
+async def test_info_tells_no_path(backend: FileBackend, folder: Path) -> None:
+    """The state holds the bound and the bytes, but not where the file is."""
+    info = await backend.info()
+
+    assert info.keys() == {"entries", "bytes", "max_bytes"}
+    assert str(folder) not in str(info)
+
+
+def _garbage(file: Path) -> None:
+    file.write_bytes(b"\xa5" * file.stat().st_size)
+
+
+def _no_database(file: Path) -> None:
+    file.write_text("This is not a database.")
+
+
+def _half(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
+
+
+def _nothing(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def _damaged_pages(file: Path) -> None:
+    """Leave the first page, with the schema, as it is."""
+    with file.open("r+b") as opened:
+        opened.seek(4096)
+        opened.write(b"\xff" * (file.stat().st_size - 4096))
+
+
+def _deleted(file: Path) -> None:
+    file.unlink()
+
+
+def _folder_deleted(file: Path) -> None:
+    shutil.rmtree(file.parent)
+
+
+def _other_schema(file: Path) -> None:
+    file.unlink()
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE entries (something TEXT)")
+
+
+def _other_version(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+
+def _no_tables(file: Path) -> None:
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute("DROP TABLE entries")
+        connection.execute("DROP TABLE leases")
+
+
+DAMAGE = [
+    *(_garbage, _no_database, _half, _nothing, _damaged_pages, _deleted, _folder_deleted),
+    *(_other_schema, _other_version, _no_tables),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_damaged_while_closed(
+    folder: Path, file: Path, damage: Callable[[Path], None]
+) -> None:
+    """A file that was damaged between two starts is as good as an empty one."""
+    await fill(folder)
+    damage(file)
+
+    async with FileBackend(folder) as backend:
+        found = await backend.get_many(*VALUES)
+        await backend.flush()
+        await assert_works(backend)
+
+    assert set(found) <= {None, *VALUES.values()}
+    assert None in found
+
+
+@pytest.mark.parametrize("damage", [_garbage, _no_database, _other_schema, _other_version])
+async def test_damage_is_logged(folder: Path, file: Path, damage: Callable[[Path], None]) -> None:
+    """That the file was given up stands in the log, once."""
+    await fill(folder)
+    damage(file)
+
+    with capture_logs() as logs:
+        async with FileBackend(folder) as backend:
+            assert await backend.get_many(*VALUES) == [None] * len(VALUES)
+            await assert_works(backend)
+
+    assert [(entry["event"], entry["log_level"]) for entry in logs] == [
+        ("cache_file_lost", "warning")
+    ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it does not let open files be deleted")
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_damaged_while_open(
+    backend: FileBackend, other: FileBackend, file: Path, damage: Callable[[Path], None]
+) -> None:
+    """Damage under the hands of two backends at once leaves them with one file that works."""
+    await backend.set_many(VALUES)
+    await other.get("key0")
+    damage(file)
+
+    found = await asyncio.gather(backend.get_many(*VALUES), other.get_many(*VALUES))
+    await asyncio.gather(backend.increment("shared"), other.increment("shared"))
+    await asyncio.gather(*(one.flush() for one in (backend, other)))
+
+    assert set(found[0] + found[1]) <= {None, *VALUES.values()}
+    await assert_works(backend)
+    await assert_works(other)
+    await backend.set("key", "value")
+    assert await other.get("key") == "value"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it does not let open files be deleted")
+async def test_closing_the_old_file_leaves_the_new_one(folder: Path) -> None:
+    """A backend that still holds a deleted file does not take the new one's log along."""
+    old = FileBackend(folder)
+    await old.set("key", "old")
+    shutil.rmtree(folder)
+
+    async with FileBackend(folder) as new:
+        await new.set("key", "new")
+        await old.aclose()
+        await new.set("key2", "new")
+        async with FileBackend(folder) as third:
+            assert await third.get_many("key", "key2") == ["new", "new"]
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+async def test_damaged_log(folder: Path, suffix: str) -> None:
+    """A log that makes no sense is no error; what it held may be lost."""
+    copy = folder.with_name("copy")
+    async with FileBackend(folder) as backend:
+        await backend.set("key", "value")
+        shutil.copytree(folder, copy)
+    path = copy / (FILE_NAME + suffix)
+    path.write_bytes(b"\xa5" * path.stat().st_size)
+
+    async with FileBackend(copy) as backend:
+        assert await backend.get("key") in {"value", None}
+        await backend.flush()
+        await assert_works(backend)
+
+
+async def test_damaged_lock(backend: FileBackend, folder: Path) -> None:
+    """The file that is only locked may hold anything."""
+    folder.mkdir()
+    (folder / LOCK_NAME).write_text("This is not a database. " * 100)
+    await assert_works(backend)
+
+
+async def test_folder_cannot_be_made(tmp_path: Path) -> None:
+    """Where no folder can be the backend is unavailable, and goes on once it can be."""
+    (tmp_path / "file").write_text("in the way")
+    async with FileBackend(tmp_path / "file" / "cache") as backend:
+        for operation in (backend.get("key"), backend.set("key", "value"), backend.ping()):
+            with pytest.raises(CacheUnavailableError, match="folder"):
+                await operation
+
+        (tmp_path / "file").unlink()
+        await assert_works(backend)
+
+
+async def test_file_cannot_be_made(backend: FileBackend, file: Path) -> None:
+    """So it is if something that is no file has its name."""
+    file.mkdir(parents=True)
+    with pytest.raises(CacheUnavailableError, match="cannot be used"):
+        await backend.get("key")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_locked(backend: FileBackend, file: Path) -> None:
+    """While another process keeps the lock, writes fail in time, and reads go on."""
+    await backend.set("key", "value")
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        read, written = await asyncio.gather(
+            backend.get("key"), backend.set("key", "new"), return_exceptions=True
+        )
+        assert read == "value"
+        assert isinstance(written, CacheUnavailableError)
+        with pytest.raises(CacheUnavailableError, match="locked"):
+            await backend.ping()
+
+    await backend.delete("key")
+    await assert_works(backend)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_locked_at_first(backend: FileBackend, folder: Path) -> None:
+    """A backend that could not even open its file does so as soon as it can."""
+    folder.mkdir()
+    with closing(sqlite3.connect(folder / FILE_NAME, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(CacheUnavailableError, match="locked"):
+            await backend.get("key")
+
+    await assert_works(backend)
+
+
+async def test_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk fails the write, changes nothing, and lets reads and deletions go on."""
+    monkeypatch.setattr(sqlite, "_PRAGMAS", (*sqlite._PRAGMAS, "max_page_count = 50"))  # noqa: SLF001
+    async with FileBackend(folder) as backend:
+        await backend.set("key", "value")
+        with pytest.raises(CacheError, match="full"):
+            await backend.set_many({"key": "new", "big": b"x" * 2**20})
+
+        assert await backend.get_many("key", "big") == ["value", None]
+        _, deleted = await asyncio.gather(
+            backend.set("big", b"x" * 2**20), backend.delete("key"), return_exceptions=True
+        )
+        assert deleted == 1
+
+
+async def test_one_failure_is_not_the_others(backend: FileBackend) -> None:
+    """What fails for one caller does not fail for those whose calls went along."""
+    await backend.set("text", "no number")
+
+    outcomes = await asyncio.gather(
+        backend.set("a", "1"),
+        backend.increment("text"),
+        backend.set_many({"b": "2", "bad": "\ud800"}),
+        backend.set("c", "3"),
+        return_exceptions=True,
+    )
+
+    assert [type(outcome) for outcome in outcomes[1:3]] == [CacheError, UnicodeEncodeError]
+    assert await backend.get_many("a", "b", "c") == ["1", None, "3"]
+
+
+def size_on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("size", [10, 3000, 100_000])
+async def test_bytes_are_bounded(folder: Path, size: int) -> None:
+    """However much is written the files stay small, and what was written last is there."""
+    bound = 2 * 2**20
+    count = 4 * bound // (size + 200)
+    async with FileBackend(folder, max_bytes=bound) as backend:
+        for start in range(0, count, 100):
+            batch: dict[str, str | bytes] = {
+                f"key{number}": bytes(size) for number in range(start, start + 100)
+            }
+            await backend.set_many(batch)
+            assert (folder / FILE_NAME).stat().st_size < bound * 1.2
+            assert size_on_disk(folder) < bound * 1.2 + 16 * 2**20
+        kept = [value is not None for value in await backend.get_many(*batch)]
+
+        assert await backend.get("key0") is None
+        assert kept[-1]
+        assert kept == sorted(kept)
+    assert size_on_disk(folder) < bound * 1.2
+
+
+async def test_expired_go_first(folder: Path) -> None:
+    """Expired values make room before live ones that are older."""
+    async with FileBackend(folder, max_bytes=2**20) as backend:
+        await backend.set("first", "value")
+        await backend.set_many({f"old{n}": bytes(1000) for n in range(600)}, ex=0.05)
+        await asyncio.sleep(0.1)
+        for number in range(600):
+            await backend.set(f"new{number}", bytes(1000))
+
+        assert await backend.get("first") == "value"
+
+
+async def test_value_bigger_than_the_bound(folder: Path) -> None:
+    """It is not kept, it drives out nothing else, and the value before it is gone."""
+    async with FileBackend(folder, max_bytes=2**20) as backend:
+        await backend.set_many({"other": "value", "key": "old"})
+
+        await backend.set("key", bytes(2**20))
+
+        assert await backend.get_many("key", "other") == [None, "value"]
+
+
+async def test_flush_gives_the_disk_back(folder: Path) -> None:
+    """After a flush the file is small again."""
+    async with FileBackend(folder) as backend:
+        await backend.set("key", bytes(10 * 2**20))
+        await backend.flush()
+    assert size_on_disk(folder) < 2**20
+
+
+@pytest.mark.parametrize("prefix", ["a", "\ud7ff", "\U0010ffff", "a\U0010ffff", "\0"])
+async def test_prefix_is_looked_up_exactly(backend: FileBackend, prefix: str) -> None:
+    """A pattern's prefix finds all keys that begin so, and none of those beside them."""
+    inside = {prefix, prefix + "\0", prefix + "z", prefix + "\U0010ffff"}
+    others = ["", "`", "b", "\ud7fe", "\ue000", "\U0010fffe", "a\U0010fffe"]
+    outside = {key for key in others if not key.startswith(prefix)}
+    await backend.set_many(dict.fromkeys(inside | outside, "value"))
+
+    assert await keys_of(backend, prefix + "*") == sorted(inside)
+    assert await backend.delete_matching(prefix + "*") == len(inside)
+    assert await keys_of(backend) == sorted(outside)
+
+
+WORK = """
+import asyncio, sys
+from pathlib import Path
+from src.cache.backends.file import FileBackend
+
+async def work(folder, name):
+    async with FileBackend(Path(folder)) as backend:
+        added = leased = 0
+        for number in range(100):
+            await backend.increment("n")
+            added += await backend.add(f"add{number}", name)
+            leased += await backend.lease(f"lease{number}", name, 60)
+        print(added, leased)
+
+asyncio.run(work(*sys.argv[1:]))
+"""
+
+
+async def run_python(script: str, *arguments: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-c", script, *arguments),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        output, _ = await process.communicate()
+    assert process.returncode == 0
+    return output.decode()
+
+
+async def test_processes(backend: FileBackend, folder: Path) -> None:
+    """Processes that begin at once on no file lose no increment, and one of them wins each race."""
+    outputs = await asyncio.gather(*(run_python(WORK, str(folder), str(n)) for n in range(4)))
+    won = [[int(number) for number in output.split()] for output in outputs]
+
+    assert await backend.get("n") == "400"
+    assert [sum(column) for column in zip(*won, strict=True)] == [100, 100]
+
+
+FORGET = """
+import asyncio, sys
+from pathlib import Path
+from src.cache.backends.file import FileBackend
+
+backend = FileBackend(Path(sys.argv[1]))
+asyncio.run(backend.set("key", "value"))
+"""
+
+
+async def test_interpreter_ends(backend: FileBackend, folder: Path) -> None:
+    """A backend that was never closed does not keep the interpreter."""
+    await run_python(FORGET, str(folder))
+    assert await backend.get("key") == "value"

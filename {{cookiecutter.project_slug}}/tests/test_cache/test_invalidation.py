@@ -1,0 +1,125 @@
+"""Invalidation and transactions: what is not committed is neither shared nor forgotten."""
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from src.cache import Cache, MemoryBackend, cached, invalidate_cache, use_cache
+from src.db.models.item import Item
+from src.db.session import Database
+
+
+@pytest.fixture(autouse=True)
+def cache() -> Iterator[Cache]:
+    with use_cache(Cache(MemoryBackend(), ttl=60)) as cache:
+        yield cache
+
+
+@dataclass
+class Store:
+    value: int = 1
+    calls: int = field(default=0)
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def read(store: Store) -> Callable[[], Awaitable[int]]:
+    @cached(key="value", tags=["values"])
+    async def read() -> int:
+        store.calls += 1
+        return store.value
+
+    return read
+
+
+@invalidate_cache("val*")
+async def by_argument(session: AsyncSession) -> None:
+    await session.connection()
+
+
+@invalidate_cache(tags=["values"])
+async def by_context(_session: object) -> None: ...
+
+
+class Repository:
+    def __init__(self, session: AsyncSession) -> None:
+        self.session = session
+
+    @invalidate_cache("value")
+    async def change(self) -> None: ...
+
+
+async def by_attribute(session: AsyncSession) -> None:
+    await Repository(session).change()
+
+
+@pytest.mark.parametrize("change", [by_argument, by_context, by_attribute])
+async def test_it_waits_for_the_commit_however_the_session_is_found(
+    database: Database,
+    read: Callable[[], Awaitable[int]],
+    store: Store,
+    change: Callable[[AsyncSession], Awaitable[None]],
+) -> None:
+    await read()
+    async with database.transaction() as session:
+        await change(session)
+        store.value = 2
+        assert await read() == 1
+    assert await read() == 2
+
+
+async def test_after_a_rollback_all_is_as_it_was(
+    database: Database, read: Callable[[], Awaitable[int]], store: Store
+) -> None:
+    await read()
+    with pytest.raises(ValueError, match="undo"):  # noqa: PT012 - the block is what raises
+        async with database.transaction() as session:
+            await by_argument(session)
+            raise ValueError("undo")
+    await read()
+    assert store.calls == 1
+
+
+async def test_a_function_that_commits_by_itself_invalidates_though_it_reads_on(
+    own_database: Database, read: Callable[[], Awaitable[int]], store: Store
+) -> None:
+    @invalidate_cache("value")
+    async def change(session: AsyncSession) -> None:
+        await session.execute(text("SELECT 1"))
+        store.value = 2
+        await session.commit()
+        await session.execute(text("SELECT 1"))
+
+    await read()
+    async with own_database.writes() as session:
+        await change(session)
+    assert await read() == 2
+
+
+@cached(key="names", tags=["items"])
+async def names(session: AsyncSession) -> list[str]:
+    return list(await session.scalars(select(Item.name)))
+
+
+async def test_what_is_uncommitted_is_seen_by_its_writer_alone(own_database: Database) -> None:
+    async with own_database.reads() as reads:
+        async with own_database.transaction() as session:
+            assert await names(reads) == []
+            session.add(Item(name="Lamp"))
+            await session.flush()
+            assert await names(session) == ["Lamp"]
+        assert await names(reads) == ["Lamp"]
+
+
+async def test_an_invalidation_needs_something_to_forget() -> None:
+    with pytest.raises(TypeError, match="key_pattern or tags"):
+        invalidate_cache()
+    with pytest.raises(TypeError, match="async"):
+        invalidate_cache("a")(lambda: None)  # type: ignore[arg-type, return-value]

@@ -1,0 +1,90 @@
+"""Keys: readable, unmistakable, and the same however a function is called."""
+
+from enum import StrEnum
+from typing import Any, NewType
+from uuid import UUID
+
+import pytest
+from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from src.cache.keys import MAX_LENGTH, key_maker
+
+UserId = NewType("UserId", int)
+ID = UUID("018f0000-0000-7000-8000-000000000000")
+
+
+class Size(StrEnum):
+    BIG = "big"
+
+
+class Query(BaseModel):
+    limit: int = 10
+    name: str | None = None
+
+
+async def get_user(user_id: str) -> None: ...
+async def by_number(user_id: UserId) -> None: ...
+async def any_of(value: Any) -> None: ...
+async def untyped(db, value): ...  # type: ignore[no-untyped-def]
+async def search(
+    db: AsyncSession, query: Query, size: Size = Size.BIG, *, page: int = 1
+) -> None: ...
+
+
+def key_of(function: Any, *args: Any, **kwargs: Any) -> str:
+    return key_maker(function, "user", None)(args, kwargs)
+
+
+def test_a_key_can_be_read() -> None:
+    assert key_of(get_user, "123") == "user:123"
+    assert key_of(by_number, 7) == "user:7"
+    assert key_of(any_of, ID) == f"user:UUID~{ID}"
+
+
+def test_it_does_not_matter_how_arguments_are_given() -> None:
+    session = AsyncSession()
+    keys = {
+        key_of(search, session, Query()),
+        key_of(search, AsyncSession(), Query(limit=10), Size.BIG, page=1),
+        key_of(search, query=Query(), db=None, page=1),
+    }
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize("function", [get_user, by_number, any_of])
+def test_values_of_different_types_have_different_keys(function: Any) -> None:
+    values = [1, "1", True, 1.0, None, "None", "true", b"1", [1], (1,), {"1"}, "", "~", "int~1"]
+    assert len({key_of(function, value) for value in values}) == len(values)
+
+
+def test_sessions_are_left_out_annotated_or_not() -> None:
+    assert key_of(untyped, AsyncSession(), "a") == "user:a"
+
+
+@pytest.mark.parametrize("text", ["a:b", "*", "a b", "ä", "\0", "\n", "{x}", "[a]", "\ud800"])
+def test_text_is_safe_for_every_backend(text: str) -> None:
+    key = key_of(get_user, text)
+    assert key.isascii()
+    assert not set(key.removeprefix("user:")) & set(":*?[]{}\\ \0\n")
+
+
+def test_a_long_key_ends_in_a_digest() -> None:
+    keys = [key_of(get_user, "a" * 5000 + end) for end in "bc"]
+    assert keys[0] != keys[1]
+    assert len(keys[0]) < MAX_LENGTH + 50
+
+
+def test_a_key_may_be_given_as_a_template_or_function() -> None:
+    template = key_maker(search, None, "find:{query.limit}:{page}")
+    assert template((None, Query(limit=5)), {}) == "find:5:1"
+    assert key_maker(get_user, "u", lambda user_id: f"{2 * int(user_id)}")(("4",), {}) == "u:8"
+
+
+def test_what_makes_no_key_is_refused() -> None:
+    async def find(value: slice) -> None: ...
+
+    with pytest.raises(TypeError, match="value"):
+        key_of(find, slice(1))
+    with pytest.raises(TypeError, match="typo"):
+        key_maker(get_user, None, "{typo}")

@@ -1,0 +1,47 @@
+"""A Valkey that the suite starts; a test works in a namespace of its own."""
+
+from collections.abc import AsyncGenerator, Iterator
+from uuid import uuid4
+
+import pytest
+from redis.asyncio import Redis
+
+from dev.valkey import ValkeyError, embedded_valkey
+from src.cache.backends.redis import RedisBackend, close_client, create_client
+from src.core import redis_url
+from src.core.redis_url import RedisURL
+
+
+@pytest.fixture(scope="session")
+def url() -> Iterator[RedisURL]:
+    try:
+        with embedded_valkey() as url:
+            yield redis_url.parse(url)
+    except ValkeyError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def namespace() -> str:
+    return uuid4().hex
+
+
+@pytest.fixture
+async def backend(url: RedisURL, namespace: str) -> AsyncGenerator[RedisBackend]:
+    async with RedisBackend(url, namespace=namespace) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def neighbour(url: RedisURL, namespace: str) -> AsyncGenerator[RedisBackend]:
+    async with RedisBackend(url, namespace=f"{namespace}2") as backend:
+        yield backend
+
+
+@pytest.fixture
+async def server(url: RedisURL) -> AsyncGenerator[Redis]:
+    """A client of its own, to look behind the backend's back."""
+    client = create_client(url)
+    assert isinstance(client, Redis)
+    yield client
+    await close_client(client)

@@ -1,0 +1,5 @@
+from tests.test_cache.contract import BackendContract
+
+
+class TestRedisBackend(BackendContract):
+    pass

@@ -1,0 +1,233 @@
+"""What happens when the server, the network or a stranger misbehaves."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from time import perf_counter
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from dev.valkey import embedded_valkey
+from src.cache.backends.base import CacheError, CacheUnavailableError
+from src.cache.backends.redis import MAX_CONNECTIONS, RedisBackend
+from src.core import redis_url
+from src.core.redis_url import RedisURL
+from tests.proxy import Relay
+from tests.test_cache.test_redis.servers import relay
+
+Call = Callable[[RedisBackend], Awaitable[Any]]
+
+CALLS: dict[str, Call] = {
+    "get": lambda backend: backend.get("key"),
+    "get_many": lambda backend: backend.get_many("a", "b"),
+    "set_many": lambda backend: backend.set_many({"a": "1"}),
+    "increment": lambda backend: backend.increment("key"),
+    "delete_matching": lambda backend: backend.delete_matching("*"),
+    "scan": lambda backend: anext(backend.scan()),
+    "info": lambda backend: backend.info(),
+    "ping": lambda backend: backend.ping(),
+}
+
+
+@pytest.fixture
+async def line(url: RedisURL) -> AsyncGenerator[Relay]:
+    async with relay(url) as line:
+        yield line
+
+
+@pytest.fixture
+async def distant(line: Relay, namespace: str) -> AsyncGenerator[RedisBackend]:
+    """A backend whose connection can fail."""
+    url = redis_url.parse(f"redis://127.0.0.1:{line.port}")
+    async with RedisBackend(url, namespace=namespace) as backend:
+        yield backend
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+async def test_server_that_is_away_is_found_out_soon(
+    distant: RedisBackend, line: Relay, call: Call
+) -> None:
+    await distant.set("key", "1")
+    await line.stop()
+
+    started = perf_counter()
+    with pytest.raises(CacheUnavailableError, match="Redis is out of reach"):
+        await call(distant)
+
+    assert perf_counter() - started < 1
+    await line.start()
+    assert await distant.get("key") == "1"
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+async def test_server_that_hangs_is_found_out_soon(
+    distant: RedisBackend, line: Relay, call: Call
+) -> None:
+    await distant.set("key", "1")
+    line.freeze()
+
+    started = perf_counter()
+    with pytest.raises(CacheUnavailableError, match="Redis is out of reach"):
+        await call(distant)
+
+    assert perf_counter() - started < 1
+
+
+async def test_queue_for_a_server_that_hangs_is_short(distant: RedisBackend, line: Relay) -> None:
+    """Those who wait for a connection give up too."""
+    line.freeze()
+
+    started = perf_counter()
+    calls = [distant.get("key") for _ in range(4 * MAX_CONNECTIONS)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert perf_counter() - started < 2
+    assert {type(result) for result in results} == {CacheUnavailableError}
+    assert any("Redis is busy" in str(result) for result in results)
+
+
+async def test_connection_that_the_server_closed_costs_no_error(
+    backend: RedisBackend, server: Redis
+) -> None:
+    await backend.set("key", "value")
+    for _ in range(20):
+        await server.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        assert await backend.get("key") == "value"
+        await server.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        assert await backend.get_many("key", "none") == ["value", None]
+
+
+async def test_many_at_once_share_few_connections(backend: RedisBackend) -> None:
+    await backend.set("key", "value")
+
+    found = await asyncio.gather(*(backend.get("key") for _ in range(200)))
+
+    assert found == ["value"] * 200
+
+
+async def test_scripts_survive_a_server_that_forgot_them(
+    backend: RedisBackend, server: Redis
+) -> None:
+    assert await backend.increment("n") == 1
+    await server.script_flush()
+    assert await backend.increment("n") == 2
+
+
+async def test_foreign_keys_are_neither_seen_nor_deleted(
+    backend: RedisBackend, server: Redis, namespace: str
+) -> None:
+    await server.set(f"{namespace}x:key", "foreign")
+    await server.set(f"other:{namespace}:key", "foreign")
+    await backend.set("key", "ours")
+
+    assert [key async for key in backend.scan()] == ["key"]
+    await backend.flush()
+
+    assert await server.get(f"{namespace}x:key") == b"foreign"
+    assert await server.get(f"other:{namespace}:key") == b"foreign"
+
+
+async def test_namespace_may_hold_characters_of_patterns(url: RedisURL) -> None:
+    async with (
+        RedisBackend(url, namespace="a*[b]?^\\") as backend,
+        RedisBackend(url, namespace="axxb") as other,
+    ):
+        await other.set("key", "theirs")
+        await backend.set("key", "ours")
+        await backend.lease("key", "token", 60)
+
+        assert await backend.delete_matching("k*") == 1
+
+        assert not await backend.fulfil("key", "token", "stale")
+        assert await other.get("key") == "theirs"
+        await other.flush()
+
+
+async def test_nothing_is_sent_that_blocks_the_server(backend: RedisBackend, server: Redis) -> None:
+    await server.config_resetstat()
+
+    await backend.set_many({str(number): "x" for number in range(100)})
+    await backend.delete_matching("1*")
+    await backend.flush()
+    await backend.info()
+
+    sent = {name.removeprefix("cmdstat_") for name in await server.info("commandstats")}
+    assert sent.isdisjoint({"keys", "flushdb", "flushall", "del"})
+    assert {"scan", "unlink"} <= sent
+
+
+async def test_value_of_another_program_is_a_miss_or_an_error(
+    backend: RedisBackend, server: Redis, namespace: str
+) -> None:
+    await server.set(f"{namespace}:latin", "caf\xe9".encode("latin-1"))
+    await server.rpush(f"{namespace}:list", "x")
+
+    assert await backend.get("latin") is None
+    assert await backend.get_many("latin", "list") == [None, None]
+    with pytest.raises(CacheError, match="WRONGTYPE") as caught:
+        await backend.get("list")
+    assert not isinstance(caught.value, CacheUnavailableError)
+
+
+async def test_text_is_readable_for_others(
+    backend: RedisBackend, server: Redis, namespace: str
+) -> None:
+    await backend.set("text", "Zürich", ex=60)
+
+    assert await server.get(f"{namespace}:text") == "Zürich".encode()
+    assert 59 < await server.ttl(f"{namespace}:text") <= 60
+
+
+async def test_full_server_refuses_without_quoting_values(url: RedisURL, server: Redis) -> None:
+    async with RedisBackend(url, namespace="full") as backend:
+        await server.config_set("maxmemory", "1")
+        try:
+            with pytest.raises(CacheError, match="command not allowed when used memory") as caught:
+                await backend.set_many({"key": "hunter2"})
+        finally:
+            await server.config_set("maxmemory", "0")
+    assert not isinstance(caught.value, CacheUnavailableError)
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_large_namespaces_are_not_counted_to_the_end(
+    backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.cache.backends.redis.SCAN_BATCH", 10)
+    await backend.set_many({str(number): "x" for number in range(1000)})
+
+    info = await backend.info()
+
+    assert info["entries_capped"] is True
+    assert 0 < info["entries"] < 1000
+
+
+@pytest.mark.parametrize("kind", ["redis", "redis+sentinel", "redis+cluster", "rediss"])
+@pytest.mark.usefixtures("url")  # it skips without the wheel
+async def test_password_is_never_told(kind: str) -> None:
+    """Neither when nothing listens nor when it is wrong."""
+    with embedded_valkey(["--requirepass", "another"]) as guarded:
+        async with relay(redis_url.parse(guarded)) as line:
+            text = f"{kind}://me:hunter2@127.0.0.1:{line.port}"
+            text += "/service" if kind == "redis+sentinel" else ""
+            wrong = redis_url.parse(text)
+            async with RedisBackend(wrong, namespace="test") as backend:
+                for stopped in (False, True):
+                    if stopped:
+                        await line.stop()
+                    with pytest.raises(CacheUnavailableError) as caught:
+                        await backend.get("key")
+                    assert "hunter2" not in repr(caught.value)
+
+
+@pytest.mark.usefixtures("url")
+async def test_right_password_opens(namespace: str) -> None:
+    with embedded_valkey(["--requirepass", "p@ss:w/rd"]) as guarded:
+        right = redis_url.parse(f"{guarded}?db=3&password=p%40ss%3Aw%2Frd")
+        async with RedisBackend(right, namespace=namespace) as backend:
+            await backend.set("key", "value")
+            info = await backend.info()
+            assert info["server"].startswith("valkey ")
+            assert info["entries"] == 1
+            assert "p@ss" not in str(info)

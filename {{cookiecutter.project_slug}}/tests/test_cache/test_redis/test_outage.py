@@ -1,0 +1,118 @@
+"""The whole service while Valkey goes away under load, and comes back."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from time import perf_counter
+from typing import Self
+
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient
+
+from src.cache import Cache
+from src.cache.backends.redis import RedisBackend
+from src.cache.resilience import ResilientBackend
+from src.core import redis_url
+from src.core.redis_url import RedisURL
+from src.db.session import Database
+from tests.client import connect
+from tests.proxy import Relay
+from tests.test_cache.test_redis.servers import relay
+
+ITEMS = "/api/v1/items/"
+CLIENTS = 20
+
+
+@pytest.fixture
+async def line(url: RedisURL) -> AsyncGenerator[Relay]:
+    async with relay(url) as line:
+        yield line
+
+
+@pytest.fixture
+async def cache(line: Relay, namespace: str) -> AsyncGenerator[Cache]:
+    url = redis_url.parse(f"redis://127.0.0.1:{line.port}")
+    async with ResilientBackend(RedisBackend(url, namespace=namespace)) as backend:
+        yield Cache(backend, ttl=60)
+
+
+@pytest.fixture
+async def client(app: FastAPI, own_database: Database, cache: Cache) -> AsyncGenerator[AsyncClient]:
+    async with connect(app, own_database, own_cache=cache) as client:
+        yield client
+
+
+class Load:
+    """Clients that read an item, one request after the other, and change it now and then."""
+
+    def __init__(self, client: AsyncClient, item: str) -> None:
+        self.client = client
+        self.item = item
+        self.confirmed = 1
+        self.statuses: set[int] = set()
+        self.slow: list[tuple[float, float]] = []  # when a request began, and how long it took
+        self._done = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._read()) for _ in range(CLIENTS)]
+        self._tasks.append(asyncio.create_task(self._write()))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._done.set()
+        await asyncio.gather(*self._tasks)
+
+    async def _read(self) -> None:
+        while not self._done.is_set():
+            least = self.confirmed
+            started = perf_counter()
+            answer = await self.client.get(self.item)
+            self.slow.append((started, perf_counter() - started))
+            self.statuses.add(answer.status_code)
+            assert answer.json()["version"] >= least
+            await asyncio.sleep(0.005)
+
+    async def _write(self) -> None:
+        while not self._done.is_set():
+            answer = await self.client.patch(self.item, json={"name": f"Lamp {self.confirmed}"})
+            self.statuses.add(answer.status_code)
+            self.confirmed = answer.json()["version"]
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["killed", "frozen"])
+async def test_an_outage_costs_speed_and_nothing_else(
+    client: AsyncClient, cache: Cache, line: Relay, fault: str
+) -> None:
+    """Every request succeeds, none shows what was true before a change, and it heals by itself.
+
+    While Valkey is away each request meets it once at most, for half a second.
+    """
+
+    def is_available() -> bool:
+        return cache.backend.available
+
+    item = (await client.post(ITEMS, json={"name": "Lamp"})).headers["location"]
+    async with Load(client, item) as load:
+        await asyncio.sleep(0.3)
+        assert is_available()
+        if fault == "killed":
+            await line.stop()
+        else:
+            line.freeze()
+        await asyncio.sleep(1.5)
+        assert not is_available()
+        await line.stop()
+        await line.start()
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            if is_available():
+                break
+        assert is_available()
+        await asyncio.sleep(0.3)
+
+    assert load.statuses == {200}
+    assert load.confirmed > 10
+    assert max(seconds for _, seconds in load.slow) < 1.5

@@ -1,0 +1,54 @@
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from src.cache.backends.factory import create_backend
+from src.core import cache_type, config
+from src.core.config import InvalidSettingsError, Settings, load_settings
+
+
+@pytest.fixture
+def env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """An environment without settings, in a project without a `.env`."""
+    for name in (*Settings.model_fields, "ENV_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(config, "DEV_ENV_FILE", tmp_path / ".data/dev.env")
+    return monkeypatch
+
+
+@pytest.mark.usefixtures("env")
+def test_default_is_the_first_choice() -> None:
+    settings = load_settings()
+
+    assert get_args(cache_type.CacheType)[0] == settings.CACHE_BACKEND_TYPE
+    assert settings.CACHE_TTL_SECONDS == 300
+    assert settings.CACHE_NAMESPACE
+
+
+@pytest.mark.parametrize("choice", get_args(cache_type.CacheType))
+async def test_every_choice_makes_a_backend(env: pytest.MonkeyPatch, choice: str) -> None:
+    env.setenv("CACHE_BACKEND_TYPE", choice)
+    env.setenv("CACHE_TTL_SECONDS", "7")
+
+    async with create_backend(load_settings()) as backend:
+        assert backend.ttl == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CACHE_BACKEND_TYPE", "memcached"),
+        ("CACHE_TTL_SECONDS", "0"),
+        ("CACHE_TTL_SECONDS", "soon"),
+        ("CACHE_NAMESPACE", "a:b"),
+        ("CACHE_NAMESPACE", "a*"),
+        ("CACHE_MEMORY_MAX_MEGABYTES", "0"),
+    ],
+)
+def test_bad_values_are_named(env: pytest.MonkeyPatch, name: str, value: str) -> None:
+    env.setenv(name, value)
+
+    with pytest.raises(InvalidSettingsError, match=f"  {name}: "):
+        load_settings()
