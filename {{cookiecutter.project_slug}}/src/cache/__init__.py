@@ -1,11 +1,11 @@
 """The cache: docs/cache.md tells how to use it."""
 
-import src.cache.models  # noqa: F401 - it listens to what the ORM changes
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError
 from src.cache.backends.memory import MemoryBackend
 from src.cache.cache import Cache, Policy, current_cache, open_cache, use_cache
 from src.cache.decorators import cached, invalidate, invalidate_cache
 from src.cache.dependencies import get_cache
+from src.cache.models import watch_models
 
 __all__ = [
     "Cache",
@@ -22,3 +22,5 @@ __all__ = [
     "open_cache",
     "use_cache",
 ]
+
+watch_models()

@@ -7,7 +7,7 @@ from typing import Any, Generic, NewType, Protocol, TypeVar, get_origin
 
 import structlog
 from pydantic import BaseModel, ConfigDict, TypeAdapter
-from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
+from pydantic.errors import PydanticUserError
 
 from src.cache.keys import hints_of
 
@@ -53,7 +53,7 @@ class Json(Generic[T]):
                 config=_CONFIG,
             )
             adapter.json_schema(mode="serialization")
-        except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema) as error:
+        except PydanticUserError as error:
             reason = str(error).splitlines()[0]
             raise TypeError(f"{name} returns what cannot be cached: {reason}") from error
         self._dump = adapter.dump_json

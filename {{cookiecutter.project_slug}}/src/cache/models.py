@@ -21,7 +21,12 @@ from src.db.transaction import call_after_commit
 _parse = Formatter().parse
 
 
-@event.listens_for(Session, "before_flush")
+def watch_models() -> None:
+    """Let every session invalidate what it outdates, from now on."""
+    event.listen(Session, "before_flush", _invalidate_old)
+    event.listen(Session, "after_flush", _invalidate_new)
+
+
 def _invalidate_old(session: Session, _context: object, _instances: object) -> None:
     if current_cache() is not None:
         with session.no_autoflush:
@@ -29,7 +34,6 @@ def _invalidate_old(session: Session, _context: object, _instances: object) -> N
             _invalidate(session, {tag for row in changed for tag in _tags(row, _before(row))})
 
 
-@event.listens_for(Session, "after_flush")
 def _invalidate_new(session: Session, _context: object) -> None:
     if current_cache() is not None:
         changed = chain(session.new, session.dirty)

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, StrEnum
-from typing import Any, Dict, Generic, TypedDict, TypeVar  # noqa: UP035 - users write it
+from typing import Any, Dict, Generic, TypeVar  # noqa: UP035 - users write it
 from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 from src.cache.codec import codec_for
 

@@ -159,7 +159,7 @@ class Store:
     def flush(self) -> None:
         self._execute("DELETE FROM entries")
         self._execute("DELETE FROM leases")
-        self._execute("PRAGMA incremental_vacuum").fetchall()  # each row gives back one page
+        self._give_back(self._pragma("freelist_count"))
 
     def lease(self, key: str, token: str, seconds: float) -> bool:
         now = time.time()
@@ -226,9 +226,12 @@ class Store:
             expired = self._evict("WHERE expires <= ? ORDER BY expires", time.time())
             if not expired and not self._evict("ORDER BY rowid"):
                 break
-        excess = self._pragma("page_count") - self._max_bytes // self._pragma("page_size")
-        if excess > 0:
-            self._execute(f"PRAGMA incremental_vacuum({excess})").fetchall()
+        self._give_back(self._pragma("page_count") - self._max_bytes // self._pragma("page_size"))
+
+    def _give_back(self, pages: int) -> None:
+        # One by one: Python 3.11 takes but the first step of such a statement, which is one page.
+        for _ in range(pages):
+            self._execute("PRAGMA incremental_vacuum(1)").fetchall()
 
     def _evict(self, which: str, *parameters: float) -> int:
         chosen = f"SELECT rowid FROM entries {which} LIMIT {_EVICTED_AT_ONCE}"  # noqa: S608
