@@ -18,13 +18,14 @@ from typing import Any
 
 import aiocache
 import cashews
-from dev.valkey import embedded_valkey
 from fastapi import FastAPI, Response
 from harness import CONCURRENCY, ROUNDS, Costs, an_item, cost, migrated, report
-from main import create_application
 from pydantic import BaseModel
 from redis.asyncio import Redis
 from sqlalchemy import URL
+
+from dev.valkey import embedded_valkey
+from main import create_application
 from src.cache import Cache, CacheBackend, MemoryBackend, cached, use_cache
 from src.cache.backends.file import FileBackend
 from src.cache.backends.redis import RedisBackend

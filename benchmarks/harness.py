@@ -19,9 +19,10 @@ sys.path.insert(0, str(SERVICE))
 
 from alembic import command  # noqa: E402 - from here on, the service is on the path
 from alembic.config import Config  # noqa: E402
-from dev.postgres import embedded_postgres  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 from sqlalchemy import URL, make_url  # noqa: E402
+
+from dev.postgres import embedded_postgres  # noqa: E402
 from src.db.models.item import Item  # noqa: E402
 from src.db.session import Database  # noqa: E402
 

@@ -13,9 +13,10 @@ from uuid import UUID
 
 from fastapi import Depends, FastAPI, HTTPException
 from harness import ROUNDS, Costs, an_item, cost, migrated, report
-from main import create_application
 from sqlalchemy import URL, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+from main import create_application
 from src.cache import Cache, MemoryBackend
 from src.core.config import get_settings
 from src.db.models.item import Item
