@@ -70,6 +70,9 @@ FEATURES = [
     ("ci_provider", {"gitlab"}, [".gitlab-ci.yml"]),
 ]
 
+# An import in parentheses of which only one name was chosen; in the template each has its line.
+LONELY_IMPORT = re.compile(r"^(from [\w.]+ import )\(\n    (\w+),\n\)$", re.MULTILINE)
+
 WHAT_NOW = """
 %s is ready. What now:
 
@@ -111,6 +114,15 @@ def drop_unchosen(answers):
                 drop(Path(path))
 
 
+def join_lonely_imports():
+    for pattern in ("*.py", "dev/**/*.py", "src/**/*.py", "tests/**/*.py"):
+        for path in Path().glob(pattern):
+            source = path.read_bytes().decode("utf-8")
+            joined = LONELY_IMPORT.sub(r"\1\2", source)
+            if joined != source:
+                path.write_bytes(joined.encode("utf-8"))
+
+
 def drop_caches():
     for pattern in CACHES:
         for path in list(Path().glob(pattern)):
@@ -134,6 +146,7 @@ def finish(answers):
     slug = answers["project_slug"]
     drop_unchosen(answers)
     drop_caches()
+    join_lonely_imports()
     if updating(answers):
         return None
     if own_dependency(slug):

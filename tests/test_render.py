@@ -87,6 +87,32 @@ def test_a_project_shows_no_trace_of_its_template(bake: Bake, answers: dict[str,
             assert not re.search(r"\{\{|\{%|\{#", text), file
 
 
+@pytest.mark.parametrize("answers", ANSWERS, ids=str)
+def test_a_project_reads_as_if_written_by_hand(bake: Bake, answers: dict[str, str]) -> None:
+    """No gap or missing gap where a condition was, no import of one name in parentheses."""
+    for file, text in texts(bake(**answers).path).items():
+        assert text == text.lstrip("\n").rstrip("\n") + "\n" * bool(text), file
+        assert "\n\n\n\n" not in text, file
+        if file.suffix == ".py":
+            assert not re.search(r"^from \S+ import \(\n    \w+,\n\)$", text, re.MULTILINE), file
+        else:
+            assert file.suffix != ".md" or not gaps_of(text), file
+
+
+def gaps_of(page: str) -> list[str]:
+    """Return the headings and fences of a Markdown page that do not stand apart from the rest."""
+    faults, fenced, before = [], False, ""
+    for line in page.splitlines():
+        opens = line.startswith("```") and not fenced
+        if (opens or (line.startswith("#") and not fenced)) and before:
+            faults.append(line)
+        if not fenced and not line and not before:
+            faults.append("two blank lines")
+        fenced ^= line.startswith("```")
+        before = line
+    return faults
+
+
 @pytest.mark.parametrize("answer", UNWANTED)
 def test_a_project_names_no_cache_but_its_own(bake: Bake, answer: str) -> None:
     """No word of a backend that was not chosen is in any file or file name; of none, no word at all."""

@@ -77,8 +77,8 @@ def api(
 def dev() -> None:
     """Run everything for development: servers, migrations, and the API with reload.
 
-    A server is started here unless the settings name one, as POSTGRES_HOST or DATABASE_URL do; the
-    data of PostgreSQL stay in .data/ for the next time. Ctrl-C stops all of it.
+    A server is started here unless the settings name one, as POSTGRES_HOST or DATABASE_URL do.
+    The data of PostgreSQL stay in .data/ for the next time. Ctrl-C stops all of it.
     """
     try:
         from dev.stack import run_stack  # noqa: PLC0415 - no production image has it

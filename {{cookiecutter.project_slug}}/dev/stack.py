@@ -119,7 +119,7 @@ def _redis(settings: Settings) -> Iterator[dict[str, str]]:
             variables["REDIS_URL"] = stack.enter_context(server)
         except valkey.ValkeyError as error:
             typer.echo(f"{error} Until then, each process caches in its own memory.", err=True)
-            os.environ["CACHE_BACKEND_TYPE"] = "memory"  # the programs inherit it
+            variables["CACHE_BACKEND_TYPE"] = "memory"
         yield variables
 
 

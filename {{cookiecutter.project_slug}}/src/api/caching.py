@@ -25,9 +25,10 @@ from pydantic_core import from_json, to_json
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from src.api.deps import get_app_settings, get_read_session
 from src.api.metrics import route_template
-from src.cache import Cache, Policy, use_cache
-from src.cache.keys import encode, plain, shorten
+from src.cache import Cache, Policy, current_cache, get_cache, use_cache
+from src.cache.keys import MAX_LENGTH, encode, plain, shorten
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Headers = list[tuple[bytes, bytes]]
@@ -35,7 +36,10 @@ Headers = list[tuple[bytes, bytes]]
 MAX_KNOWN_PATHS = 10_000
 
 _CREDENTIALS = (b"authorization", b"cookie", b"x-api-key")
+# What takes a request for its `state` alone, which says nothing about who asks for what.
+_STATE_ONLY = (get_app_settings, get_cache, get_read_session)
 _KEPT_BY = "response_kept_by"
+_UNKEPT = [(b"cache-control", b"private, no-cache")]  # an answer to somebody, who may ask again
 _IN_304 = frozenset({b"cache-control", b"content-location", b"etag", b"expires", b"vary"})
 
 
@@ -46,15 +50,17 @@ def cached_response(
     vary: Sequence[str] = (),
     identity: Callable[[HTTPConnection], str | None] | None = None,
     max_age: int = 0,
+    shared: bool = False,
 ) -> Any:
     """Keep the answers of an endpoint for `ttl` seconds (CACHE_TTL_SECONDS unless given).
 
     `tags` may name path parameters: `"item:{item_id}"`. `vary` names the request headers that the
     answer depends on. `identity` tells from a request whose answer it is, None if nobody's: then it
     is not kept. Clients may reuse an answer for `max_age` seconds without asking; with 0 they ask
-    each time, and get 304 if it is still the same.
+    each time, and get 304 if it is still the same. `shared` says that dependencies which take the
+    request do not ask who calls.
     """
-    return Depends(Rule(ttl, tuple(tags), tuple(vary), identity, max_age))
+    return Depends(Rule(ttl, tuple(tags), tuple(vary), identity, max_age, shared))
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Rule:
     vary: tuple[str, ...]
     identity: Callable[[HTTPConnection], str | None] | None
     max_age: int
+    shared: bool
 
     async def __call__(self, request: Request) -> None:
         if request.scope.get(_KEPT_BY) != self:
@@ -100,7 +107,11 @@ class Keeper:
         self.headers = self._common_headers()
         dependants = list(_walk(route.dependant))
         self._refuse_private(route.name, dependants)
-        self.reads_query = any(each.query_params for each in dependants)
+        # Who takes the whole request may read its query and its host, and say so in the answer.
+        self.reads_request = any(map(_takes_request, dependants))
+        self.reads_query = self.reads_request or any(each.query_params for each in dependants)
+        # A release that answers in another form does not give out what the one before has kept.
+        self.form = _digest(to_json(TypeAdapter(route.response_model).json_schema()))[:8]
         hints = get_type_hints(route.endpoint, include_extras=True)
         self._parameters = {
             name: TypeAdapter[Any](hints.get(name, str)) for name in route.param_convertors
@@ -120,6 +131,13 @@ class Keeper:
         asks_who = any(isinstance(call, SecurityBase) for call in calls)
         if self.rule.identity is None and (asks_who or any(d.cookie_params for d in dependants)):
             raise TypeError(f"{name} asks who calls: `identity` must tell whose its answers are")
+        if not (self.rule.shared or self.rule.identity) and any(
+            map(_takes_request, dependants[1:])
+        ):
+            raise TypeError(
+                f"{name} has a dependency that takes the request, and may ask who calls:"
+                " give `identity`, or `shared=True` if the answer is for everyone"
+            )
         varied = {header.lower() for header in self.rule.vary}
         for header in chain.from_iterable(each.header_params for each in dependants):
             if header.alias.lower() not in varied:
@@ -128,49 +146,56 @@ class Keeper:
     def wrap(self, handler: Handler) -> Handler:
         async def answer(request: Request) -> Response:
             request.scope[_KEPT_BY] = self.rule
+            cache = current_cache()
             path = self._locate(request.scope)
-            if path is None or (place := path.place(request.scope)) is None:
-                return await handler(request)
+            if cache is None or path is None or (place := path.place(request.scope)) is None:
+                response = self._dress(await handler(request), _UNKEPT)
+                return _unless_known(response, request.scope)
 
             async def compute() -> Response:
-                return self._dress(await handler(request))
+                return self._dress(await handler(request), self.headers)
 
-            cache: Cache = request.state.cache
             response = await cache.fetch(self.policy, *place, compute)
             _remember(request.scope, path)
             return _unless_known(response, request.scope)
 
         return answer
 
-    def _locate(self, scope: Scope) -> "Path | None":
+    def _locate(self, scope: Scope) -> "KnownPath | None":
         """Spell the path as the service itself would: a UUID may be written in several ways."""
         try:
             values = {
-                name: plain(self._parameters[name].validate_python(value))
+                name: _spell(self._parameters[name].validate_python(value), value)
                 for name, value in scope["path_params"].items()
             }
         except ValidationError:
             return None  # for FastAPI to say what is wrong
         template = route_template(scope)
-        return Path(
+        return KnownPath(
             self,
-            f"response:{template.format_map(values)}",
+            f"response:{self.form}:{template.format_map(values)}",
             tuple(tag.format_map(values) for tag in self.rule.tags),
             {name: scope[name] for name in ("fastapi", "route") if name in scope},
         )
 
-    def _dress(self, response: Response) -> Response:
+    def _dress(self, response: Response, headers: Headers) -> Response:
         if response.status_code == 200:  # noqa: PLR2004 - OK
-            given = {name for name, _ in response.raw_headers}
-            added = [(name, value) for name, value in self.headers if name not in given]
+            given = {name for name, _ in response.raw_headers} - {b"vary"}  # which adds up
+            added = [(name, value) for name, value in headers if name not in given]
             if b"etag" not in given and (body := getattr(response, "body", None)):
-                digest = blake2b(body, digest_size=16).hexdigest()
-                added.append((b"etag", f'"{digest}"'.encode()))
+                added.append((b"etag", f'"{_digest(body)}"'.encode()))
             response.raw_headers = [*response.raw_headers, *added]
         return response
 
 
-class Path(NamedTuple):
+def _spell(value: Any, given: Any) -> str:
+    try:
+        return plain(value)
+    except TypeError:  # an IP address, say
+        return plain(given)
+
+
+class KnownPath(NamedTuple):
     """A path that is known to lead to a route, and what is stored of it."""
 
     keeper: Keeper
@@ -185,16 +210,19 @@ class Path(NamedTuple):
         if self.keeper.reads_query and scope["query_string"]:
             query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
             key = f"{key}?{urlencode(sorted(query, key=itemgetter(0)))}"
+        if self.keeper.reads_request:
+            key = f"{key}@{scope['scheme']}:{encode(HTTPConnection(scope).headers.get('host'))}"
         if rule.identity is not None:
             whose = rule.identity(HTTPConnection(scope))
             if whose is None:
                 return None
-            key = f"{key}~{encode(whose)}"
+            key = f"{key}~{_digest(whose.encode())}"  # it may be a token
         elif any(name in _CREDENTIALS for name, _ in scope["headers"]):
             return None
         if rule.vary:
             headers = HTTPConnection(scope).headers
-            key = f"{key}~{','.join(encode(headers.get(name)) for name in rule.vary)}"
+            varied = [headers.get(name) for name in rule.vary]
+            key = f"{key}~{_digest(to_json(varied))}"
         return shorten(key), self.tags
 
 
@@ -203,18 +231,19 @@ class CacheMiddleware:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.known: dict[str, Path] = {}
+        self.known: dict[str, KnownPath] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
+        scope["known_paths"] = self.known
+        # There is none while the lifespan runs, nor for a client that does without the lifespan.
+        cache: Cache | None = scope.get("state", {}).get("cache")
+        if cache is None:
             await self.app(scope, receive, send)
             return
-        cache: Cache = scope["state"]["cache"]
         response = await self._kept(cache, scope)
         if response is not None:
             await response(scope, receive, send)
             return
-        scope["known_paths"] = self.known
         with use_cache(cache):
             await self.app(scope, receive, send)
 
@@ -230,8 +259,10 @@ class CacheMiddleware:
         return _unless_known(response, scope)
 
 
-def _remember(scope: Scope, path: Path) -> None:
-    known: dict[str, Path] = scope["known_paths"]
+def _remember(scope: Scope, path: KnownPath) -> None:
+    if len(scope["path"]) > MAX_LENGTH:
+        return  # whoever calls may choose it: thousands of long ones would fill the memory
+    known: dict[str, KnownPath] = scope["known_paths"]
     if len(known) >= MAX_KNOWN_PATHS:
         known.clear()
     known[scope["path"]] = path
@@ -242,7 +273,10 @@ def _unless_known(response: Response, scope: Scope) -> Response:
     given = [value for name, value in scope["headers"] if name == b"if-none-match"]
     if not given or response.status_code != 200:  # noqa: PLR2004 - OK
         return response
-    etag = dict(response.raw_headers).get(b"etag", b"").removeprefix(b"W/")
+    headers_of = dict(response.raw_headers)
+    if response.background is not None or b"set-cookie" in headers_of:
+        return response  # it does more than tell what is known
+    etag = headers_of.get(b"etag", b"").removeprefix(b"W/")
     tags = [tag.strip().removeprefix(b"W/") for tag in b",".join(given).split(b",")]
     if not etag or (etag not in tags and b"*" not in tags):
         return response
@@ -265,16 +299,18 @@ class _Answers:
 
     def __init__(self, rule: Rule) -> None:
         self.forbidden = (b"no-store",) if rule.identity else (b"no-store", b"private")
+        self.vary = {*_CREDENTIALS, *(name.lower().encode() for name in rule.vary)}
 
     def encode(self, value: Response) -> bytes | None:
-        headers = {name: text.lower() for name, text in value.raw_headers}
+        control = _words_of(value, b"cache-control")
         body = getattr(value, "body", None)  # a stream has none
         if (
             body is None
             or value.status_code != 200  # noqa: PLR2004 - OK
             or value.background is not None
-            or b"set-cookie" in headers
-            or any(word in headers.get(b"cache-control", b"") for word in self.forbidden)
+            or _words_of(value, b"set-cookie")
+            or any(word.startswith(self.forbidden) for word in control)
+            or not self.vary.issuperset(_words_of(value, b"vary"))  # what the key does not know of
         ):
             return None
         head = [
@@ -288,6 +324,22 @@ class _Answers:
             (name.encode("latin-1"), text.encode("latin-1")) for name, text in from_json(head)
         ]
         return _Ready(body, headers)
+
+
+def _takes_request(dependant: Dependant) -> bool:
+    if dependant.call in _STATE_ONLY or isinstance(dependant.call, (Rule, SecurityBase)):
+        return False
+    return bool(dependant.request_param_name or dependant.http_connection_param_name)
+
+
+def _words_of(response: Response, header: bytes) -> list[bytes]:
+    """Return what stands between the commas of a header, which may be there several times."""
+    values = [value for name, value in response.raw_headers if name == header]
+    return [word.strip().lower() for value in values for word in value.split(b",")]
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
 
 
 def _walk(dependant: Dependant) -> Iterator[Dependant]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import re
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -21,13 +20,14 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
 
-from src.cache.backends.base import CacheBackend, CacheError, Value
+from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError, Value
 from src.cache.backends.factory import create_backend
 from src.cache.codec import Codec
 from src.cache.entry import Entry, pack, unpack
+from src.cache.keys import GLOB, shorten_pattern
 from src.cache.metrics import REQUESTS
 from src.core.config import Settings
-from src.db.transaction import has_uncommitted_changes
+from src.db.transaction import finish_callbacks, has_uncommitted_changes
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +37,6 @@ LEASE_SECONDS = 3.0  # how long others wait for a process that died while it com
 WAIT_SECONDS = 30.0  # how long for one that is alive, before computing without it
 RENEW_SECONDS = 0.5  # between looks whether a lease is still held, and worth it
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.05  # seconds between looks at what another process does
-_GLOB = re.compile(r"[*?\[\\]")
 VERSION_SECONDS = 30 * 24 * 3600.0  # entries do not outlive the versions of their tags
 
 
@@ -178,12 +177,14 @@ class Cache:
 
     async def invalidate(self, *key_patterns: str, tags: Sequence[str] = ()) -> None:
         """Forget keys, what matches patterns, and what carries tags."""
-        keys = [key for key in key_patterns if not _GLOB.search(key)]
+        # Both: what was set directly has its whole key.
+        names = dict.fromkeys([*key_patterns, *map(shorten_pattern, key_patterns)])
+        keys = [name for name in names if not GLOB.search(name)]
         if keys or tags:
             await self.backend.delete(*keys, *map(_tag_key, tags))
-        for pattern in key_patterns:
-            if _GLOB.search(pattern):
-                await self.backend.delete_matching(pattern)
+        for name in names:
+            if GLOB.search(name):
+                await self.backend.delete_matching(name)
 
     async def _find(self, policy: Policy[T], key: str, tags: Sequence[str]) -> "Found[T] | None":
         stored, *versions = await self.backend.get_many(key, *map(_tag_key, tags))
@@ -398,9 +399,12 @@ def use_cache(cache: Cache) -> Generator[Cache]:
 async def open_cache(settings: Settings) -> AsyncGenerator[Cache]:
     """Open the backend that the settings name; the block uses it."""
     async with create_backend(settings) as backend:
+        with suppress(CacheUnavailableError):  # better to be told now than at the first request
+            await backend.ping()
         cache = Cache(backend, ttl=settings.CACHE_TTL_SECONDS)
         try:
             with use_cache(cache):
                 yield cache
         finally:
+            await finish_callbacks()
             await cache.aclose()

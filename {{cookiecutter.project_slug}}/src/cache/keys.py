@@ -7,6 +7,7 @@ that 7 and "7" never share a key.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
@@ -32,6 +33,7 @@ from src.cache.backends.base import CacheBackend
 from src.db.session import Database
 
 MAX_LENGTH = 200  # characters; a longer key ends in a digest instead
+GLOB = re.compile(r"[*?\[\\]")  # what makes a key a pattern
 
 # What a call is made with, rather than about.
 _TOOLS = (
@@ -101,10 +103,15 @@ def _compound(value: object) -> str:
     if isinstance(value, Mapping):
         return _pairs(value)
     if isinstance(value, AbstractSet):
-        return ",".join(sorted(map(encode, value)))
+        return _joined(sorted(map(encode, value)))
     if isinstance(value, (list, tuple)):
-        return ",".join(map(encode, value))
+        return _joined(list(map(encode, value)))
     raise TypeError(f"an argument of type {type(value).__name__} makes no key; give `key=`")
+
+
+def _joined(texts: list[str]) -> str:
+    # One empty text is not the same as none at all.
+    return "str~" if texts == [""] else ",".join(texts)
 
 
 def _pairs(values: Mapping[Any, object]) -> str:
@@ -204,7 +211,10 @@ class Template:
     """A text with arguments in it: `item:{item_id}`, `{query.limit}`."""
 
     def __init__(self, text: str, arguments: Arguments) -> None:
-        self._parts = [(literal, field) for literal, field, _, _ in Formatter().parse(text)]
+        parsed = list(Formatter().parse(text))
+        if any(spec or conversion for _, _, spec, conversion in parsed):
+            raise TypeError(f"{text!r}: a template takes arguments as they are, without : and !")
+        self._parts = [(literal, field) for literal, field, _, _ in parsed]
         known = arguments.signature.parameters
         for _, field in self._parts:
             if field is not None and _root(field) not in known:
@@ -232,6 +242,17 @@ def shorten(key: str) -> str:
     if len(key) <= MAX_LENGTH:
         return key
     return f"{key[:MAX_LENGTH]}~{blake2b(key.encode(), digest_size=16).hexdigest()}"
+
+
+def shorten_pattern(pattern: str) -> str:
+    """Return what matches the keys that `pattern` would match if they had not been shortened.
+
+    It may match more of them, and only knows of what the pattern says literally at its beginning.
+    """
+    wild = GLOB.search(pattern)
+    if wild is None:
+        return shorten(pattern)
+    return pattern if wild.start() <= MAX_LENGTH else f"{pattern[:MAX_LENGTH]}~*"
 
 
 KeyOf = Callable[[tuple[Any, ...], dict[str, Any]], str]

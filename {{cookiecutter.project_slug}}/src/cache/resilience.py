@@ -167,8 +167,7 @@ class ResilientBackend(CacheBackend):
     async def info(self) -> dict[str, Any]:
         """Describe the inner backend too, unless it is away."""
         nothing: dict[str, Any] = {}
-        info = await self._attempt("info", nothing, self._inner.info)
-        return {**info, "available": self._available}
+        return await self._attempt("info", nothing, self._inner.info)
 
     async def _attempt(
         self,

@@ -97,14 +97,14 @@ class Settings(BaseSettings):
     REDIS_PASSWORD: SecretStr | None = None
     REDIS_DB: int = Field(default=0, ge=0)
     REDIS_URL: SecretStr | None = None
+    CACHE_NAMESPACE: str = Field(
+        default=_PROJECT["name"], pattern=r"^[A-Za-z0-9._-]+$", validate_default=False
+    )
 
     # % endif
     # % if cookiecutter.cache_backend != "none"
     CACHE_BACKEND_TYPE: cache_type.CacheType = cache_type.DEFAULT
     CACHE_TTL_SECONDS: int = Field(default=300, ge=1)
-    CACHE_NAMESPACE: str = Field(
-        default=_PROJECT["name"], pattern=r"^[A-Za-z0-9._-]+$", validate_default=False
-    )
     CACHE_MEMORY_MAX_MEGABYTES: int = Field(default=64, ge=1)
 
     # % endif

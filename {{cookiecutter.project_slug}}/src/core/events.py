@@ -47,7 +47,14 @@ def build_lifespan(settings: Settings) -> Lifespan:
             )
             if not settings.API_KEYS:
                 log.warning("api_open", reason="API_KEYS is empty: whoever reaches it may write")
-            log.info("started", env=settings.ENV, version=settings.VERSION)
+            log.info(
+                "started",
+                env=settings.ENV,
+                version=settings.VERSION,
+                # % if cookiecutter.cache_backend != "none"
+                cache=settings.CACHE_BACKEND_TYPE,
+                # % endif
+            )
             yield state
         log.info("stopped")
 

@@ -167,6 +167,11 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
         _call(state.callbacks)
 
 
+async def finish_callbacks() -> None:
+    """Wait for what callers that were cancelled have left to do."""
+    await asyncio.gather(*_unfinished)
+
+
 def _call(callbacks: Sequence[Callback]) -> asyncio.Task[None]:
     """Call one after the other, in a task of their own that does not end with its maker."""
 

@@ -2,20 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from ipaddress import IPv4Address
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 import pytest
-from fastapi import APIRouter, Cookie, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, Cookie, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from httpx import AsyncClient
+from httpx import ASGITransport, AsyncClient
 from starlette.background import BackgroundTask
 from starlette.requests import HTTPConnection
 
-from src.api.caching import CachedRoute, cached_response
+from src.api.caching import CachedRoute, CacheMiddleware, cached_response
 from src.api.deps import ApiKey
 from src.api.metrics import REQUESTS
-from src.cache import Cache, MemoryBackend
+from src.cache import Cache, MemoryBackend, use_cache
 from src.db.session import Database
 from tests.client import connect
 
@@ -79,6 +80,14 @@ def client_of(serve: Serve, router: APIRouter, counter: Counter) -> Callable[...
         return serve(router)
 
     return client_of
+
+
+def bare(router: APIRouter) -> tuple[CacheMiddleware, AsyncClient]:
+    """Serve the router with nothing but the middleware around it, and without a lifespan."""
+    app = FastAPI()
+    app.include_router(router)
+    middleware = CacheMiddleware(app)
+    return middleware, AsyncClient(transport=ASGITransport(middleware), base_url="http://test")
 
 
 async def test_a_second_request_is_answered_without_the_endpoint(
@@ -154,6 +163,38 @@ async def test_a_query_that_nobody_reads_makes_no_entry(
     assert counter.calls == 1
 
 
+async def test_what_takes_the_request_has_an_answer_for_each_query_and_host(
+    client_of: Callable[..., AsyncClient], router: APIRouter
+) -> None:
+    """Or a caller could choose the links that others are given."""
+
+    def second(request: Request) -> str | None:
+        return request.query_params.get("q")
+
+    @router.get("/second", dependencies=[cached_response(shared=True)])
+    async def by_dependency(q: Annotated[str | None, Depends(second)]) -> str | None:
+        return q
+
+    async def get(request: Request) -> str:
+        return str(request.url)
+
+    client = client_of(endpoint=get)
+    for url in ("http://a.test/x/t/n", "http://b.test/x/t/n", "http://a.test/x/t/n?q=1"):
+        for _ in range(2):
+            assert (await client.get(url)).json() == url
+    for value in "ab":
+        assert (await client.get(f"/x/t/second?q={value}")).json() == value
+
+
+async def test_without_a_lifespan_only_what_it_opens_is_missing(router: APIRouter) -> None:
+    @router.get("/n", dependencies=[cached_response()])
+    async def get() -> str:
+        return "here"
+
+    async with bare(router)[1] as client:
+        assert (await client.get("/t/n")).json() == "here"
+
+
 async def test_a_path_written_in_another_way_is_the_same(
     client_of: Callable[..., AsyncClient], cache: Cache, counter: Counter
 ) -> None:
@@ -171,6 +212,37 @@ async def test_a_path_written_in_another_way_is_the_same(
 
     for spelling in (key.hex, str(key).upper(), str(key)):
         assert (await client.get(f"/x/t/k/{spelling}")).json()["call"] == 2
+
+
+async def test_a_path_parameter_may_be_of_a_type_that_makes_no_key(
+    client_of: Callable[..., AsyncClient], counter: Counter
+) -> None:
+    async def get(address: IPv4Address) -> str:
+        counter()
+        return str(address)
+
+    client = client_of("/ip/{address}", get)
+    for address in ("10.0.0.1", "10.0.0.2", "10.0.0.1"):
+        assert (await client.get(f"/x/t/ip/{address}")).json() == address
+    assert counter.calls == 2
+
+
+async def test_a_long_path_is_kept_but_takes_no_memory(
+    router: APIRouter, cache: Cache, counter: Counter
+) -> None:
+    @router.get("/{text}", dependencies=[cached_response()])
+    async def get(text: str) -> int:
+        counter()
+        return len(text)
+
+    middleware, client = bare(router)
+    with use_cache(cache):
+        async with client:
+            for length in (1, 1000, 1, 1000):
+                assert (await client.get(f"/t/{'x' * length}")).json() == length
+
+    assert counter.calls == 2
+    assert [*middleware.known] == ["/t/x"]
 
 
 async def test_a_request_that_is_not_valid_is_refused_as_ever(
@@ -269,6 +341,41 @@ async def test_an_etag_of_the_endpoints_own_stays(client_of: Callable[..., Async
     assert answer.status_code == 304
 
 
+async def test_who_passes_the_cache_by_is_spared_the_body_too(
+    client_of: Callable[..., AsyncClient],
+) -> None:
+    """And no cache on the way may give the answer to anybody else."""
+
+    async def get() -> str:
+        return "the same"
+
+    client = client_of(endpoint=get, max_age=10)
+    credentials = {"X-API-Key": "key"}
+    answer = await client.get("/x/t/n", headers=credentials)
+    again = {**credentials, "If-None-Match": answer.headers["etag"]}
+
+    assert answer.headers["cache-control"] == "private, no-cache"
+    assert (await client.get("/x/t/n", headers=again)).status_code == 304
+
+
+async def test_what_an_answer_does_besides_is_done_for_who_knows_it(
+    client_of: Callable[..., AsyncClient],
+) -> None:
+    done: list[bool] = []
+
+    async def do() -> None:
+        done.append(True)
+
+    async def get() -> Response:
+        return Response("x", headers={"ETag": '"1"'}, background=BackgroundTask(do))
+
+    client = client_of(endpoint=get)
+    for _ in range(2):
+        await client.get("/x/t/n", headers={"If-None-Match": '"1"'})
+
+    assert done == [True, True]
+
+
 def with_cookie(number: int) -> Response:
     response = Response(str(number))
     response.set_cookie("session", "x")
@@ -288,8 +395,9 @@ async def nothing() -> None:
         lambda number: Response(str(number), headers={"Cache-Control": "private, max-age=5"}),
         lambda number: Response(str(number), background=BackgroundTask(nothing)),
         lambda number: StreamingResponse(iter([str(number)])),
+        lambda number: Response(str(number), headers={"Vary": "Accept-Language"}),
     ],
-    ids=["cookie", "202", "no-store", "private", "background", "stream"],
+    ids=["cookie", "202", "no-store", "private", "background", "stream", "vary"],
 )
 async def test_what_is_not_for_everyone_is_not_kept(
     client_of: Callable[..., AsyncClient], counter: Counter, answer: Callable[[int], Response]
@@ -360,6 +468,10 @@ async def test_the_wrong_router_is_named(own_app: FastAPI, database: Database) -
 async def of_the_language(accept_language: Annotated[str, Header()]) -> None: ...
 
 
+def ask_who_calls(request: Request) -> str | None:
+    return request.headers.get("x-token")
+
+
 async def of_the_cookie(session: Annotated[str, Cookie()]) -> None: ...
 
 
@@ -369,6 +481,7 @@ async def of_the_cookie(session: Annotated[str, Cookie()]) -> None: ...
         (of_the_language, {}, "add it to vary"),
         (of_the_cookie, {}, "identity"),
         (nothing, {"dependencies": [ApiKey]}, "identity"),
+        (nothing, {"dependencies": [Depends(ask_who_calls)]}, "shared=True"),
         (nothing, {"methods": ["POST"]}, "only answers to GET"),
     ],
 )

