@@ -70,6 +70,7 @@ def run_stack(programs: Sequence[Program] = PROGRAMS) -> int:
             # % endif
             if started:
                 _tell_other_terminals(started)
+                stack.callback(DEV_ENV_FILE.unlink, missing_ok=True)
             _migrate(url)
             _greet(settings, programs)
             return _run(stack, programs, _environment(_variable(url) | started))

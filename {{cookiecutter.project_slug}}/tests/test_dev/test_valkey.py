@@ -136,5 +136,5 @@ def test_dev_goes_on_without_the_wheel(
     told: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    assert run(told) == (None, "memory", "")
+    assert run(told) == (None, "memory", "CACHE_BACKEND_TYPE=memory\n")
     assert "Until then, each process caches in its own memory." in capsys.readouterr().err

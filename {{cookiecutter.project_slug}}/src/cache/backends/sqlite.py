@@ -24,7 +24,7 @@ _EVICTED_AT_ONCE = 16
 _WRITTEN_BETWEEN_CHECKS = 256 * 2**10
 _ROW_OVERHEAD_BYTES = 100
 _LARGEST_ROW_BYTES = 500 * 2**20  # below SQLite's own limit of 10**9
-_ATTEMPTS = 3
+_ATTEMPTS = 10  # others may be replacing the file at the same time
 
 _FIRST_SURROGATE, _LAST_SURROGATE = 0xD800, 0xDFFF
 
