@@ -41,10 +41,20 @@ class Program:
     arguments: tuple[str, ...]
 
 
-PROGRAMS = (Program("api", ("cli.py", "api", "--reload")),)
+def programs_of(settings: Settings) -> Sequence[Program]:
+    programs = [Program("api", ("cli.py", "api", "--reload"))]
+    # % if cookiecutter.__scheduler
+    if settings.SCHEDULER_ENABLED:
+        # On its own, where a reload of the API does not interrupt its jobs.
+        programs = [
+            Program("api", ("cli.py", "api", "--reload", "--scheduler-disabled")),
+            Program("scheduler", ("cli.py", "scheduler")),
+        ]
+    # % endif
+    return programs
 
 
-def run_stack(programs: Sequence[Program] = PROGRAMS) -> int:
+def run_stack(programs: Sequence[Program] = ()) -> int:
     """Run until Ctrl-C, SIGTERM or the end of a program; return the exit status.
 
     It is 0 when asked to stop, since that is how `dev` ends, and the program's own when one
@@ -60,6 +70,7 @@ def run_stack(programs: Sequence[Program] = PROGRAMS) -> int:
             f"Port {settings.PORT} of {settings.HOST} is taken; choose another PORT.", err=True
         )
         return 1
+    programs = programs or programs_of(settings)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         with ExitStack() as stack:
