@@ -41,20 +41,24 @@ class Program:
     arguments: tuple[str, ...]
 
 
-def programs_of(settings: Settings) -> Sequence[Program]:
-    programs = [Program("api", ("cli.py", "api", "--reload"))]
-    # % if cookiecutter.__scheduler
-    if settings.SCHEDULER_ENABLED:
-        # On its own, where a reload of the API does not interrupt its jobs.
-        programs = [
-            Program("api", ("cli.py", "api", "--reload", "--scheduler-disabled")),
-            Program("scheduler", ("cli.py", "scheduler")),
-        ]
-    # % endif
-    return programs
+PROGRAMS = (Program("api", ("cli.py", "api", "--reload")),)
 
 
-def run_stack(programs: Sequence[Program] = ()) -> int:
+# % if cookiecutter.__scheduler
+# The scheduler on its own, where a reload of the API does not interrupt its jobs.
+WITH_SCHEDULER = (
+    Program("api", ("cli.py", "api", "--reload", "--scheduler-disabled")),
+    Program("scheduler", ("cli.py", "scheduler")),
+)
+
+
+def with_scheduler(programs: Sequence[Program], settings: Settings) -> Sequence[Program]:
+    is_wanted = programs is PROGRAMS and settings.SCHEDULER_ENABLED
+    return WITH_SCHEDULER if is_wanted else programs
+
+
+# % endif
+def run_stack(programs: Sequence[Program] = PROGRAMS) -> int:
     """Run until Ctrl-C, SIGTERM or the end of a program; return the exit status.
 
     It is 0 when asked to stop, since that is how `dev` ends, and the program's own when one
@@ -70,7 +74,9 @@ def run_stack(programs: Sequence[Program] = ()) -> int:
             f"Port {settings.PORT} of {settings.HOST} is taken; choose another PORT.", err=True
         )
         return 1
-    programs = programs or programs_of(settings)
+    # % if cookiecutter.__scheduler
+    programs = with_scheduler(programs, settings)
+    # % endif
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         with ExitStack() as stack:

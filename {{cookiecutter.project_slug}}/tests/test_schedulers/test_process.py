@@ -14,7 +14,7 @@ import uvicorn
 from sqlalchemy import URL
 
 import cli
-from dev.stack import programs_of
+from dev import stack
 from src.core.config import ROOT, Settings, get_settings
 from src.db.models.scheduler import SchedulerJob, SchedulerRun
 from src.db.session import Database
@@ -128,12 +128,12 @@ async def test_jobs_are_laid_out_for_a_terminal(
 
 
 def test_dev_runs_it_beside_the_api_unless_it_is_off() -> None:
-    on = programs_of(Settings(ENV="test"))
-    off = programs_of(Settings(ENV="test", SCHEDULER_ENABLED=False))
+    on = stack.with_scheduler(stack.PROGRAMS, Settings(ENV="test"))
+    off = stack.with_scheduler(stack.PROGRAMS, Settings(ENV="test", SCHEDULER_ENABLED=False))
 
     assert [program.name for program in on] == ["api", "scheduler"]
     assert "--scheduler-disabled" in on[0].arguments
-    assert [program.name for program in off] == ["api"]
+    assert off == stack.PROGRAMS
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
