@@ -83,6 +83,7 @@ FEATURES = [
             "src/services/scheduler.py",
             "src/services/stale_items.py",
             "tests/test_api/test_scheduler_endpoints.py",
+            "tests/test_cache/test_scheduled.py",
             "tests/test_schedulers",
         ],
     ),

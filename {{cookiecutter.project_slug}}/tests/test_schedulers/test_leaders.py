@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import pytest
 from sqlalchemy import URL, text
 
@@ -20,6 +21,7 @@ from src.core.config import ROOT
 from src.db.session import Database, open_database
 from src.services.scheduler import SchedulerService
 from tests.proxy import Proxy
+from tests.test_cli import serving
 
 pytestmark = [
     pytest.mark.slow,
@@ -179,3 +181,27 @@ async def test_an_outage_of_the_database_is_waited_for(fleet: Fleet, fresh_url: 
             fleet.lines()
         )
     await proxy.stop()
+
+
+async def test_of_the_workers_of_the_api_one_leads(fresh_url: URL, fleet: Fleet) -> None:
+    """Each has it on; any of them tells, in the metrics too."""
+    url = fresh_url.render_as_string(hide_password=False)
+    with serving("--workers", "2", DATABASE_URL=url) as (process, address):
+        async with httpx.AsyncClient(base_url=address) as client:
+            await wait_for_leader(fleet)
+            shown = (await client.get("/api/v1/scheduler/jobs")).json()
+            metrics = (await client.get("/metrics")).text
+        stopping = time.monotonic()
+    assert time.monotonic() - stopping < 5
+
+    assert shown["jobs"][0]["id"] == "archive_stale_items"
+    assert "scheduler_leader 1.0" in metrics
+    assert int(shown["leader"]["holder"].split(":")[1]) != process.pid
+    assert await fleet.leader() == 0  # it has given the lease back
+
+
+async def wait_for_leader(fleet: Fleet) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not await fleet.leader():  # noqa: ASYNC110 - another process decides
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5)
