@@ -53,7 +53,8 @@ class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has 
 
     def cancel(self) -> None:
         for task in self._tasks:
-            task.cancel()
+            if not task.cancelling():  # a second time would keep it from recording its end
+                task.cancel()
 
     async def drain(self, seconds: float) -> None:
         """Let what runs finish, for so long; then cancel it."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from pydantic import SecretStr
 from sqlalchemy import URL
 
 import cli
@@ -157,3 +158,23 @@ async def test_the_process_runs_jobs_until_it_is_told_to_stop(own_url: URL) -> N
     assert running.returncode == 0
     assert time.monotonic() - stopping < 3
     assert b"scheduler_stopped" in told
+
+
+async def test_a_signal_ends_it(own_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a moment, with its metrics served meanwhile where a port is given."""
+    handlers: dict[int, Callable[..., None]] = {}
+    served: list[int] = []
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(process, "start_http_server", served.append)
+    url = SecretStr(own_url.render_as_string(hide_password=False))
+    settings = Settings(ENV="test", DATABASE_URL=url)
+    running = asyncio.create_task(
+        process.run(settings, drain=1, metrics_port=9000, setup=lambda _: None)
+    )
+    while not served:  # noqa: ASYNC110 - there is nothing to wait for
+        await asyncio.sleep(0.01)
+    handlers[signal.SIGTERM](signal.SIGTERM, None)
+
+    async with asyncio.timeout(5):
+        await running
+    assert served == [9000]

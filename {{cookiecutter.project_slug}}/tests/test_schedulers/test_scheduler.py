@@ -335,3 +335,64 @@ async def test_the_lease_is_one_row(own_database: Database) -> None:
             return await SchedulerRepository(session).take_lease(f"{n}", seconds=5)
 
     assert sum(await asyncio.gather(*map(take, range(10)))) == 1
+
+
+async def test_who_loses_the_lead_stops_at_once_and_stands_by(
+    schedule: Schedule, own_database: Database
+) -> None:
+    """What it was running is cancelled: another may have begun the next tick."""
+    cancelled = asyncio.Event()
+
+    async def job() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cancelled.set()
+
+    async with schedule(job):
+        first = await leader_of(own_database)
+        await Ledger(own_database).release_lease(first)
+        async with asyncio.timeout(5):
+            await cancelled.wait()
+        (run,) = await runs_of(own_database)
+        second = await leader_of(own_database)
+
+    assert run.outcome is RunOutcome.CANCELLED
+    assert second != first
+
+
+async def leader_of(database: Database) -> str:
+    async with asyncio.timeout(5):
+        while True:
+            shown = await overview(database)
+            if shown.leader is not None and shown.jobs and shown.jobs[0].runs:
+                return shown.leader.holder
+            await asyncio.sleep(0.02)
+
+
+async def test_a_short_outage_costs_neither_the_lead_nor_a_tick(
+    own_url: URL, own_database: Database
+) -> None:
+    """The claim is tried again, and so is the record of how the run ended."""
+    proxy = Proxy(own_url)
+    await proxy.start()
+    stopped = 0
+
+    async def job() -> None:
+        nonlocal stopped
+        stopped += 1
+        if stopped == 1:
+            await proxy.stop()
+
+    def setup(scheduler: AsyncIOScheduler) -> None:
+        scheduler.add_job(job, "interval", seconds=0.5, id="job", next_run_time=in_time())
+
+    async with open_scheduler(settings_for(proxy.url), own_database, setup=setup):
+        await leader_of(own_database)
+        await asyncio.sleep(1.2)
+        await proxy.start()
+        runs = await runs_of(own_database, count=4)
+
+    assert len({run.holder for run in runs}) == 1
+    assert {run.outcome for run in runs[-2:]} <= {RunOutcome.SUCCEEDED, RunOutcome.SKIPPED}
+    await proxy.stop()
