@@ -201,7 +201,9 @@ def running() -> Iterator[Service]:
         )
         service = Service(f"http://127.0.0.1:{port}")
         try:
-            with step("Starting it with `make dev`: PostgreSQL, Valkey, migrations, the API"):
+            with step(
+                "Starting it with `make dev`: PostgreSQL, Valkey, migrations, the API, the scheduler"
+            ):
                 service.wait_until_ready(process)
             yield service
         finally:
@@ -230,6 +232,7 @@ def walk(service: Service) -> None:
     page = service.show("GET", f"{ITEMS}?limit=1&total=true", expect=200).body
     service.show("GET", f"{ITEMS}?limit=1&cursor={page['next_cursor']}", expect=200)
     walk_through_cache(service)
+    see_a_tick(service)
     say("  Metrics for Prometheus, by route and never by path:")
     metrics = service.call("GET", "/metrics").body
     counted = [line for line in metrics.splitlines() if "{item_id}" in line and "_total" in line]
@@ -261,6 +264,23 @@ def walk_through_cache(service: Service) -> None:
             if answer["name"] != name:
                 raise DemoError(f"The {what} gave {answer['name']!r} rather than {name!r}.")
     service.show("GET", "/api/v1/cache/info", expect=200)
+
+
+def see_a_tick(service: Service) -> None:
+    say("  The scheduler, in a process of its own; one of its jobs has its first tick at once:")
+    path = "/api/v1/scheduler/jobs?runs=1"
+    deadline = time.monotonic() + START_LIMIT
+    while not (runs := finished_runs(service.call("GET", path).body)):
+        if time.monotonic() > deadline:
+            raise DemoError(f"No job has run:\n{LOG.read_text()}")
+        time.sleep(0.1)
+    say(f"    GET {path}")
+    for job, run in runs:
+        say(f"    {job}: due {run['tick']}, {run['outcome']} {run['finished_at']}")
+
+
+def finished_runs(body: Any) -> list[tuple[str, Any]]:
+    return [(job["id"], run) for job in body["jobs"] for run in job["runs"] if run["finished_at"]]
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ EVERYTHING = {"cache_backend": "all"}
 # The condition of a feature that brings packages, and answers that lack nothing but that.
 FEATURES = {
     "cookiecutter.__redis": {"cache_backend": "file"},
+    "cookiecutter.__scheduler": {"scheduler": "no"},
 }
 
 

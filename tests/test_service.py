@@ -19,9 +19,13 @@ CHECKS = {
     "dependencies": ["deptry", "."],
     "tests": ["pytest", "--numprocesses", "2", "--cov", "--quiet"],
 }
+CACHES = ["redis", "file", "memory", "all", "none"]
 UNRENDERED = "un-rendered"
 SLOW_TOO = ["-m", "slow or not slow"]  # once: no answer changes what they are about
-VARIANTS = ["redis", "file", "memory", "all", "none"]  # where it caches
+VARIANTS = {answer: {"cache_backend": answer} for answer in CACHES} | {
+    "unscheduled": {"scheduler": "no"},
+    "least": {"cache_backend": "none", "scheduler": "no"},
+}
 RUNS = [
     (variant, check)
     for variant in [UNRENDERED, *VARIANTS]
@@ -49,7 +53,7 @@ def test_template_is_clean(command: str) -> None:
 def test_service_is_clean(bake: Bake, tmp_path: Path, variant: str, check: str) -> None:
     """Each of the service's own checks passes, and leaves nothing in its folder."""
     rendered = variant != UNRENDERED
-    service = bake(cache_backend=variant).path if rendered else REPOSITORY / SERVICE
+    service = bake(**VARIANTS[variant]).path if rendered else REPOSITORY / SERVICE
     command = [str(BINARIES / CHECKS[check][0]), *CHECKS[check][1:]]
     if check == "tests" and not rendered:
         command += SLOW_TOO

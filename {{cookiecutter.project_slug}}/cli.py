@@ -40,10 +40,22 @@ def api(
     *,
     reload: Annotated[bool, typer.Option("--reload", help="Restart when code changes.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that answer requests.")] = 1,
+    # % if cookiecutter.__scheduler
+    scheduler_enabled: Annotated[
+        bool | None,
+        typer.Option(
+            "--scheduler-enabled/--scheduler-disabled",
+            help="Whether to run scheduled jobs too.  [SCHEDULER_ENABLED]",
+        ),
+    ] = None,
+    # % endif
 ) -> None:
     """Serve the API. A flag wins over the environment variable in brackets, that over .env."""
     if reload and workers > 1:
         raise typer.BadParameter("choose either --reload or --workers")
+    # % if cookiecutter.__scheduler
+    _switch_scheduler(scheduler_enabled)
+    # % endif
     settings = get_settings()
     configure_logging(settings)
     # % if cookiecutter.cache_backend != "none"
@@ -88,6 +100,59 @@ def dev() -> None:
     raise typer.Exit(run_stack())
 
 
+# % if cookiecutter.__scheduler
+scheduler = typer.Typer()
+app.add_typer(scheduler, name="scheduler")
+
+
+@scheduler.callback(invoke_without_command=True)
+def run_scheduler(
+    context: typer.Context,
+    *,
+    enabled: Annotated[
+        bool | None,
+        typer.Option("--enabled/--disabled", help="Whether to run.  [SCHEDULER_ENABLED]"),
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port for Prometheus; none by default.")
+    ] = None,
+) -> None:
+    """Run scheduled jobs, or see with `scheduler jobs` what they do.
+
+    Any number of processes may run: one of them leads, and another takes over when it dies.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    _switch_scheduler(enabled)
+    settings = get_settings()
+    if not settings.SCHEDULER_ENABLED:
+        typer.echo("The scheduler is disabled: see --enabled and SCHEDULER_ENABLED.", err=True)
+        return
+    configure_logging(settings)
+    from src.schedulers import process  # noqa: PLC0415 - no other command needs APScheduler
+
+    asyncio.run(process.run(settings, drain=SHUTDOWN_SECONDS, metrics_port=metrics_port))
+
+
+@scheduler.command()
+def jobs(
+    runs: Annotated[int, typer.Option(min=0, help="How many runs of each job.")] = 5,
+) -> None:
+    """Show who leads, and of each job the next tick and the last runs."""
+    from src.schedulers import process  # noqa: PLC0415 - as above
+
+    for line in process.lines_of(asyncio.run(process.overview(get_settings(), runs=runs))):
+        typer.echo(line)
+
+
+def _switch_scheduler(enabled: bool | None) -> None:
+    """Let a flag win over the environment, in the processes of --workers and --reload too."""
+    if enabled is not None:
+        os.environ["SCHEDULER_ENABLED"] = str(enabled).lower()
+        get_settings.cache_clear()
+
+
+# % endif
 @db.command()
 def migrate(
     revision: Annotated[str, typer.Option(help="How far to go; +1 goes one step.")] = "head",

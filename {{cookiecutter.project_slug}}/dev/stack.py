@@ -44,6 +44,20 @@ class Program:
 PROGRAMS = (Program("api", ("cli.py", "api", "--reload")),)
 
 
+# % if cookiecutter.__scheduler
+# The scheduler on its own, where a reload of the API does not interrupt its jobs.
+WITH_SCHEDULER = (
+    Program("api", ("cli.py", "api", "--reload", "--scheduler-disabled")),
+    Program("scheduler", ("cli.py", "scheduler")),
+)
+
+
+def with_scheduler(programs: Sequence[Program], settings: Settings) -> Sequence[Program]:
+    is_wanted = programs is PROGRAMS and settings.SCHEDULER_ENABLED
+    return WITH_SCHEDULER if is_wanted else programs
+
+
+# % endif
 def run_stack(programs: Sequence[Program] = PROGRAMS) -> int:
     """Run until Ctrl-C, SIGTERM or the end of a program; return the exit status.
 
@@ -60,6 +74,9 @@ def run_stack(programs: Sequence[Program] = PROGRAMS) -> int:
             f"Port {settings.PORT} of {settings.HOST} is taken; choose another PORT.", err=True
         )
         return 1
+    # % if cookiecutter.__scheduler
+    programs = with_scheduler(programs, settings)
+    # % endif
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         with ExitStack() as stack:

@@ -113,6 +113,12 @@ class Settings(BaseSettings):
     CACHE_FILE_MAX_MEGABYTES: int = Field(default=256, ge=1)
 
     # % endif
+    # % if cookiecutter.__scheduler
+    SCHEDULER_ENABLED: bool = True
+    SCHEDULER_HISTORY_DAYS: int = Field(default=30, ge=1)
+    ITEMS_STALE_AFTER_DAYS: int = Field(default=365, ge=1)
+
+    # % endif
     @field_validator("CORS_ORIGINS", "API_KEYS", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

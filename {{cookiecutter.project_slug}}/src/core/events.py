@@ -12,6 +12,9 @@ from src import (
     cache,
     # % endif
     db,
+    # % if cookiecutter.__scheduler
+    schedulers,
+    # % endif
 )
 from src.core.config import Settings
 
@@ -45,6 +48,11 @@ def build_lifespan(settings: Settings) -> Lifespan:
                 cache=await stack.enter_async_context(cache.open_cache(settings)),
                 # % endif
             )
+            # % if cookiecutter.__scheduler
+            if settings.SCHEDULER_ENABLED:
+                scheduler = schedulers.open_scheduler(settings, state["database"])
+                await stack.enter_async_context(scheduler)
+            # % endif
             if not settings.API_KEYS:
                 log.warning("api_open", reason="API_KEYS is empty: whoever reaches it may write")
             log.info(

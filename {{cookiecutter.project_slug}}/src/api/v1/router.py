@@ -9,6 +9,9 @@ from src.api.v1.endpoints import (
     # % endif
     health,
     items,
+    # % if cookiecutter.__scheduler
+    scheduler,
+    # % endif
 )
 
 router = APIRouter(responses=problems(422, 503))
@@ -16,4 +19,7 @@ router.include_router(health.router)
 router.include_router(items.router)
 # % if cookiecutter.cache_backend != "none"
 router.include_router(cache.router)
+# % endif
+# % if cookiecutter.__scheduler
+router.include_router(scheduler.router)
 # % endif

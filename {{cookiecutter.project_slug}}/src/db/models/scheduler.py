@@ -1,0 +1,49 @@
+"""What the processes that schedule share: who leads, which ticks are next, which have been run."""
+
+from datetime import datetime
+
+from sqlalchemy import DateTime, Enum, Index, SmallInteger, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from src.db.base import Base, TableNameMixin
+from src.domain.scheduler import RunOutcome
+
+
+class SchedulerLease(Base, TableNameMixin):
+    """One row: who leads, and until when unless it is renewed, by the clock of the server."""
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    holder: Mapped[str] = mapped_column(Text)
+    acquired_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
+class SchedulerJob(Base, TableNameMixin):
+    """A job of `setup_jobs()`, and its first tick that nobody has claimed; none if it is over."""
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    trigger: Mapped[str] = mapped_column(Text)
+    next_tick: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class SchedulerRun(Base, TableNameMixin):
+    """A tick that was claimed. The key is the fence: nobody can claim it again."""
+
+    job: Mapped[str] = mapped_column(Text, primary_key=True)
+    tick: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
+    holder: Mapped[str] = mapped_column(Text)
+    outcome: Mapped[RunOutcome] = mapped_column(
+        Enum(
+            RunOutcome,
+            native_enum=False,
+            create_constraint=True,
+            length=16,
+            name="outcome",
+            values_callable=lambda outcomes: [outcome.value for outcome in outcomes],
+        )
+    )
+    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    error: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (Index("ix_scheduler_run_tick", "tick"),)

@@ -1,0 +1,182 @@
+"""The scheduler's books. Every time is the server's, so that clocks need not agree on the lease."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    DateTime,
+    delete,
+    func,
+    literal,
+    null,
+    select,
+    true,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+
+from src.db.models.scheduler import SchedulerJob, SchedulerLease, SchedulerRun
+from src.domain.scheduler import RunOutcome
+
+_THE_LEASE = 1
+# `now()` would be the beginning of the transaction, which may have waited for a lock since.
+_NOW = func.clock_timestamp(type_=DateTime(timezone=True))
+
+
+class SchedulerRepository:
+    def __init__(self, session: AsyncSession) -> None:
+        self.session = session
+
+    async def current_lease(self) -> SchedulerLease | None:
+        """Return the lease, unless it has expired."""
+        return await self.session.scalar(
+            select(SchedulerLease).where(SchedulerLease.expires_at > _NOW)
+        )
+
+    async def take_lease(self, holder: str, *, seconds: float) -> bool:
+        """Take the lease if it is nobody's; of those who try at once, one gets it."""
+        expires = _NOW + timedelta(seconds=seconds)
+        taken = (
+            insert(SchedulerLease)
+            .values(id=_THE_LEASE, holder=holder, acquired_at=_NOW, expires_at=expires)
+            .on_conflict_do_update(
+                index_elements=[SchedulerLease.id],
+                set_={"holder": holder, "acquired_at": _NOW, "expires_at": expires},
+                where=SchedulerLease.expires_at <= _NOW,
+            )
+            .returning(SchedulerLease.id)
+        )
+        return await self.session.scalar(taken) is not None
+
+    async def renew_lease(self, holder: str, *, seconds: float) -> bool:
+        """Keep the lease for as long again; once it has expired, it is lost."""
+        renewed = (
+            update(SchedulerLease)
+            .where(_is_held_by(holder))
+            .values(expires_at=_NOW + timedelta(seconds=seconds))
+        )
+        return await self._count(renewed) == 1
+
+    async def lock_lease(self, holder: str) -> bool:
+        """Keep the lease from others until the transaction ends; False if it is lost."""
+        held = select(SchedulerLease.id).where(_is_held_by(holder)).with_for_update()
+        return await self.session.scalar(held) is not None
+
+    async def limit_idleness(self, *, seconds: float) -> None:
+        """Let the server end this transaction if the process freezes in it."""
+        setting = "idle_in_transaction_session_timeout"
+        await self.session.execute(select(func.set_config(setting, f"{seconds:.0f}s", True)))
+
+    async def release_lease(self, holder: str) -> None:
+        await self.session.execute(delete(SchedulerLease).where(SchedulerLease.holder == holder))
+
+    async def claim(
+        self,
+        job: str,
+        tick: datetime,
+        holder: str,
+        *,
+        next_tick: datetime | None,
+        outcome: RunOutcome,
+    ) -> bool:
+        """Take the tick, once and for all, if `holder` has the lease and nobody took it before.
+
+        To ask again is fine: the answer to a claim may get lost with its connection. It is one
+        statement, for a process that freezes in a transaction keeps its locks.
+        """
+        row = select(
+            literal(job),
+            literal(tick, DateTime(timezone=True)),
+            literal(holder),
+            literal(outcome, SchedulerRun.outcome.type),
+            _NOW,
+            null() if outcome is RunOutcome.RUNNING else _NOW,
+        ).where(select(SchedulerLease.id).where(_is_held_by(holder)).exists())
+        claimed = (
+            insert(SchedulerRun)
+            .from_select(["job", "tick", "holder", "outcome", "started_at", "finished_at"], row)
+            .on_conflict_do_update(
+                index_elements=[SchedulerRun.job, SchedulerRun.tick],
+                set_={"holder": holder},
+                where=SchedulerRun.holder == holder,
+            )
+            .returning(SchedulerRun.job)
+            .cte("claimed")
+        )
+        moved_on = (
+            update(SchedulerJob)
+            .where(SchedulerJob.id.in_(select(claimed.c.job)))
+            .values(next_tick=next_tick)
+            .cte("moved_on")
+        )
+        found = await self.session.scalar(select(claimed.c.job).add_cte(moved_on))
+        return found is not None
+
+    async def finish(
+        self, job: str, tick: datetime, holder: str, outcome: RunOutcome, error: str | None
+    ) -> None:
+        """Say how a run ended, also if a later leader has taken it for lost."""
+        await self.session.execute(
+            update(SchedulerRun)
+            .where(SchedulerRun.job == job, SchedulerRun.tick == tick)
+            .where(SchedulerRun.holder == holder)
+            .values(outcome=outcome, finished_at=_NOW, error=error)
+        )
+
+    async def give_up_runs_of_others(self, holder: str) -> int:
+        """Mark the runs that earlier leaders have left unfinished."""
+        lost = (
+            update(SchedulerRun)
+            .where(SchedulerRun.outcome == RunOutcome.RUNNING, SchedulerRun.holder != holder)
+            .values(outcome=RunOutcome.LOST, finished_at=_NOW)
+        )
+        return await self._count(lost)
+
+    async def jobs(self) -> Sequence[SchedulerJob]:
+        return (await self.session.scalars(select(SchedulerJob).order_by(SchedulerJob.id))).all()
+
+    async def replace_jobs(self, jobs: Sequence[Mapping[str, Any]]) -> None:
+        ids = [job["id"] for job in jobs]
+        await self.session.execute(delete(SchedulerJob).where(SchedulerJob.id.not_in(ids)))
+        if jobs:
+            new = insert(SchedulerJob)
+            changed = {"trigger": new.excluded.trigger, "next_tick": new.excluded.next_tick}
+            await self.session.execute(
+                new.on_conflict_do_update(index_elements=[SchedulerJob.id], set_=changed),
+                list(jobs),
+            )
+
+    async def last_runs(self, *, limit: int) -> Sequence[SchedulerRun]:
+        """Return the last runs of each job, `limit` of each, the newest first."""
+        newest = (
+            select(SchedulerRun)
+            .where(SchedulerRun.job == SchedulerJob.id)
+            .order_by(SchedulerRun.tick.desc())
+            .limit(limit)
+            .lateral()
+        )
+        run = aliased(SchedulerRun, newest)
+        found = select(run).select_from(SchedulerJob).join(newest, true()).order_by(run.tick.desc())
+        return (await self.session.scalars(found)).all()
+
+    async def prune_runs(self, *, before: datetime, limit: int) -> int:
+        """Delete runs of ticks that lie before; return how many, `limit` at most."""
+        key = tuple_(SchedulerRun.job, SchedulerRun.tick)
+        old = select(SchedulerRun.job, SchedulerRun.tick).where(SchedulerRun.tick < before)
+        return await self._count(delete(SchedulerRun).where(key.in_(old.limit(limit))))
+
+    async def _count(self, statement: Any) -> int:
+        result = await self.session.execute(
+            statement, execution_options={"synchronize_session": False}
+        )
+        return cast(CursorResult[Any], result).rowcount
+
+
+def _is_held_by(holder: str) -> ColumnElement[bool]:
+    return (SchedulerLease.holder == holder) & (SchedulerLease.expires_at > _NOW)

@@ -1,0 +1,180 @@
+"""The switches, and the command line: a flag wins over the environment, that over `.env`."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from pydantic import SecretStr
+from sqlalchemy import URL
+
+import cli
+from dev import stack
+from src.core.config import ROOT, Settings, get_settings
+from src.db.models.scheduler import SchedulerJob, SchedulerRun
+from src.db.session import Database
+from src.domain.scheduler import RunOutcome
+from src.schedulers import process
+from src.schedulers.ledger import Ledger
+from tests.test_schedulers.test_scheduler import in_time
+
+Call = Callable[..., int | str]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Call]:
+    """Run `cli.py` here, with these lines in `.env` and these variables; nothing is served."""
+    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: None)
+    monkeypatch.setattr(cli, "configure_logging", lambda _: None)
+    monkeypatch.setenv("SCHEDULER_ENABLED", "")  # to be as it was afterwards
+
+    def call(*arguments: str, env_file: str = "", **variables: str) -> int | str:
+        (tmp_path / "env").write_text(env_file)
+        monkeypatch.setenv("ENV_FILE", str(tmp_path / "env"))
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
+        get_settings.cache_clear()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code or 0
+
+    yield call
+    get_settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("given", "enabled"),  # the flag, the variable, and the line of `.env`
+    [
+        (("", "", ""), True),
+        (("", "", "false"), False),
+        (("", "true", "false"), True),
+        (("", "false", "true"), False),
+        (("enabled", "false", "false"), True),
+        (("disabled", "true", "true"), False),
+    ],
+)
+@pytest.mark.parametrize("command", ["api", "scheduler"])
+def test_flag_environment_and_file_in_this_order(
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    given: tuple[str, str, str],
+    *,
+    enabled: bool,
+) -> None:
+    """Children of --workers and --reload inherit the environment, and so the flag."""
+
+    async def run(settings: Settings, **_: object) -> None:
+        assert settings.SCHEDULER_ENABLED
+
+    monkeypatch.setattr(process, "run", run)
+    flag, variable, line = given
+    prefix = {"api": "--scheduler-", "scheduler": "--"}[command]
+    status = call(
+        command,
+        *([prefix + flag] if flag else []),
+        env_file=f"SCHEDULER_ENABLED={line}\n" if line else "",
+        SCHEDULER_ENABLED=variable,
+    )
+
+    assert status == 0
+    assert get_settings().SCHEDULER_ENABLED is enabled
+    if flag:
+        assert os.environ["SCHEDULER_ENABLED"] == str(enabled).lower()
+
+
+def test_a_disabled_scheduler_says_so_and_ends(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("scheduler", "--disabled") == 0
+    assert "The scheduler is disabled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["scheduler"], ["scheduler", "jobs"]])
+def test_help_is_there(call: Call, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert call(*command, "--help") == 0
+    assert f"Usage: cli.py {' '.join(command)}" in capsys.readouterr().out
+
+
+async def test_jobs_are_laid_out_for_a_terminal(
+    own_database: Database, own_url: URL, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = own_url.render_as_string(hide_password=False)
+    now = in_time()
+    assert await asyncio.to_thread(call, "scheduler", "jobs", DATABASE_URL=url) == 0
+    assert capsys.readouterr().out == "No leader.\n"
+
+    await Ledger(own_database).take_lease("web-1:7:1f3c9a52")
+    async with own_database.transaction() as session:
+        session.add(SchedulerJob(id="job", trigger="interval[1:00:00]", next_tick=now))
+        session.add(
+            SchedulerRun(
+                job="job", tick=now, holder="x", outcome=RunOutcome.FAILED, started_at=now,
+                error="ValueError: no",
+            )
+        )  # fmt: skip
+    assert await asyncio.to_thread(call, "scheduler", "jobs", DATABASE_URL=url) == 0
+    told = capsys.readouterr().out
+
+    assert "Leader: web-1:7:1f3c9a52, since " in told
+    assert f"job  interval[1:00:00]  next: {now.isoformat(timespec='seconds')}" in told
+    assert "failed     finished: -  ValueError: no" in told
+
+
+def test_dev_runs_it_beside_the_api_unless_it_is_off() -> None:
+    on = stack.with_scheduler(stack.PROGRAMS, Settings(ENV="test"))
+    off = stack.with_scheduler(stack.PROGRAMS, Settings(ENV="test", SCHEDULER_ENABLED=False))
+
+    assert [program.name for program in on] == ["api", "scheduler"]
+    assert "--scheduler-disabled" in on[0].arguments
+    assert off == stack.PROGRAMS
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+async def test_the_process_runs_jobs_until_it_is_told_to_stop(own_url: URL) -> None:
+    """With the jobs of the service, one of which runs at once, the first time of all."""
+    url = own_url.render_as_string(hide_password=False)
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "cli.py", "scheduler",
+        cwd=ROOT, env=os.environ | {"DATABASE_URL": url, "LOG_LEVEL": "INFO"},
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert running.stderr is not None
+    async with asyncio.timeout(20):
+        async for line in running.stderr:
+            if b"stale_items_archived" in line:
+                break
+    stopping = time.monotonic()
+    running.send_signal(signal.SIGTERM)
+    _, told = await running.communicate()
+
+    assert running.returncode == 0
+    assert time.monotonic() - stopping < 3
+    assert b"scheduler_stopped" in told
+
+
+async def test_a_signal_ends_it(own_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a moment, with its metrics served meanwhile where a port is given."""
+    handlers: dict[int, Callable[..., None]] = {}
+    served: list[int] = []
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(process, "start_http_server", served.append)
+    url = SecretStr(own_url.render_as_string(hide_password=False))
+    settings = Settings(ENV="test", DATABASE_URL=url)
+    running = asyncio.create_task(
+        process.run(settings, drain=1, metrics_port=9000, setup=lambda _: None)
+    )
+    while not served:  # noqa: ASYNC110 - there is nothing to wait for
+        await asyncio.sleep(0.01)
+    handlers[signal.SIGTERM](signal.SIGTERM, None)
+
+    async with asyncio.timeout(5):
+        await running
+    assert served == [9000]
