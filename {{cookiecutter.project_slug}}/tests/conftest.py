@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -21,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import NullPool
 
 from dev.postgres import PostgresError, embedded_postgres
+from src.core import config
 from src.core.config import ROOT, Settings, get_settings, load_settings
 from src.db.base import Base
 from src.db.session import Database, open_database
@@ -72,6 +74,16 @@ async def migrated_database() -> AsyncGenerator[URL]:
         yield url
     finally:
         await drop_database(url)
+
+
+@pytest.fixture
+def env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """An environment without settings, in a project without a `.env`."""
+    for name in (*Settings.model_fields, "ENV_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(config, "DEV_ENV_FILE", tmp_path / ".data/dev.env")
+    return monkeypatch
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,10 @@
-from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from src.cache.backends.factory import create_backend
-from src.core import cache_type, config
-from src.core.config import InvalidSettingsError, Settings, load_settings
-
-
-@pytest.fixture
-def env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """An environment without settings, in a project without a `.env`."""
-    for name in (*Settings.model_fields, "ENV_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(config, "ROOT", tmp_path)
-    monkeypatch.setattr(config, "DEV_ENV_FILE", tmp_path / ".data/dev.env")
-    return monkeypatch
+from src.core import cache_type
+from src.core.config import InvalidSettingsError, load_settings
 
 
 @pytest.mark.usefixtures("env")

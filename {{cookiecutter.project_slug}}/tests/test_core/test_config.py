@@ -13,16 +13,6 @@ SAFE = {
 }
 
 
-@pytest.fixture
-def env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """An environment without settings, in a project without a `.env`."""
-    for name in (*Settings.model_fields, "ENV_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(config, "ROOT", tmp_path)
-    monkeypatch.setattr(config, "DEV_ENV_FILE", tmp_path / ".data/dev.env")
-    return monkeypatch
-
-
 @pytest.mark.usefixtures("env")
 class TestSources:
     def test_defaults_are_for_development(self) -> None:

@@ -1,22 +1,11 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
-from src.core import config, redis_url
+from src.core import redis_url
 from src.core.config import InvalidSettingsError, Settings, load_settings
 from src.core.redis_url import RedisURL
-
-
-@pytest.fixture
-def env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """An environment without settings, in a project without a `.env`."""
-    for name in (*Settings.model_fields, "ENV_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(config, "ROOT", tmp_path)
-    monkeypatch.setattr(config, "DEV_ENV_FILE", tmp_path / ".data/dev.env")
-    return monkeypatch
 
 
 @pytest.mark.usefixtures("env")

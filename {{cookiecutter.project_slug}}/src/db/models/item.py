@@ -1,8 +1,8 @@
-from sqlalchemy import CheckConstraint, Column, Computed, Enum, Index, Text
+from sqlalchemy import CheckConstraint, Column, Computed, Index, Text
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
-from src.db.base import Base, TableNameMixin, TimestampMixin, UUIDMixin
+from src.db.base import Base, TableNameMixin, TimestampMixin, UUIDMixin, text_enum
 from src.domain.item import ItemStatus
 
 # The `simple` configuration knows no language: it neither stems nor drops words.
@@ -21,16 +21,7 @@ class Item(Base, UUIDMixin, TableNameMixin, TimestampMixin):
     name: Mapped[str] = mapped_column(Text)
     description: Mapped[str | None] = mapped_column(Text)
     status: Mapped[ItemStatus] = mapped_column(
-        # A CHECK rather than a native ENUM, whose values a migration cannot take away again.
-        Enum(
-            ItemStatus,
-            native_enum=False,
-            create_constraint=True,
-            length=16,
-            name="status",
-            values_callable=lambda statuses: [status.value for status in statuses],
-        ),
-        default=ItemStatus.DRAFT,
+        text_enum(ItemStatus, name="status"), default=ItemStatus.DRAFT
     )
     version: Mapped[int] = mapped_column()
 

@@ -2,10 +2,10 @@
 
 from datetime import datetime
 
-from sqlalchemy import DateTime, Enum, Index, SmallInteger, Text
+from sqlalchemy import DateTime, Index, SmallInteger, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from src.db.base import Base, TableNameMixin
+from src.db.base import Base, TableNameMixin, text_enum
 from src.domain.scheduler import RunOutcome
 
 
@@ -32,16 +32,7 @@ class SchedulerRun(Base, TableNameMixin):
     job: Mapped[str] = mapped_column(Text, primary_key=True)
     tick: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
     holder: Mapped[str] = mapped_column(Text)
-    outcome: Mapped[RunOutcome] = mapped_column(
-        Enum(
-            RunOutcome,
-            native_enum=False,
-            create_constraint=True,
-            length=16,
-            name="outcome",
-            values_callable=lambda outcomes: [outcome.value for outcome in outcomes],
-        )
-    )
+    outcome: Mapped[RunOutcome] = mapped_column(text_enum(RunOutcome, name="outcome"))
     started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     error: Mapped[str | None] = mapped_column(Text)

@@ -11,6 +11,8 @@ from src.cache.backends import redis as redis_backend
 from src.cache.backends.redis import RedisBackend, close_client, create_client
 from src.core import redis_url
 from src.core.redis_url import RedisURL
+from tests.proxy import Relay
+from tests.test_cache.test_redis.servers import relay
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +39,13 @@ def namespace() -> str:
 async def backend(url: RedisURL, namespace: str) -> AsyncGenerator[RedisBackend]:
     async with RedisBackend(url, namespace=namespace) as backend:
         yield backend
+
+
+@pytest.fixture
+async def line(url: RedisURL) -> AsyncGenerator[Relay]:
+    """A way to the server that can fail."""
+    async with relay(url) as line:
+        yield line
 
 
 @pytest.fixture

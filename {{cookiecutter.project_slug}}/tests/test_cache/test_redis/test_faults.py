@@ -31,12 +31,6 @@ CALLS: dict[str, Call] = {
 
 
 @pytest.fixture
-async def line(url: RedisURL) -> AsyncGenerator[Relay]:
-    async with relay(url) as line:
-        yield line
-
-
-@pytest.fixture
 async def distant(line: Relay, namespace: str) -> AsyncGenerator[RedisBackend]:
     """A backend whose connection can fail."""
     url = redis_url.parse(f"redis://127.0.0.1:{line.port}")

@@ -12,20 +12,12 @@ from src.cache import Cache
 from src.cache.backends.redis import RedisBackend
 from src.cache.resilience import ResilientBackend
 from src.core import redis_url
-from src.core.redis_url import RedisURL
 from src.db.session import Database
 from tests.client import connect
 from tests.proxy import Relay
-from tests.test_cache.test_redis.servers import relay
 
 ITEMS = "/api/v1/items/"
 CLIENTS = 20
-
-
-@pytest.fixture
-async def line(url: RedisURL) -> AsyncGenerator[Relay]:
-    async with relay(url) as line:
-        yield line
 
 
 @pytest.fixture
