@@ -10,10 +10,9 @@ says whose answer it is.
 
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import chain
 from operator import itemgetter
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import Depends, Request, Response
@@ -28,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from src.api.deps import get_app_settings, get_read_session
 from src.api.metrics import route_template
 from src.cache import Cache, Policy, current_cache, get_cache, use_cache
-from src.cache.keys import MAX_LENGTH, encode, plain, shorten
+from src.cache.keys import MAX_LENGTH, digest, encode, hints_of, plain, shorten
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Headers = list[tuple[bytes, bytes]]
@@ -111,8 +110,8 @@ class Keeper:
         self.reads_request = any(map(_takes_request, dependants))
         self.reads_query = self.reads_request or any(each.query_params for each in dependants)
         # A release that answers in another form does not give out what the one before has kept.
-        self.form = _digest(to_json(TypeAdapter(route.response_model).json_schema()))[:8]
-        hints = get_type_hints(route.endpoint, include_extras=True)
+        self.form = digest(to_json(TypeAdapter(route.response_model).json_schema()))[:8]
+        hints = hints_of(route.endpoint)
         self._parameters = {
             name: TypeAdapter[Any](hints.get(name, str)) for name in route.param_convertors
         }
@@ -183,7 +182,7 @@ class Keeper:
             given = {name for name, _ in response.raw_headers} - {b"vary"}  # which adds up
             added = [(name, value) for name, value in headers if name not in given]
             if b"etag" not in given and (body := getattr(response, "body", None)):
-                added.append((b"etag", f'"{_digest(body)}"'.encode()))
+                added.append((b"etag", f'"{digest(body)}"'.encode()))
             response.raw_headers = [*response.raw_headers, *added]
         return response
 
@@ -216,13 +215,13 @@ class KnownPath(NamedTuple):
             whose = rule.identity(HTTPConnection(scope))
             if whose is None:
                 return None
-            key = f"{key}~{_digest(whose.encode())}"  # it may be a token
+            key = f"{key}~{digest(whose.encode())}"  # it may be a token
         elif any(name in _CREDENTIALS for name, _ in scope["headers"]):
             return None
         if rule.vary:
             headers = HTTPConnection(scope).headers
             varied = [headers.get(name) for name in rule.vary]
-            key = f"{key}~{_digest(to_json(varied))}"
+            key = f"{key}~{digest(to_json(varied))}"
         return shorten(key), self.tags
 
 
@@ -336,10 +335,6 @@ def _words_of(response: Response, header: bytes) -> list[bytes]:
     """Return what stands between the commas of a header, which may be there several times."""
     values = [value for name, value in response.raw_headers if name == header]
     return [word.strip().lower() for value in values for word in value.split(b",")]
-
-
-def _digest(data: bytes) -> str:
-    return blake2b(data, digest_size=16).hexdigest()
 
 
 def _walk(dependant: Dependant) -> Iterator[Dependant]:

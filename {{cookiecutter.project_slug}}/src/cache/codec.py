@@ -2,14 +2,14 @@
 
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any, Generic, NewType, Protocol, TypeVar, get_origin
 
 import structlog
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic.errors import PydanticUserError
 
-from src.cache.keys import hints_of
+from src.cache.keys import fields_of, hints_of
 
 log = structlog.get_logger(__name__)
 
@@ -89,14 +89,8 @@ def is_same(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(is_same, one, other))
     if isinstance(one, BaseModel) or is_dataclass(one):
-        return bool(one == other) and is_same(vars_of(one), vars_of(other))
+        return bool(one == other) and is_same(fields_of(one), fields_of(other))
     return bool(one == other)
-
-
-def vars_of(value: Any) -> dict[str, Any]:
-    if isinstance(value, BaseModel):
-        return dict(value)
-    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 _ONE_WAY = (AsyncIterator, Iterator)

@@ -96,10 +96,8 @@ def plain(value: object) -> str:
 
 
 def _compound(value: object) -> str:
-    if isinstance(value, BaseModel):
-        return _pairs(dict(value))
-    if is_dataclass(value):
-        return _pairs({field.name: getattr(value, field.name) for field in fields(value)})
+    if isinstance(value, BaseModel) or is_dataclass(value):
+        return _pairs(fields_of(value))
     if isinstance(value, Mapping):
         return _pairs(value)
     if isinstance(value, AbstractSet):
@@ -116,6 +114,13 @@ def _joined(texts: list[str]) -> str:
 
 def _pairs(values: Mapping[Any, object]) -> str:
     return ",".join(sorted(f"{encode(name)}={encode(value)}" for name, value in values.items()))
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """Return the fields of a Pydantic model or a dataclass."""
+    if isinstance(value, BaseModel):
+        return dict(value)
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -241,7 +246,11 @@ def _root(field: str) -> str:
 def shorten(key: str) -> str:
     if len(key) <= MAX_LENGTH:
         return key
-    return f"{key[:MAX_LENGTH]}~{blake2b(key.encode(), digest_size=16).hexdigest()}"
+    return f"{key[:MAX_LENGTH]}~{digest(key.encode())}"
+
+
+def digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
 
 
 def shorten_pattern(pattern: str) -> str:

@@ -39,6 +39,13 @@ class Source:
         await self.gate.wait()
         return value
 
+    def replace_value(self, value: int) -> asyncio.Event:
+        """Let later readers find this value at once; return the gate of those who read before."""
+        old_gate, self.gate = self.gate, asyncio.Event()
+        self.gate.set()
+        self.value = value
+        return old_gate
+
 
 CHANGES: dict[str, Change] = {
     "key": lambda _: invalidate("source:1"),
@@ -116,9 +123,7 @@ class CachingContract:
         """Who comes after the change does not even wait for it."""
         outdated = [asyncio.create_task(read(1)) for _ in range(3)]
         await source.is_read.wait()
-        source.value, old_gate = 2, source.gate
-        source.gate = asyncio.Event()
-        source.gate.set()
+        old_gate = source.replace_value(2)
 
         await change(backend)
 
@@ -139,9 +144,7 @@ class CachingContract:
     ) -> None:
         outdated = asyncio.create_task(read(1))
         await source.is_read.wait()
-        source.value, old_gate = 2, source.gate
-        source.gate = asyncio.Event()
-        source.gate.set()
+        old_gate = source.replace_value(2)
         await change(backend)
 
         with use_cache(Cache(backend, ttl=60)):  # which shares nothing but the backend
