@@ -12,8 +12,19 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from src.core.config import Settings
 from src.db.session import ReadSession as _ReadSession
 
+# Where `IdempotencyMiddleware` puts the session whose transaction it will end by itself.
+SHARED_TRANSACTION = "shared_transaction"
+
 
 async def _transaction(request: Request) -> AsyncGenerator[AsyncSession]:
+    shared: AsyncSession | None = getattr(request.state, SHARED_TRANSACTION, None)
+    if shared is not None:
+        try:
+            yield shared
+        except Exception:
+            await shared.rollback()  # whatever answer a handler makes of the error
+            raise
+        return
     async with request.state.database.transaction() as session:
         yield session
 

@@ -23,15 +23,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.db.session import DatabaseUnavailableError
 from src.domain.errors import ConflictError, DomainError, NotFoundError, StaleVersionError
+from src.domain.idempotency import IdempotencyKeyInUseError, IdempotencyKeyReusedError
 
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = "1"
+_TRY_AGAIN = {"Retry-After": RETRY_AFTER_SECONDS}
 CHARACTER_NOT_IN_REPERTOIRE = "22021"  # SQLSTATE
 
 # The nearest class of an error's ancestry decides.
 _STATUS: dict[type[DomainError], HTTPStatus] = {
+    IdempotencyKeyReusedError: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotFoundError: HTTPStatus.NOT_FOUND,
     ConflictError: HTTPStatus.CONFLICT,
     StaleVersionError: HTTPStatus.PRECONDITION_FAILED,
@@ -95,6 +98,7 @@ async def _domain_error(request: Request, exc: Exception) -> JSONResponse:
         type=f"urn:problem-type:{error.code}",
         title=error.title,
         detail=str(error),
+        headers=_TRY_AGAIN if isinstance(exc, IdempotencyKeyInUseError) else None,
     )
 
 
@@ -147,7 +151,7 @@ async def _database_unavailable(request: Request, exc: Exception) -> JSONRespons
         request.scope,
         HTTPStatus.SERVICE_UNAVAILABLE,
         detail="The database does not answer.",
-        headers={"Retry-After": RETRY_AFTER_SECONDS},
+        headers=_TRY_AGAIN,
     )
 
 
