@@ -26,6 +26,11 @@ class ItemRepository(Repository[Item]):
             statement = statement.where(Item.id < before)
         return (await self.session.scalars(statement)).all()
 
+    async def add_all(self, items: Sequence[Item]) -> None:
+        """Add up to a thousand items with one INSERT; their keys are in the order of `items`."""
+        self.session.add_all(items)
+        await self.session.flush()
+
     async def count(self, *, status: ItemStatus | None) -> int:
         statement = select(func.count()).select_from(Item)
         if status is not None:

@@ -1,0 +1,30 @@
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import bindparam, delete, select
+from sqlalchemy.orm import undefer
+
+from src.db.models.item_import import ItemImport
+from src.repositories.base import Repository
+from src.repositories.counting import count_of
+
+_WITH_CONTENT = (
+    select(ItemImport)
+    .where(ItemImport.id == bindparam("id"))
+    .options(undefer(ItemImport.content))
+    .with_for_update()
+    .execution_options(populate_existing=True)
+)
+
+
+class ItemImportRepository(Repository[ItemImport]):
+    model = ItemImport
+
+    async def get_content_for_update(self, key: UUID) -> ItemImport | None:
+        """As `get_for_update`, with the file, which no other query fetches."""
+        return await self.session.scalar(_WITH_CONTENT, {"id": key})
+
+    async def prune(self, *, before: datetime, limit: int) -> int:
+        """Delete imports that nobody has worked on since; return how many, `limit` at most."""
+        old = select(ItemImport.id).where(ItemImport.updated_at < before).limit(limit)
+        return await count_of(self.session, delete(ItemImport).where(ItemImport.id.in_(old)))

@@ -1,0 +1,143 @@
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from src.db.models.task import OutboxMessage, RedeliveredMessage, Task
+from src.domain.task import OVER, TaskStatus
+from src.repositories.base import Repository
+from src.repositories.counting import count_of
+
+
+class OutboxRepository:
+    def __init__(self, session: AsyncSession) -> None:
+        self.session = session
+
+    async def add_all(self, bodies: Sequence[bytes], *, delay: timedelta = timedelta()) -> None:
+        rows = [{"body": body} for body in bodies]
+        await self.session.execute(insert(OutboxMessage).values(due_at=func.now() + delay), rows)
+
+    async def take(self, *, limit: int) -> Sequence[bytes]:
+        """Delete what is due, the first `limit` of it, and return it in order.
+
+        What another transaction has taken is left to it.
+        """
+        due = (
+            select(OutboxMessage.id)
+            .where(OutboxMessage.due_at <= func.now())
+            .order_by(OutboxMessage.due_at, OutboxMessage.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte("due")
+        )
+        taken = await self.session.execute(
+            delete(OutboxMessage)
+            .where(OutboxMessage.id.in_(select(due.c.id)))
+            .returning(OutboxMessage.due_at, OutboxMessage.id, OutboxMessage.body),
+            execution_options={"synchronize_session": False},
+        )
+        rows = sorted(taken, key=lambda row: (row.due_at, row.id))
+        return [row.body for row in rows]
+
+    async def limit_idleness(self, *, seconds: float) -> None:
+        """Let the server end this transaction if the process freezes in it."""
+        setting = "idle_in_transaction_session_timeout"
+        await self.session.execute(select(func.set_config(setting, f"{seconds:.0f}s", True)))
+
+    async def oldest_seconds(self) -> float:
+        """Return for how long the first message is due; 0 if none is."""
+        first = select(func.min(OutboxMessage.due_at)).scalar_subquery()
+        age = func.greatest(func.extract("epoch", func.now() - first), 0)
+        return float(await self.session.scalar(select(age)) or 0)
+
+
+class TaskRepository(Repository[Task]):
+    model = Task
+
+    async def add_all(self, actors: Sequence[str]) -> Sequence[UUID]:
+        """Add a queued task for each actor's name; return their ids in the same order."""
+        rows = [{"actor": actor} for actor in actors]
+        added = insert(Task).returning(Task.id, sort_by_parameter_order=True)
+        return (await self.session.scalars(added, rows)).all()
+
+    async def start(self, task_id: UUID) -> int | None:
+        """Note that a worker begins; return which attempt it is, None if the task is over."""
+        return await self.session.scalar(
+            update(Task)
+            .where(Task.id == task_id, Task.status.not_in(OVER))
+            .values(
+                status=TaskStatus.RUNNING,
+                attempts=Task.attempts + 1,
+                started_at=func.coalesce(Task.started_at, func.now()),
+            )
+            .returning(Task.attempts)
+        )
+
+    async def put_back(self, task_id: UUID, attempt: int) -> None:
+        """Note that the attempt failed and another one follows, if that has not begun already."""
+        await self.session.execute(
+            update(Task)
+            .where(Task.id == task_id, Task.attempts == attempt, Task.status.not_in(OVER))
+            .values(status=TaskStatus.QUEUED)
+        )
+
+    async def finish(
+        self, task_id: UUID, status: TaskStatus, *, result: Any = None, problem: Any = None
+    ) -> None:
+        await self.session.execute(
+            update(Task)
+            .where(Task.id == task_id, Task.status.not_in(OVER))
+            .values(status=status, result=result, problem=problem, finished_at=func.now())
+        )
+
+    async def reopen(self, task_ids: Sequence[UUID]) -> None:
+        """Let tasks that failed begin anew."""
+        await self.session.execute(
+            update(Task)
+            .where(Task.id.in_(task_ids), Task.status == TaskStatus.FAILED)
+            .values(status=TaskStatus.QUEUED, problem=None, finished_at=None)
+        )
+
+    async def set_progress(self, task_id: UUID, *, done: int, total: int | None) -> None:
+        await self.session.execute(
+            update(Task).where(Task.id == task_id).values(done=done, total=total)
+        )
+
+    async def prune(self, *, before: datetime, limit: int) -> int:
+        """Delete tasks that were over before; return how many, `limit` at most."""
+        old = select(Task.id).where(Task.finished_at < before).limit(limit)
+        return await count_of(self.session, delete(Task).where(Task.id.in_(old)))
+
+
+class RedeliveryRepository:
+    """Which messages may have killed their workers."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self.session = session
+
+    async def count_start(self, message_id: str) -> int:
+        """Return how often the message was started since it was first redelivered, now included."""
+        row = upsert(RedeliveredMessage).values(message_id=message_id, starts=1)
+        starts = await self.session.scalar(
+            row.on_conflict_do_update(
+                index_elements=[RedeliveredMessage.message_id],
+                set_={"starts": RedeliveredMessage.starts + 1, "started_at": func.now()},
+            ).returning(RedeliveredMessage.starts)
+        )
+        return starts or 0
+
+    async def forget(self, message_id: str) -> None:
+        await self.session.execute(
+            delete(RedeliveredMessage).where(RedeliveredMessage.message_id == message_id)
+        )
+
+    async def prune(self, *, before: datetime, limit: int) -> int:
+        old = select(RedeliveredMessage.message_id).where(RedeliveredMessage.started_at < before)
+        key = RedeliveredMessage.message_id
+        return await count_of(
+            self.session, delete(RedeliveredMessage).where(key.in_(old.limit(limit)))
+        )

@@ -1,0 +1,101 @@
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from src.db.models.item import Item
+from src.db.models.item_import import ItemImport
+from src.domain.item_import import (
+    MAX_REJECTIONS,
+    ItemImportNotFoundError,
+    Progress,
+    Row,
+    count_rows,
+    read_rows,
+)
+from src.repositories.item import ItemRepository
+from src.repositories.item_import import ItemImportRepository
+from src.schemas.item import ItemCreate
+
+
+class ItemImportService:
+    @staticmethod
+    async def start(db: AsyncSession, content: bytes) -> ItemImport:
+        """Keep a file whose rows are to be imported.
+
+        Raises NotCsvError, NoHeaderError, UnknownColumnError, NoRowsError or TooManyRowsError.
+        """
+        new = ItemImport(content=content, total=count_rows(content))
+        return await ItemImportRepository(db).add(new)
+
+    @staticmethod
+    async def get(db: AsyncSession, import_id: UUID) -> ItemImport:
+        """Raises ItemImportNotFoundError."""
+        found = await ItemImportRepository(db).get(import_id)
+        if found is None:
+            raise ItemImportNotFoundError(import_id)
+        return found
+
+    @staticmethod
+    async def import_batch(db: AsyncSession, import_id: UUID, *, limit: int) -> Progress:
+        """Import the next `limit` rows; if none is left, do nothing.
+
+        Whoever else imports of the same file waits until the transaction ends. It holds the items
+        and how far they have come: either both are kept, or none.
+
+        Raises ItemImportNotFoundError.
+        """
+        repository = ItemImportRepository(db)
+        current = await repository.get_content_for_update(import_id)
+        if current is None:
+            raise ItemImportNotFoundError(import_id)
+        if current.done < current.total:
+            rows = islice(read_rows(current.content), current.done, current.done + limit)
+            await _import(db, current, [*rows])
+            await repository.add(current)
+        return progress_of(current)
+
+    @staticmethod
+    async def prune(db: AsyncSession, *, before: datetime, limit: int) -> int:
+        """Forget imports that nobody has worked on since; return how many, `limit` at most."""
+        return await ItemImportRepository(db).prune(before=before, limit=limit)
+
+
+def progress_of(current: ItemImport) -> Progress:
+    return Progress(
+        done=current.done,
+        total=current.total,
+        created=current.done - current.rejected,
+        rejected=current.rejected,
+        is_over=current.done == current.total,
+    )
+
+
+async def _import(db: AsyncSession, current: ItemImport, rows: Sequence[Row]) -> None:
+    items: list[Item] = []
+    rejections: list[dict[str, Any]] = []
+    for row in rows:
+        try:
+            items.append(Item(**ItemCreate.model_validate(row.cells).model_dump()))
+        except ValidationError as error:
+            rejections.append({"row": row.number, "detail": _readable(error)})
+    await ItemRepository(db).add_all(items)
+    current.done += len(rows)
+    current.rejected += len(rejections)
+    current.rejections = [*current.rejections, *rejections][:MAX_REJECTIONS]
+    if current.done == current.total:
+        current.content = b""
+
+
+def _readable(error: ValidationError) -> str:
+    return "; ".join(f"{fault['loc'][0]}: {_reason(fault)}" for fault in error.errors())
+
+
+def _reason(fault: ErrorDetails) -> str:
+    # Pydantic would name the pattern that does not match.
+    return "NUL is not allowed" if "\0" in str(fault["input"]) else fault["msg"]

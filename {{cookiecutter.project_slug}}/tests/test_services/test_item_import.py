@@ -1,0 +1,228 @@
+import asyncio
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from src.db.models.item import Item
+from src.db.models.item_import import ItemImport
+from src.db.session import Database
+from src.domain.item import ItemStatus
+from src.domain.item_import import (
+    MAX_REJECTIONS,
+    ItemImportNotFoundError,
+    NoRowsError,
+    Progress,
+)
+from src.services.item_import import ItemImportService
+from tests.test_api.test_statements import recorded
+
+PATIENCE_SECONDS = 30
+
+
+async def start(database: Database, content: bytes) -> UUID:
+    async with database.transaction() as db:
+        return (await ItemImportService.start(db, content)).id
+
+
+async def work(database: Database, import_id: UUID, *, limit: int) -> Progress:
+    """Import to the end, as a worker does: each batch in a transaction of its own."""
+    while True:
+        async with database.transaction() as db:
+            progress = await ItemImportService.import_batch(db, import_id, limit=limit)
+        if progress.is_over:
+            return progress
+
+
+async def run(database: Database, content: bytes, *, limit: int = 100) -> ItemImport:
+    import_id = await start(database, content)
+    await work(database, import_id, limit=limit)
+    async with database.reads() as reads:
+        return await ItemImportService.get(reads, import_id)
+
+
+async def names(database: Database) -> list[str]:
+    async with database.reads() as reads:
+        return list(await reads.scalars(select(Item.name).order_by(Item.id)))
+
+
+def lamps(number: int) -> bytes:
+    return "\n".join(["name", *(f"Lamp {n}" for n in range(number))]).encode()
+
+
+async def test_a_file_is_kept_until_it_is_imported(db: AsyncSession) -> None:
+    started = await ItemImportService.start(db, lamps(3))
+
+    assert (started.total, started.done, started.rejected, started.rejections) == (3, 0, 0, [])
+    assert not await db.scalar(select(func.count(Item.id)))
+
+
+async def test_what_is_no_file_of_items_is_not_kept(db: AsyncSession) -> None:
+    with pytest.raises(NoRowsError):
+        await ItemImportService.start(db, b"name\n")
+
+    assert not await db.scalar(select(func.count(ItemImport.id)))
+
+
+async def test_rows_become_items_in_their_order(database: Database) -> None:
+    """Whatever a spreadsheet writes around them: BOM, CRLF, quotes, line ends in a field."""
+    content = (
+        '\ufeffdescription,name\r\n"Brass, with a\r\n""green"" shade",Lamp\r\n\r\n,  Chair  \r\n'
+    )
+
+    done = await run(database, content.encode())
+
+    assert (done.total, done.done, done.rejected) == (2, 2, 0)
+    async with database.reads() as reads:
+        items = (await reads.scalars(select(Item).order_by(Item.id))).all()
+    assert [(item.name, item.description) for item in items] == [
+        ("Lamp", 'Brass, with a\r\n"green" shade'),
+        ("Chair", None),
+    ]
+    assert {(item.status, item.version) for item in items} == {(ItemStatus.DRAFT, 1)}
+
+
+async def test_batches_follow_each_other(db: AsyncSession) -> None:
+    started = await ItemImportService.start(db, lamps(5))
+    seen = [await ItemImportService.import_batch(db, started.id, limit=2) for _ in range(3)]
+
+    assert seen == [
+        Progress(done=2, total=5, created=2, rejected=0, is_over=False),
+        Progress(done=4, total=5, created=4, rejected=0, is_over=False),
+        Progress(done=5, total=5, created=5, rejected=0, is_over=True),
+    ]
+    found = await db.scalars(select(Item.name).order_by(Item.id))
+    assert list(found) == [f"Lamp {n}" for n in range(5)]
+
+
+async def test_once_it_is_over_nothing_happens(database: Database) -> None:
+    import_id = await start(database, lamps(3))
+    last = await work(database, import_id, limit=2)
+
+    assert await work(database, import_id, limit=2) == last
+    assert len(await names(database)) == 3
+
+
+async def test_the_file_is_dropped_at_the_end(db: AsyncSession) -> None:
+    content = select(ItemImport.content)
+    started = await ItemImportService.start(db, lamps(2))
+    await ItemImportService.import_batch(db, started.id, limit=1)
+    assert await db.scalar(content) == lamps(2)
+
+    await ItemImportService.import_batch(db, started.id, limit=1)
+
+    assert await db.scalar(content) == b""
+
+
+async def test_a_bad_row_does_not_stop_the_others(database: Database) -> None:
+    """Each is named as a spreadsheet counts, and as the rules of an item have it."""
+    rows = [
+        "name,description",
+        "Lamp,Brass",
+        " ,No name",
+        ",No name either",
+        "L" * 201 + ",Long",
+        "Long," + "d" * 10_001,
+        "La\0mp,NUL",
+        "Lamp,Brass\0",
+        "Lamp,Brass,12",
+        "Chair,",
+    ]
+
+    done = await run(database, "\n".join(rows).encode(), limit=2)
+
+    assert await names(database) == ["Lamp", "Chair"]
+    assert (done.total, done.done, done.rejected) == (9, 9, 7)
+    assert done.rejections == [
+        {"row": 3, "detail": "name: String should have at least 1 character"},
+        {"row": 4, "detail": "name: Field required"},
+        {"row": 5, "detail": "name: String should have at most 200 characters"},
+        {"row": 6, "detail": "description: String should have at most 10000 characters"},
+        {"row": 7, "detail": "name: NUL is not allowed"},
+        {"row": 8, "detail": "description: NUL is not allowed"},
+        {"row": 9, "detail": "beyond the header: Extra inputs are not permitted"},
+    ]
+
+
+async def test_a_file_of_bad_rows_alone(database: Database) -> None:
+    """All of them are counted, and the first are kept."""
+    done = await run(database, b"name\n" + b'" "\n' * 250)
+
+    assert (done.done, done.rejected) == (250, 250)
+    assert [each["row"] for each in done.rejections] == [*range(2, 2 + MAX_REJECTIONS)]
+    assert await names(database) == []
+
+
+async def test_a_batch_that_was_killed_is_imported_again(own_database: Database) -> None:
+    import_id = await start(own_database, lamps(5))
+
+    async def die_after_a_batch() -> None:
+        async with own_database.transaction() as db:
+            await ItemImportService.import_batch(db, import_id, limit=2)
+            imported.set()
+            await asyncio.Event().wait()
+
+    async with own_database.transaction() as db:
+        await ItemImportService.import_batch(db, import_id, limit=2)
+    imported = asyncio.Event()
+    task = asyncio.create_task(die_after_a_batch())
+    await imported.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert await names(own_database) == ["Lamp 0", "Lamp 1"]
+
+    await work(own_database, import_id, limit=2)
+
+    assert await names(own_database) == [f"Lamp {n}" for n in range(5)]
+
+
+async def test_workers_at_once_import_each_row_once(own_database: Database) -> None:
+    import_id = await start(own_database, lamps(200))
+
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        seen = await asyncio.gather(*(work(own_database, import_id, limit=7) for _ in range(4)))
+
+    assert seen == [Progress(done=200, total=200, created=200, rejected=0, is_over=True)] * 4
+    assert await names(own_database) == [f"Lamp {n}" for n in range(200)]
+
+
+async def test_a_batch_goes_on_from_what_another_worker_has_done(own_database: Database) -> None:
+    """And not from what its own session read before."""
+    import_id = await start(own_database, lamps(3))
+    async with own_database.transaction() as db:
+        known = await ItemImportService.get(db, import_id)
+        await work(own_database, import_id, limit=2)
+
+        progress = await ItemImportService.import_batch(db, import_id, limit=2)
+
+    assert (progress.is_over, known.done) == (True, 3)
+    assert len(await names(own_database)) == 3
+
+
+async def test_a_batch_is_three_statements(own_database: Database) -> None:
+    import_id = await start(own_database, lamps(600))
+    with recorded(own_database) as sent:
+        async with own_database.transaction() as db:
+            await ItemImportService.import_batch(db, import_id, limit=500)
+
+    assert sent == ["BEGIN", "SELECT", "INSERT", "UPDATE", "COMMIT"]
+
+
+async def test_progress_is_read_without_the_file(database: Database) -> None:
+    import_id = await start(database, lamps(1))
+
+    async with database.reads() as reads:
+        found = await ItemImportService.get(reads, import_id)
+        with pytest.raises(InvalidRequestError, match="raiseload"):
+            _ = found.content
+
+
+async def test_there_is_no_such_import(db: AsyncSession) -> None:
+    missing = uuid4()
+
+    with pytest.raises(ItemImportNotFoundError, match=str(missing)):
+        await ItemImportService.get(db, missing)
+    with pytest.raises(ItemImportNotFoundError, match=str(missing)):
+        await ItemImportService.import_batch(db, missing, limit=1)
