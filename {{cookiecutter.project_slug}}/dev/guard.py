@@ -29,6 +29,10 @@ COMMAND_NOT_STARTED = 127  # as the shell has it
 PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
+class ServerError(Exception):
+    """A server cannot be started; the message is one sentence for the developer."""
+
+
 class Account(NamedTuple):
     """The user and group that a command runs as, when the guard is root."""
 

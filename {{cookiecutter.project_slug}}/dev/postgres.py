@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
-from dev.guard import POSIX, Account, guarded
+from dev.guard import POSIX, Account, ServerError, guarded
 from dev.unprivileged import (
     can_enter,
     can_use,
@@ -69,7 +69,7 @@ THROW_AWAY = {
 }
 
 
-class PostgresError(Exception):
+class PostgresError(ServerError):
     """PostgreSQL cannot be started; the message is one sentence for the developer."""
 
 

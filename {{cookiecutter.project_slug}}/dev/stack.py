@@ -22,14 +22,17 @@ from sqlalchemy import URL, make_url
 
 from dev import (
     postgres,
+    # % if cookiecutter.__queue_rabbitmq
+    rabbitmq,
+    # % endif
     # % if cookiecutter.__redis
     valkey,
     # % endif
 )
-from dev.guard import guarded
+from dev.guard import ServerError, guarded
 from src.core.config import DEV_ENV_FILE, ROOT, Settings, load_settings
 
-DATA = ROOT / ".data" / "postgres"
+DATA = ROOT / ".data"
 STOP_LIMIT = 10.0  # seconds; a developer does not want to wait for slow requests
 
 
@@ -41,25 +44,26 @@ class Program:
     arguments: tuple[str, ...]
 
 
-PROGRAMS = (Program("api", ("cli.py", "api", "--reload")),)
+def default_programs(settings: Settings) -> Sequence[Program]:
+    api = (
+        *("cli.py", "api", "--reload", "--port", str(settings.PORT)),
+        # % if cookiecutter.__scheduler
+        "--scheduler-disabled",  # it is a program of its own, whose jobs no reload interrupts
+        # % endif
+    )
+    return [
+        Program("api", api),
+        # % if cookiecutter.__queue
+        Program("worker", ("cli.py", "worker", "--processes", "1", "--reload")),
+        # % endif
+        # % if cookiecutter.__scheduler
+        *([Program("scheduler", ("cli.py", "scheduler"))] if settings.SCHEDULER_ENABLED else []),
+        # % endif
+    ]
 
 
-# % if cookiecutter.__scheduler
-# The scheduler on its own, where a reload of the API does not interrupt its jobs.
-WITH_SCHEDULER = (
-    Program("api", ("cli.py", "api", "--reload", "--scheduler-disabled")),
-    Program("scheduler", ("cli.py", "scheduler")),
-)
-
-
-def with_scheduler(programs: Sequence[Program], settings: Settings) -> Sequence[Program]:
-    is_wanted = programs is PROGRAMS and settings.SCHEDULER_ENABLED
-    return WITH_SCHEDULER if is_wanted else programs
-
-
-# % endif
-def run_stack(programs: Sequence[Program] = PROGRAMS) -> int:
-    """Run until Ctrl-C, SIGTERM or the end of a program; return the exit status.
+def run_stack(programs: Sequence[Program] | None = None) -> int:
+    """Run the programs, or what the settings ask for, until Ctrl-C, SIGTERM or the end of a program; return the exit status.
 
     It is 0 when asked to stop, since that is how `dev` ends, and the program's own when one
     ends by itself.
@@ -74,16 +78,20 @@ def run_stack(programs: Sequence[Program] = PROGRAMS) -> int:
             f"Port {settings.PORT} of {settings.HOST} is taken; choose another PORT.", err=True
         )
         return 1
-    # % if cookiecutter.__scheduler
-    programs = with_scheduler(programs, settings)
-    # % endif
+    programs = default_programs(settings) if programs is None else programs
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         with ExitStack() as stack:
             url = stack.enter_context(_database(settings))
             started = {} if settings.names_database else _variable(url)
-            # % if cookiecutter.__redis
-            started |= stack.enter_context(_redis(settings))
+            # % if cookiecutter.cache_backend in ["redis", "all"]
+            started |= stack.enter_context(_cache(settings))
+            # % endif
+            # % if cookiecutter.__queue_redis
+            started |= stack.enter_context(_queue(settings))
+            # % endif
+            # % if cookiecutter.__queue_rabbitmq
+            started |= stack.enter_context(_rabbitmq(settings))
             # % endif
             if started:
                 _tell_other_terminals(started)
@@ -94,7 +102,7 @@ def run_stack(programs: Sequence[Program] = PROGRAMS) -> int:
     except KeyboardInterrupt:
         typer.echo("Stopped.")
         return 0
-    except postgres.PostgresError as error:
+    except ServerError as error:
         typer.echo(str(error), err=True)
         return 1
 
@@ -115,21 +123,21 @@ def _database(settings: Settings) -> Iterator[URL]:
         yield settings.database_url
         return
     typer.echo("Starting PostgreSQL ...")
-    with postgres.embedded_postgres(DATA, remove=[DEV_ENV_FILE]) as server:
+    with postgres.embedded_postgres(DATA / "postgres", remove=[DEV_ENV_FILE]) as server:
         typer.echo(f"PostgreSQL is up; its data are kept in {server.data}")
         server.create_database(settings.POSTGRES_DB)
         url = make_url(server.url(settings.POSTGRES_DB))
         yield url
 
 
-# % if cookiecutter.__redis
+# % if cookiecutter.cache_backend in ["redis", "all"]
 @contextmanager
-def _redis(settings: Settings) -> Iterator[dict[str, str]]:
+def _cache(settings: Settings) -> Iterator[dict[str, str]]:
     """Yield the variable that leads to a server of ours, where one is needed and none named."""
     if settings.names_redis or settings.CACHE_BACKEND_TYPE != "redis":
         yield {}
         return
-    typer.echo("Starting Valkey ...")
+    typer.echo("Starting Valkey for the cache ...")
     with ExitStack() as stack:
         variables = {}
         try:
@@ -139,6 +147,38 @@ def _redis(settings: Settings) -> Iterator[dict[str, str]]:
             typer.echo(f"{error} Until then, each process caches in its own memory.", err=True)
             variables["CACHE_BACKEND_TYPE"] = "memory"
         yield variables
+
+
+# % endif
+# % if cookiecutter.__queue_redis
+@contextmanager
+def _queue(settings: Settings) -> Iterator[dict[str, str]]:
+    """Yield the variable that leads to a server of ours for tasks, unless one is named.
+
+    It keeps them for the next time: a task may be on its way when everything stops.
+    """
+    if settings.names_queue or settings.DRAMATIQ_BROKER != "redis":
+        yield {}
+        return
+    data = DATA / "valkey"
+    data.mkdir(parents=True, exist_ok=True)
+    typer.echo("Starting Valkey for tasks ...")
+    options = ("--appendonly", "yes", "--dir", str(data))
+    with valkey.embedded_valkey(options, remove=[DEV_ENV_FILE]) as url:
+        yield {"DRAMATIQ_REDIS_URL": url}
+
+
+# % endif
+# % if cookiecutter.__queue_rabbitmq
+@contextmanager
+def _rabbitmq(settings: Settings) -> Iterator[dict[str, str]]:
+    """As PostgreSQL: a server of ours that keeps its data, unless one is named."""
+    if settings.names_rabbitmq or settings.DRAMATIQ_BROKER != "rabbitmq":
+        yield {}
+        return
+    typer.echo("Starting RabbitMQ ...")
+    with rabbitmq.embedded_rabbitmq(DATA / "rabbitmq", remove=[DEV_ENV_FILE]) as url:
+        yield {"RABBITMQ_URL": url}
 
 
 # % endif
@@ -178,6 +218,7 @@ def _run(stack: ExitStack, programs: Sequence[Program], environment: Mapping[str
     """Start the programs and wait for the first to end; leaving `stack` stops the others."""
     ended: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
     width = max(len(program.name) for program in programs)
+    guards: list[subprocess.Popen[bytes]] = []
     for program in programs:
         several = len(programs) > 1
         output = stack.enter_context(_prefixed(f"{program.name:{width}} | ")) if several else None
@@ -185,13 +226,21 @@ def _run(stack: ExitStack, programs: Sequence[Program], environment: Mapping[str
         guard = stack.enter_context(
             guarded(arguments, limit=STOP_LIMIT, cwd=ROOT, env=environment, output=output)
         )
+        guards.append(guard)
         threading.Thread(target=_report, args=(program.name, guard, ended), daemon=True).start()
+    # Else the next would begin to stop when the one before has.
+    stack.callback(_stop_all, guards)
     while True:
         # With a time-out, for on Windows Ctrl-C is only seen between waits.
         with suppress(queue.Empty):
             name, status = ended.get(timeout=0.5)
             typer.echo(f"{name} ended by itself, with status {status}.", err=True)
             return status
+
+
+def _stop_all(guards: Sequence[subprocess.Popen[bytes]]) -> None:
+    for guard in guards:
+        guard.terminate()
 
 
 def _report(

@@ -16,18 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from dev.guard import guarded
+from dev.guard import ServerError, guarded
 from dev.unprivileged import temporary_home
 
 START_LIMIT = 10.0  # seconds
 STOP_LIMIT = 10.0
 POLL = 0.005
-# Nothing is kept: what is in a cache or a development queue may be lost.
+# Nothing is kept, unless further options say otherwise.
 OPTIONS = ("--bind", "127.0.0.1", "--port", "0", "--save", "", "--appendonly", "no")
 ARCHITECTURES = {"amd64": "x86_64"}
 
 
-class ValkeyError(Exception):
+class ValkeyError(ServerError):
     """Valkey cannot be started; the message is one sentence for the developer."""
 
 

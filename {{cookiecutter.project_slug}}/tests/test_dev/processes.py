@@ -12,8 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
+from pydantic import SecretStr
+
 from dev import postgres, unprivileged
-from src.core.config import ROOT
+from src.core.config import ROOT, Settings
 
 LIMIT = 30.0  # seconds; only a test that fails waits so long
 BYTECODE = ROOT / ".pytest_cache" / "bytecode"
@@ -45,6 +48,14 @@ def is_running(pid: int) -> bool:
 
 def wait_until_gone(pid: int) -> None:
     eventually(lambda: not is_running(pid), f"the end of process {pid}")
+
+
+def name_other_servers(monkeypatch: pytest.MonkeyPatch, *ours: str) -> None:
+    """Name every server but the database and `ours`, so that `dev` starts none of them."""
+    for name, setting in Settings.model_fields.items():
+        if name.endswith("_URL") and name not in {"DATABASE_URL", *ours}:
+            default: SecretStr | None = setting.default
+            monkeypatch.setenv(name, default.get_secret_value() if default else "unix:///nowhere")
 
 
 class Owner:

@@ -18,14 +18,21 @@ from dev.postgres import embedded_postgres
 from dev.stack import Program
 from src.core import config
 from src.core.config import Settings, load_settings
-from tests.test_dev.processes import LIMIT, Owner, eventually, is_running, wait_until_gone
+from tests.test_dev.processes import (
+    LIMIT,
+    Owner,
+    eventually,
+    is_running,
+    name_other_servers,
+    wait_until_gone,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 
 STACK = """
 from dev import stack
 folder = Path(sys.argv[1])
-stack.DATA, stack.DEV_ENV_FILE = folder / "postgres", folder / "dev.env"
+stack.DATA, stack.DEV_ENV_FILE = folder, folder / "dev.env"
 """
 SMALL_STACK = (
     STACK
@@ -73,6 +80,11 @@ def answers(url: str) -> bool:
         return False
 
 
+@pytest.fixture(autouse=True)
+def _no_other_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    name_other_servers(monkeypatch)
+
+
 @pytest.mark.slow
 def test_dev_serves_the_api_until_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as probe:
@@ -111,7 +123,7 @@ def test_nothing_outlives_dev(
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for a stack in this very process."""
-    monkeypatch.setattr(stack, "DATA", tmp_path / "postgres")
+    monkeypatch.setattr(stack, "DATA", tmp_path)
     monkeypatch.setattr(stack, "DEV_ENV_FILE", tmp_path / "dev.env")
     monkeypatch.setattr(stack, "_migrate", lambda _url: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
@@ -155,7 +167,7 @@ def test_program_that_ends_by_itself_ends_dev_with_its_status(
     program, url = read(path)
     assert url == "postgresql+asyncpg://me:secret@nowhere/app"
     assert not is_running(program)
-    assert [path.name for path in here.iterdir()] == ["program"]
+    assert not {"postgres", "dev.env"} & {path.name for path in here.iterdir()}
 
 
 def test_file_of_a_former_dev_names_no_server(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,73 @@
+"""`python cli.py dev` starts a Valkey for the cache, where none is named."""
+
+import importlib.util
+import json
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from dev import stack
+from dev.stack import Program
+from tests.test_dev.processes import name_other_servers
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="there is no wheel"),
+]
+
+# It tells a file what it was given.
+TELLING = """
+import json, os, sys
+names = ("REDIS_URL", "CACHE_BACKEND_TYPE")
+with open(sys.argv[1], "w") as file:
+    json.dump([os.environ.get(name) for name in names] + [open(sys.argv[2]).read()], file)
+"""
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file for what the one program of a stack in this process is told."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@nowhere/app")
+    monkeypatch.setenv("CACHE_BACKEND_TYPE", "redis")
+    name_other_servers(monkeypatch, "REDIS_URL")
+    monkeypatch.setattr(stack, "DEV_ENV_FILE", tmp_path / "dev.env")
+    monkeypatch.setattr(stack, "_migrate", lambda _url: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return tmp_path / "told"
+
+
+def run(told: Path) -> tuple[str | None, str | None, str]:
+    told.with_name("dev.env").touch()
+    program = Program("telling", ("-c", TELLING, str(told), str(told.with_name("dev.env"))))
+    assert stack.run_stack([program]) == 0
+    url, backend, file = json.loads(told.read_text())
+    return url, backend, file
+
+
+def test_dev_tells_programs_and_other_terminals_where_it_is(told: Path) -> None:
+    url, backend, file = run(told)
+    assert url is not None
+    assert url.startswith("unix://")
+    assert backend == "redis"
+    assert file == f"REDIS_URL={url}\n"
+    assert not told.with_name("dev.env").exists()
+    assert not Path(url.removeprefix("unix://")).exists()
+
+
+def test_dev_starts_none_where_one_is_named(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://nowhere")
+    assert run(told) == ("redis://nowhere", "redis", "")
+
+
+def test_dev_goes_on_without_the_wheel(
+    told: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    assert run(told) == (None, "memory", "CACHE_BACKEND_TYPE=memory\n")
+    assert "Until then, each process caches in its own memory." in capsys.readouterr().err
