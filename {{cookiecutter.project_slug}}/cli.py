@@ -153,6 +153,100 @@ def _switch_scheduler(enabled: bool | None) -> None:
 
 
 # % endif
+# % if cookiecutter.__queue
+@app.command()
+def worker(
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that work.  [DRAMATIQ_PROCESSES]")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Tasks at once in each.  [DRAMATIQ_THREADS]")
+    ] = None,
+    queues: Annotated[
+        str, typer.Option(help="The queues to work on, a,b; all of them by default.")
+    ] = "",
+    health_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port for probes and Prometheus.  [DRAMATIQ_HEALTH_PORT]"
+        ),
+    ] = None,
+    *,
+    reload: Annotated[bool, typer.Option("--reload", help="Restart when code changes.")] = False,
+) -> None:
+    """Do background tasks. Ctrl-C or SIGTERM, once, lets those that run come to their end."""
+    if health_port is not None:
+        os.environ["DRAMATIQ_HEALTH_PORT"] = str(health_port)
+        get_settings.cache_clear()
+    settings = get_settings()
+    configure_logging(settings)
+    with tempfile.TemporaryDirectory(prefix="worker-") as folder:
+        # Its processes count their metrics in files here, and show that they are alive.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        from src import worker as workers  # noqa: PLC0415 - no other command needs Dramatiq
+
+        run = workers.run_with_reload if reload else workers.run
+        status = run(
+            processes=processes or settings.DRAMATIQ_PROCESSES,
+            threads=threads or settings.DRAMATIQ_THREADS,
+            queues=[name.strip() for name in queues.split(",") if name.strip()],
+            shutdown_seconds=SHUTDOWN_SECONDS,
+        )
+    raise typer.Exit(status)
+
+
+tasks = typer.Typer(help="Look after background tasks.", no_args_is_help=True)
+app.add_typer(tasks, name="tasks")
+dead = typer.Typer(help="See to dead letters: tasks that failed for good.", no_args_is_help=True)
+tasks.add_typer(dead, name="dead")
+Ids = Annotated[list[str] | None, typer.Argument(help="Which ones, by their ids.", metavar="ID...")]
+All = Annotated[bool, typer.Option("--all", help="All of them.")]
+
+
+@dead.command("list")
+def list_dead(
+    limit: Annotated[int, typer.Option(min=1, help="How many of each queue.")] = 20,
+) -> None:
+    """List dead letters, the newest first."""
+    from src.tasks import dead_letters  # noqa: PLC0415 - as above
+
+    for line in dead_letters.list_lines(limit=limit):
+        typer.echo(line)
+
+
+@dead.command("show")
+def show_dead(task_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Show a dead letter: its arguments, and what it failed of."""
+    from src.tasks import dead_letters  # noqa: PLC0415 - as above
+
+    for line in dead_letters.show_lines(task_id):
+        typer.echo(line)
+
+
+@dead.command("requeue")
+def requeue_dead(ids: Ids = None, *, every: All = False) -> None:
+    """Have them done once more, as if they had never failed."""
+    from src.tasks import dead_letters  # noqa: PLC0415 - as above
+
+    typer.echo(dead_letters.requeue(_chosen(ids, every=every)))
+
+
+@dead.command("purge")
+def purge_dead(ids: Ids = None, *, every: All = False) -> None:
+    """Forget them."""
+    from src.tasks import dead_letters  # noqa: PLC0415 - as above
+
+    typer.echo(dead_letters.purge(_chosen(ids, every=every)))
+
+
+def _chosen(ids: list[str] | None, *, every: bool) -> list[str] | None:
+    """Return None for all."""
+    if bool(ids) == every:
+        raise typer.BadParameter("name some, or give --all")
+    return ids or None
+
+
+# % endif
 @db.command()
 def migrate(
     revision: Annotated[str, typer.Option(help="How far to go; +1 goes one step.")] = "head",

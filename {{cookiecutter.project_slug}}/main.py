@@ -9,10 +9,15 @@ from src.api import (
     # % if cookiecutter.cache_backend != "none"
     caching,
     # % endif
+    idempotency,
     openapi,
 )
 from src.api.metrics import MetricsMiddleware, metrics
-from src.api.middleware import BodyLimitMiddleware, SecurityHeadersMiddleware
+from src.api.middleware import (
+    BodyLimitMiddleware,
+    SecurityHeadersMiddleware,
+    TraceMiddleware,
+)
 from src.api.v1.router import router as v1_router
 from src.core.config import Settings, get_settings
 from src.core.events import build_lifespan
@@ -47,6 +52,7 @@ def create_application(settings: Settings | None = None) -> FastAPI:
 
 def add_middleware(app: FastAPI, settings: Settings) -> None:
     """Wrap the application; what is added last is outermost and sees a request first."""
+    app.add_middleware(idempotency.IdempotencyMiddleware, handlers=app.exception_handlers)
     # % if cookiecutter.cache_backend != "none"
     app.add_middleware(caching.CacheMiddleware)
     # % endif
@@ -61,12 +67,19 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
             allow_credentials="*" not in settings.CORS_ORIGINS,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
+            expose_headers=[
+                "ETag",
+                idempotency.REPLAYED,
+                "Location",
+                "Retry-After",
+                "X-Request-ID",
+            ],
         )
     app.add_middleware(
         SecurityHeadersMiddleware, page_paths=(str(app.docs_url), str(app.redoc_url))
     )
     app.add_middleware(MetricsMiddleware)
+    app.add_middleware(TraceMiddleware)
     app.add_middleware(CorrelationIdMiddleware)
 
 

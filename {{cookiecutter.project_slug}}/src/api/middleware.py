@@ -3,6 +3,8 @@
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from src.core.trace import traceparent
+
 _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -16,6 +18,19 @@ _OWN_PAGES_ALLOWED = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
+
+
+class TraceMiddleware:
+    """Keep the trace that the caller names in `traceparent`, for logs and for tasks."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for name, value in scope.get("headers", ()):
+            if name == b"traceparent":
+                traceparent.set(value.decode("latin-1"))
+        await self.app(scope, receive, send)
 
 
 class BodyLimitMiddleware:

@@ -18,10 +18,16 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL
 
 from src.core import (
+    # % if cookiecutter.__queue
+    broker_type,
+    # % endif
     # % if cookiecutter.cache_backend != "none"
     cache_type,
     # % endif
     postgres_url,
+    # % if cookiecutter.__queue_rabbitmq
+    rabbitmq_url,
+    # % endif
     # % if cookiecutter.__redis
     redis_url,
     # % endif
@@ -36,6 +42,9 @@ DEV_ENV_FILE = ROOT / ".data" / "dev.env"
 # Docker and Kubernetes mount one file per secret here, named after the variable.
 SECRETS_DIR = Path("/run/secrets")
 
+# % if cookiecutter.__redis
+_NAMESPACE = r"^[A-Za-z0-9._-]+$"
+# % endif
 _DEFAULT_PASSWORD = "postgres"  # noqa: S105 - the default that production refuses
 _SHORTEST_API_KEY = 16
 
@@ -45,6 +54,12 @@ _HARMLESS = {
     "DATABASE_URL": "postgresql://x:x@x/x",
     # % if cookiecutter.__redis
     "REDIS_URL": "redis://:x@x",
+    # % endif
+    # % if cookiecutter.__queue_redis
+    "DRAMATIQ_REDIS_URL": "redis://:x@x",
+    # % endif
+    # % if cookiecutter.__queue_rabbitmq
+    "RABBITMQ_URL": "amqp://x:x@x",
     # % endif
 }
 
@@ -97,10 +112,12 @@ class Settings(BaseSettings):
     REDIS_PASSWORD: SecretStr | None = None
     REDIS_DB: int = Field(default=0, ge=0)
     REDIS_URL: SecretStr | None = None
-    CACHE_NAMESPACE: str = Field(
-        default=_PROJECT["name"], pattern=r"^[A-Za-z0-9._-]+$", validate_default=False
-    )
 
+    # % endif
+    # % if cookiecutter.cache_backend in ["redis", "all"]
+    CACHE_NAMESPACE: str = Field(
+        default=_PROJECT["name"], pattern=_NAMESPACE, validate_default=False
+    )
     # % endif
     # % if cookiecutter.cache_backend != "none"
     CACHE_BACKEND_TYPE: cache_type.CacheType = cache_type.DEFAULT
@@ -111,6 +128,23 @@ class Settings(BaseSettings):
     # % if cookiecutter.cache_backend in ["file", "all"]
     CACHE_FILE_PATH: Path = Path("cache")
     CACHE_FILE_MAX_MEGABYTES: int = Field(default=256, ge=1)
+
+    # % endif
+    # % if cookiecutter.__queue_redis
+    DRAMATIQ_REDIS_URL: SecretStr | None = None
+    DRAMATIQ_NAMESPACE: str = Field(
+        default=f"{_PROJECT['name']}.tasks", pattern=_NAMESPACE, validate_default=False
+    )
+    # % endif
+    # % if cookiecutter.__queue_rabbitmq
+    RABBITMQ_URL: SecretStr = SecretStr(rabbitmq_url.DEFAULT)
+    # % endif
+    # % if cookiecutter.__queue
+    DRAMATIQ_BROKER: broker_type.BrokerType = broker_type.DEFAULT
+    DRAMATIQ_PROCESSES: int = Field(default=2, ge=1)
+    DRAMATIQ_THREADS: int = Field(default=8, ge=1)
+    DRAMATIQ_HEALTH_PORT: int | None = Field(default=None, ge=0, le=65535)
+    TASK_HISTORY_DAYS: int = Field(default=30, ge=1)
 
     # % endif
     # % if cookiecutter.__scheduler
@@ -150,6 +184,27 @@ class Settings(BaseSettings):
         return value
 
     # % endif
+    # % if cookiecutter.__queue_redis
+    @field_validator("DRAMATIQ_REDIS_URL")
+    @classmethod
+    def _check_queue_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        return cls._check_redis_url(value)
+
+    @model_validator(mode="after")
+    def _refuse_cluster(self) -> Self:
+        if self.queue_redis_url.kind == "cluster" and self.DRAMATIQ_BROKER == "redis":
+            raise ValueError("DRAMATIQ_REDIS_URL: a task queue cannot be in a Redis Cluster")
+        return self
+
+    # % endif
+    # % if cookiecutter.__queue_rabbitmq
+    @field_validator("RABBITMQ_URL")
+    @classmethod
+    def _check_rabbitmq_url(cls, value: SecretStr) -> SecretStr:
+        rabbitmq_url.check(value.get_secret_value())
+        return value
+
+    # % endif
     @model_validator(mode="after")
     def _refuse_unsafe(self) -> Self:
         if self.is_deployed and (faults := list(self._faults())):
@@ -165,6 +220,15 @@ class Settings(BaseSettings):
         if self.CACHE_BACKEND_TYPE == "redis" and not self.redis_url.is_protected:
             yield "REDIS_PASSWORD must be set, unless Redis is on this machine"
         # % endif
+        # % if cookiecutter.__queue_redis
+        if not self.queue_redis_url.is_protected and self.DRAMATIQ_BROKER == "redis":
+            yield "the task queue's Redis must have a password, unless it is on this machine"
+        # % endif
+        # % if cookiecutter.__queue_rabbitmq
+        rabbitmq = self.RABBITMQ_URL.get_secret_value()
+        if not rabbitmq_url.is_protected(rabbitmq) and self.DRAMATIQ_BROKER == "rabbitmq":
+            yield "RABBITMQ_URL must name a user with a password of its own"
+        # % endif
         if "*" in self.CORS_ORIGINS:
             yield "CORS_ORIGINS must name the origins, not '*'"
         if not self.API_KEYS:
@@ -177,6 +241,26 @@ class Settings(BaseSettings):
         """Whether others than the developer depend on this process."""
         return self.ENV in {"staging", "production"}
 
+    # % if cookiecutter.__queue_rabbitmq
+    @property
+    def names_rabbitmq(self) -> bool:
+        return "RABBITMQ_URL" in self.model_fields_set
+
+    # % endif
+    # % if cookiecutter.__queue_redis
+    @property
+    def names_queue(self) -> bool:
+        """Whether the user named a server for the task queue, be it the one for everything."""
+        return self.names_redis or "DRAMATIQ_REDIS_URL" in self.model_fields_set
+
+    @cached_property
+    def queue_redis_url(self) -> redis_url.RedisURL:
+        """`DRAMATIQ_REDIS_URL`, or else where Redis is for everything."""
+        if self.DRAMATIQ_REDIS_URL is None:
+            return self.redis_url
+        return redis_url.parse(self.DRAMATIQ_REDIS_URL.get_secret_value())
+
+    # % endif
     # % if cookiecutter.__redis
     @property
     def names_redis(self) -> bool:

@@ -15,6 +15,9 @@ from src import (
     # % if cookiecutter.__scheduler
     schedulers,
     # % endif
+    # % if cookiecutter.__queue
+    tasks,
+    # % endif
 )
 from src.core.config import Settings
 
@@ -48,6 +51,9 @@ def build_lifespan(settings: Settings) -> Lifespan:
                 cache=await stack.enter_async_context(cache.open_cache(settings)),
                 # % endif
             )
+            # % if cookiecutter.__queue
+            await stack.enter_async_context(tasks.open_relay(settings, tasks.broker))
+            # % endif
             # % if cookiecutter.__scheduler
             if settings.SCHEDULER_ENABLED:
                 scheduler = schedulers.open_scheduler(settings, state["database"])

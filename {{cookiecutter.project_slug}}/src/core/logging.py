@@ -16,6 +16,7 @@ from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor
 
 from src.core.config import Settings
+from src.core.trace import trace_id_of, traceparent
 
 _SECRET_NAME = re.compile(
     r"passw|passphrase|secret|token|api[-_]?key|authorization|cookie|credential|dsn", re.IGNORECASE
@@ -34,7 +35,7 @@ def configure_logging(settings: Settings) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
-        _add_request_id,
+        _add_origin,
         _mask_secrets,
     ]
     structlog.configure(
@@ -92,9 +93,11 @@ def _adopt_library_loggers() -> None:
             logger.propagate = True
 
 
-def _add_request_id(_logger: object, _method: str, event: EventDict) -> EventDict:
+def _add_origin(_logger: object, _method: str, event: EventDict) -> EventDict:
     if request_id := correlation_id.get():
         event["request_id"] = request_id
+    if (parent := traceparent.get()) and (trace_id := trace_id_of(parent)):
+        event["trace_id"] = trace_id
     return event
 
 

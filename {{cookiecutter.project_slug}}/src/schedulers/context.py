@@ -1,15 +1,16 @@
 """What a job finds: it takes no arguments, and there are no globals."""
 
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.core.config import Settings
 from src.db import Database
+from src.services.item_report import ItemReportService
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class JobContext:
     settings: Settings
     database: Database
     tick: datetime | None = None
+    make_item_report: Callable[[AsyncSession, date], Awaitable[object]] = ItemReportService.make
 
 
 _current: ContextVar[JobContext] = ContextVar("job_context")
@@ -39,6 +41,10 @@ def job_settings() -> Settings:
 def job_tick() -> datetime | None:
     """Return when this run was due, which may be a while ago; none outside the scheduler."""
     return _current.get().tick
+
+
+async def make_item_report(db: AsyncSession, day: date) -> None:
+    await _current.get().make_item_report(db, day)
 
 
 def transaction() -> AbstractAsyncContextManager[AsyncSession]:

@@ -14,6 +14,9 @@ from src import (
     cache,
     # % endif
     db,
+    # % if cookiecutter.__queue
+    tasks,
+    # % endif
 )
 from src.core.config import Settings
 from src.schedulers.jobs import setup_jobs
@@ -41,6 +44,9 @@ async def run(
         )
         # % if cookiecutter.cache_backend != "none"
         await stack.enter_async_context(cache.open_cache(settings))
+        # % endif
+        # % if cookiecutter.__queue
+        await stack.enter_async_context(tasks.open_relay(settings, tasks.broker))
         # % endif
         await stack.enter_async_context(
             open_scheduler(settings, database, setup=setup, drain=drain)

@@ -23,9 +23,14 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from src.core.config import Settings
 from src.db import Database, open_database
+from src.schedulers import (
+    jobs,
+    # % if cookiecutter.__queue
+    sending,
+    # % endif
+)
 from src.schedulers.context import JobContext
 from src.schedulers.executor import RecordingExecutor, is_asynchronous
-from src.schedulers.jobs import setup_jobs
 from src.schedulers.ledger import LEASE_SECONDS, LeaseLostError, Ledger, LedgerUnavailableError
 from src.schedulers.metrics import LEADER
 from src.schedulers.resuming import resume_jobs
@@ -179,13 +184,20 @@ async def open_scheduler(
     settings: Settings,
     database: Database,
     *,
-    setup: Setup = setup_jobs,
+    setup: Setup = jobs.setup_jobs,
     drain: float = DRAIN_SECONDS,
 ) -> AsyncGenerator[Scheduler]:
     """Schedule in the background, if no other process does, until the block ends."""
     build_scheduler(setup)  # what is wrong with a job shall be known now, not when it leads
     async with open_database(settings.database_url, pool_size=CONNECTIONS) as own:
-        scheduler = Scheduler(Ledger(own), JobContext(settings, database), setup, drain)
+        context = JobContext(
+            settings,
+            database,
+            # % if cookiecutter.__queue
+            make_item_report=sending.send_item_report,
+            # % endif
+        )
+        scheduler = Scheduler(Ledger(own), context, setup, drain)
         running = asyncio.create_task(scheduler.run())
         try:
             yield scheduler

@@ -8,15 +8,33 @@ from src.api.v1.endpoints import (
     cache,
     # % endif
     health,
+    # % if cookiecutter.__queue
+    item_imports,
+    item_report_requests,
+    # % endif
+    # % if cookiecutter.__reports
+    item_reports,
+    # % endif
     items,
     # % if cookiecutter.__scheduler
     scheduler,
+    # % endif
+    # % if cookiecutter.__queue
+    tasks,
     # % endif
 )
 
 router = APIRouter(responses=problems(422, 503))
 router.include_router(health.router)
 router.include_router(items.router)
+# % if cookiecutter.__reports
+router.include_router(item_reports.router)
+# % endif
+# % if cookiecutter.__queue
+router.include_router(item_report_requests.router)
+router.include_router(item_imports.router)
+router.include_router(tasks.router)
+# % endif
 # % if cookiecutter.cache_backend != "none"
 router.include_router(cache.router)
 # % endif

@@ -1,0 +1,44 @@
+"""Imports of items from CSV: the worked example of a long task that is followed."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Body, Request, Response, status
+
+from src.api.accepted import accepted
+from src.api.deps import ApiKey, DbSession, ReadSession
+from src.api.openapi import problems
+from src.db.models.item_import import ItemImport
+from src.schemas.item_import import ItemImportResponse
+from src.schemas.task import TaskAccepted
+from src.services.item_import import ItemImportService
+from src.tasks import enqueue
+from src.tasks.jobs import import_items
+
+router = APIRouter(prefix="/item-imports", tags=["item imports"], dependencies=[ApiKey])
+
+CSV = "text/csv"
+
+
+@router.post(
+    "/",
+    status_code=status.HTTP_202_ACCEPTED,
+    responses=problems(400, 401, 413),
+)
+async def import_csv(
+    content: Annotated[
+        bytes, Body(media_type=CSV, examples=["name,description\nLamp,Brass\nChair,\n"])
+    ],
+    db: DbSession,
+    request: Request,
+    response: Response,
+) -> TaskAccepted:
+    """Import the rows of a CSV, UTF-8, with a header: `name`, and `description` if there is one."""
+    item_import = await ItemImportService.start(db, content)
+    task_id = await enqueue(db, import_items, str(item_import.id))
+    return accepted(request, response, task_id)
+
+
+@router.get("/{import_id}", response_model=ItemImportResponse, responses=problems(401, 404))
+async def get_item_import(import_id: UUID, db: ReadSession) -> ItemImport:
+    return await ItemImportService.get(db, import_id)

@@ -1,0 +1,49 @@
+"""What the task queue keeps in PostgreSQL: messages to send, and the tasks that can be followed."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, Identity, Index, SmallInteger, Text, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from src.db.base import Base, TableNameMixin, UUIDMixin, text_enum
+from src.domain.task import TaskStatus
+
+
+class OutboxMessage(Base, TableNameMixin):
+    """A message that is committed and not yet with the broker; the relay takes it from here."""
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    body: Mapped[bytes] = mapped_column()  # as the broker is to have it
+    due_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+    __table_args__ = (Index("ix_outbox_message_due_at_id", "due_at", "id"),)
+
+
+class Task(Base, UUIDMixin, TableNameMixin):
+    """A task that somebody follows. The key is the id of its message."""
+
+    actor: Mapped[str] = mapped_column(Text)
+    status: Mapped[TaskStatus] = mapped_column(
+        text_enum(TaskStatus, name="status"), default=TaskStatus.QUEUED
+    )
+    attempts: Mapped[int] = mapped_column(SmallInteger, default=0)
+    done: Mapped[int | None] = mapped_column()  # of `total`, whatever the task counts
+    total: Mapped[int | None] = mapped_column()
+    result: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    problem: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    started_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+    __table_args__ = (Index("ix_task_finished_at", "finished_at"),)
+
+
+class RedeliveredMessage(Base, TableNameMixin):
+    """A message whose worker may have died of it, and how often it was started since."""
+
+    message_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    starts: Mapped[int] = mapped_column(SmallInteger)
+    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+    __table_args__ = (Index("ix_redelivered_message_started_at", "started_at"),)

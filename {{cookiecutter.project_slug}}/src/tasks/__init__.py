@@ -1,0 +1,10 @@
+"""Background tasks with Dramatiq: docs/tasks.md tells how to add one.
+
+Importing this package makes the broker of the settings Dramatiq's own: actors find it there.
+"""
+
+from src.tasks.broker import broker
+from src.tasks.outbox import enqueue, enqueue_message
+from src.tasks.relay import open_relay
+
+__all__ = ["broker", "enqueue", "enqueue_message", "open_relay"]

@@ -1,0 +1,87 @@
+"""The broker that the settings name, with each middleware that tasks pass, from out to in."""
+
+from typing import assert_never
+
+import dramatiq
+from dramatiq import Middleware
+from dramatiq.middleware import (
+    AgeLimit,
+    Callbacks,
+    CurrentMessage,
+    Pipelines,
+    ShutdownNotifications,
+    TimeLimit,
+)
+
+from src.core.config import Settings, get_settings
+from src.tasks.brokers.base import TaskBroker
+from src.tasks.middleware import (
+    # % if cookiecutter.cache_backend != "none"
+    caching,
+    # % endif
+    resources,
+)
+from src.tasks.middleware.context import ContextMiddleware
+from src.tasks.middleware.following import FollowingMiddleware
+from src.tasks.middleware.guard import GuardMiddleware
+from src.tasks.middleware.metrics import MetricsMiddleware
+from src.tasks.middleware.retries import NotesMiddleware, RetriesMiddleware
+
+# Milliseconds, as all times of Dramatiq are.
+TIME_LIMIT = 600_000
+MAX_RETRIES = 10
+MIN_BACKOFF = 1_000
+MAX_BACKOFF = 600_000
+
+
+def middleware(settings: Settings) -> list[Middleware]:
+    """List what surrounds a task; hooks named `after_` are called from the last to the first."""
+    shared = resources.ResourcesMiddleware(settings)
+    return [
+        ContextMiddleware(shared),
+        MetricsMiddleware(settings),
+        FollowingMiddleware(shared),
+        NotesMiddleware(),
+        GuardMiddleware(shared),
+        AgeLimit(),
+        Callbacks(),
+        Pipelines(),
+        RetriesMiddleware(
+            max_retries=MAX_RETRIES, min_backoff=MIN_BACKOFF, max_backoff=MAX_BACKOFF
+        ),
+        CurrentMessage(),
+        # They interrupt the thread wherever it is: in the task only, and not in a hook.
+        ShutdownNotifications(),
+        TimeLimit(time_limit=TIME_LIMIT),
+        resources.DaemonAsyncIO(),
+        shared,  # opened on the loop of the one before
+        # % if cookiecutter.cache_backend != "none"
+        caching.CachingMiddleware(shared),
+        # % endif
+    ]
+
+
+def create_broker(settings: Settings) -> TaskBroker:
+    """Make the broker; it connects when it is first used."""
+    # % if cookiecutter.__queue_rabbitmq
+    if settings.DRAMATIQ_BROKER == "rabbitmq":
+        from src.tasks.brokers.rabbitmq import RabbitmqTaskBroker  # noqa: PLC0415 - loaded if used
+
+        url = settings.RABBITMQ_URL.get_secret_value()
+        return RabbitmqTaskBroker(url, middleware=middleware(settings))
+    # % endif
+    # % if cookiecutter.__queue_redis
+    if settings.DRAMATIQ_BROKER == "redis":
+        from src.tasks.brokers.redis import RedisTaskBroker  # noqa: PLC0415 - loaded if used
+
+        return RedisTaskBroker(
+            settings.queue_redis_url,
+            namespace=settings.DRAMATIQ_NAMESPACE,
+            middleware=middleware(settings),
+        )
+    # % endif
+    assert_never(settings.DRAMATIQ_BROKER)
+
+
+broker = create_broker(get_settings())
+dramatiq.set_broker(broker)

@@ -1,0 +1,86 @@
+"""What a worker does besides tasks: see to the broker, show that it is alive, forget what is old."""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from src.core.config import Settings
+from src.db import Database
+from src.db.session import DatabaseUnavailableError
+from src.services.item_import import ItemImportService
+from src.services.task import TaskService
+from src.tasks.brokers.base import BrokerUnavailableError, TaskBroker
+
+log = structlog.get_logger(__name__)
+
+HEARTBEATS = "PROMETHEUS_MULTIPROC_DIR"  # the folder that the worker's processes share
+LOOK_AFTER_SECONDS = 3.0
+PRUNE_SECONDS = 3600.0
+BATCH = 500  # rows in a transaction: short ones hold up nobody
+
+
+@asynccontextmanager
+async def keep_house(
+    settings: Settings, broker: TaskBroker, database: Database
+) -> AsyncGenerator[None]:
+    chores = [
+        asyncio.create_task(_look_after(broker)),
+        asyncio.create_task(_show_life()),
+        asyncio.create_task(_prune(settings, database)),
+    ]
+    try:
+        yield
+    finally:
+        for chore in chores:
+            chore.cancel()
+        await asyncio.wait(chores)
+
+
+async def _look_after(broker: TaskBroker) -> None:
+    with suppress(BrokerUnavailableError):  # consumers tell of it
+        await asyncio.to_thread(broker.check)
+    while True:
+        try:
+            await asyncio.to_thread(broker.look_after)
+        except BrokerUnavailableError:
+            pass
+        except Exception:
+            # Whatever it is: nobody else may see to what dead workers have left.
+            log.exception("look_after_failed")
+        await asyncio.sleep(LOOK_AFTER_SECONDS)
+
+
+async def _show_life() -> None:
+    if folder := os.environ.get(HEARTBEATS):
+        beat = Path(folder) / f"{os.getpid()}.heartbeat"
+        try:
+            while True:
+                beat.touch()
+                await asyncio.sleep(LOOK_AFTER_SECONDS)
+        finally:
+            beat.unlink(missing_ok=True)
+
+
+async def _prune(settings: Settings, database: Database) -> None:
+    while True:
+        try:
+            await prune(settings, database)
+        except (DatabaseUnavailableError, SQLAlchemyError) as error:
+            log.warning("pruning_failed", cause=str(error))  # in an hour there is another try
+        await asyncio.sleep(PRUNE_SECONDS)
+
+
+async def prune(settings: Settings, database: Database) -> None:
+    """Forget tasks, and the imports of items, that were over TASK_HISTORY_DAYS ago."""
+    before = datetime.now(UTC) - timedelta(days=settings.TASK_HISTORY_DAYS)
+    for service in (TaskService, ItemImportService):
+        count = BATCH
+        while count == BATCH:
+            async with database.transaction() as session:
+                count = await service.prune(session, before=before, limit=BATCH)

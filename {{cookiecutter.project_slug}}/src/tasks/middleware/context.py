@@ -1,0 +1,35 @@
+"""Where a task comes from and what it may use, in context variables that logs and actors read."""
+
+import structlog
+from asgi_correlation_id import correlation_id
+from dramatiq.broker import MessageProxy
+
+from src.core.trace import traceparent
+from src.tasks.context import TaskContext, set_context
+from src.tasks.middleware.around import Around
+from src.tasks.middleware.resources import ResourcesMiddleware
+from src.tasks.outbox import REQUEST_ID, TRACEPARENT, is_followed
+
+
+class ContextMiddleware(Around):
+    """The outermost: it is called first.
+
+    It takes nothing back: the thread does tasks and nothing else, and the next begins here too.
+    """
+
+    def __init__(self, resources: ResourcesMiddleware) -> None:
+        self._resources = resources
+
+    def begin(self, message: MessageProxy) -> None:
+        correlation_id.set(message.options.get(REQUEST_ID))
+        traceparent.set(message.options.get(TRACEPARENT))
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(task=message.message_id, actor=message.actor_name)
+        set_context(
+            TaskContext(
+                self._resources.settings,
+                self._resources.database,
+                message.message_id,
+                is_followed(message.actor_name),
+            )
+        )

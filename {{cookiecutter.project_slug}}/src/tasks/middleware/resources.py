@@ -1,0 +1,145 @@
+"""What the tasks of a worker process share: one database, and what else there is to open."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar, cast
+
+import structlog
+from dramatiq import Broker, Middleware, Worker
+from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_loop_thread
+from dramatiq.middleware import AsyncIO, MiddlewareError
+
+from src import (
+    # % if cookiecutter.cache_backend != "none"
+    cache,
+    # % endif
+    db,
+)
+from src.core.config import Settings
+from src.core.logging import configure_logging
+from src.tasks.brokers.base import TaskBroker
+from src.tasks.housekeeping import keep_house
+from src.tasks.relay import open_relay
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+# For what is done around a task: its state, the relay.
+FURTHER_CONNECTIONS = 2
+BOOT_SECONDS = 10.0
+
+
+# Dramatiq tells of each step, and of retries.
+_LEVELS = {
+    "dramatiq": "WARNING",
+    "dramatiq.middleware.retries": "INFO",
+    # % if cookiecutter.__queue_rabbitmq
+    "pika": "CRITICAL",  # of what Dramatiq tells too
+    # % endif
+}
+
+
+class DaemonAsyncIO(AsyncIO):
+    """Dramatiq's event loop, in a thread that does not keep a process alive.
+
+    A second SIGTERM ends a worker process without stopping the loop: it would hang for ever.
+    """
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        thread = _LoopThread(self.logger)
+        thread.daemon = True
+        thread.start(timeout=BOOT_SECONDS)
+        set_event_loop_thread(thread)
+
+
+class _LoopThread(EventLoopThread):
+    def run(self) -> None:
+        """Go on when a task raises SystemExit: asyncio gives it to the task, and ends the loop."""
+        while self._is_interrupted():
+            self.logger.error("A task has raised SystemExit.")
+        self.loop.close()
+
+    def _is_interrupted(self) -> bool:
+        try:
+            self.loop.run_forever()
+        except SystemExit:
+            return True
+        return False
+
+
+class ResourcesMiddleware(Middleware):
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.broker: TaskBroker
+        self.database: db.Database
+        # % if cookiecutter.cache_backend != "none"
+        self.cache: cache.Cache
+        # % endif
+        self._stopping: Callable[[], None]
+        self._life: asyncio.Task[None]
+
+    def after_process_boot(self, broker: Broker) -> None:
+        configure_logging(self.settings)
+        for name, level in _LEVELS.items():
+            logging.getLogger(name).setLevel(level)
+        logging.getLogger("dramatiq.worker.WorkerThread").addFilter(_is_no_result)
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        self.broker = cast(TaskBroker, broker)
+        try:
+            self.run(self._begin(worker))
+        except Exception as error:
+            # Of any other Dramatiq would take no notice, and begin to work.
+            raise MiddlewareError("What tasks need cannot be opened.") from error
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        self.run(self._end())
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Call from a thread; wait for the loop to do the work."""
+        thread = get_event_loop_thread()
+        if thread is None:
+            work.close()
+            raise RuntimeError("The worker has not booted.")
+        return thread.run_coroutine(work)
+
+    async def _begin(self, worker: Worker) -> None:
+        stopping, ready = asyncio.Event(), asyncio.Event()
+        self._stopping = stopping.set
+        self._life = asyncio.create_task(self._live(worker, ready, stopping))
+        opened = asyncio.create_task(ready.wait())
+        await asyncio.wait([self._life, opened], return_when=asyncio.FIRST_COMPLETED)
+        if self._life.done():
+            opened.cancel()
+            self._life.result()
+
+    async def _live(self, worker: Worker, ready: asyncio.Event, stopping: asyncio.Event) -> None:
+        settings = self.settings
+        async with AsyncExitStack() as stack:
+            wanted = worker.worker_threads + FURTHER_CONNECTIONS
+            pool_size = max(settings.DATABASE_POOL_SIZE, wanted)
+            self.database = await stack.enter_async_context(
+                db.open_database(settings.database_url, pool_size=pool_size)
+            )
+            # % if cookiecutter.cache_backend != "none"
+            self.cache = await stack.enter_async_context(cache.open_cache(settings))
+            # % endif
+            await stack.enter_async_context(open_relay(settings, self.broker))
+            await stack.enter_async_context(keep_house(settings, self.broker, self.database))
+            ready.set()
+            log.info("worker_started", env=settings.ENV, version=settings.VERSION)
+            await stopping.wait()
+        log.info("worker_stopped")
+
+    async def _end(self) -> None:
+        # Tasks that are still running, beyond the time to stop, are cut off, and done again.
+        self._stopping()
+        await self._life
+
+
+def _is_no_result(record: logging.LogRecord) -> bool:
+    """Dramatiq warns of results that it does not keep; we keep those of tasks that are followed."""
+    return "returned a value that is not None" not in str(record.msg)
