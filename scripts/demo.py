@@ -92,7 +92,7 @@ class Service:
         request = urllib.request.Request(  # noqa: S310 - our own address
             self.address + path,
             method=method,
-            data=None if body is None else json.dumps(body).encode(),
+            data=body if body is None or isinstance(body, bytes) else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"}
             | {name.replace("_", "-"): value for name, value in headers.items()},
         )
@@ -112,7 +112,7 @@ class Service:
         self, method: str, path: str, body: object = None, *, expect: int, **headers: str
     ) -> Answer:
         """Call, print the call and the heart of the answer, and insist on the status."""
-        sent = "" if body is None else f"  {json.dumps(body)}"
+        sent = "" if body is None else f"  {brief_of_sent(body)}"
         named = "".join(f"  {name.replace('_', '-')}: {text}" for name, text in headers.items())
         say(f"    {method} {path}{sent}{named}")
         answer = self.call(method, path, body, **headers)
@@ -130,6 +130,10 @@ class Service:
             except OSError:
                 time.sleep(0.1)
         raise DemoError(f"The service did not start:\n{LOG.read_text()}")
+
+
+def brief_of_sent(body: object) -> str:
+    return f"({len(body)} bytes)" if isinstance(body, bytes) else json.dumps(body)
 
 
 def brief(body: Any) -> str:
@@ -202,7 +206,7 @@ def running() -> Iterator[Service]:
         service = Service(f"http://127.0.0.1:{port}")
         try:
             with step(
-                "Starting it with `make dev`: PostgreSQL, Valkey, migrations, the API, the scheduler"
+                "Starting it with `make dev`: PostgreSQL, Valkey, migrations, API, worker, scheduler"
             ):
                 service.wait_until_ready(process)
             yield service
@@ -221,6 +225,11 @@ def walk(service: Service) -> None:
     service.show("POST", ITEMS, {"name": "Brass table"}, expect=201)
     say("  Full-text search, the last word as a prefix:")
     service.show("GET", f"{ITEMS}search?q=green+la", expect=200)
+    say("  The answer to a POST got lost? It is safe to send it again:")
+    key = {"Idempotency_Key": '"demo-1"'}
+    first = service.show("POST", ITEMS, {"name": "Wall lamp"}, expect=201, **key)
+    if service.show("POST", ITEMS, {"name": "Wall lamp"}, expect=201, **key).body != first.body:
+        raise DemoError("A second item was made.")
     say("  Two people change the same version; the second one is told:")
     path = ITEMS + item["id"]
     service.show("PATCH", path, {"status": "active"}, expect=200, If_Match='"1"')
@@ -232,6 +241,7 @@ def walk(service: Service) -> None:
     page = service.show("GET", f"{ITEMS}?limit=1&total=true", expect=200).body
     service.show("GET", f"{ITEMS}?limit=1&cursor={page['next_cursor']}", expect=200)
     walk_through_cache(service)
+    follow_a_task(service)
     see_a_tick(service)
     say("  Metrics for Prometheus, by route and never by path:")
     metrics = service.call("GET", "/metrics").body
@@ -264,6 +274,29 @@ def walk_through_cache(service: Service) -> None:
             if answer["name"] != name:
                 raise DemoError(f"The {what} gave {answer['name']!r} rather than {name!r}.")
     service.show("GET", "/api/v1/cache/info", expect=200)
+
+
+def follow_a_task(service: Service) -> None:
+    say("  A background task, followed to its end: a CSV of 1,000 items, one without a name:")
+    rows = [f"Item {number},From a file" for number in range(999)]
+    file = "\n".join(["name,description", *rows, ",Nameless"]).encode()
+    accepted = service.show(
+        "POST", "/api/v1/item-imports/", file, expect=202, Content_Type="text/csv"
+    )
+    path = accepted.headers["location"]
+    deadline = time.monotonic() + START_LIMIT
+    shown = None
+    say(f"    GET {path}")
+    while True:
+        task = service.call("GET", path).body
+        if shown != (shown := f"{task['status']}, {task['done'] or 0} of {task['total'] or '?'}"):
+            say(f"    {shown}")
+        if task["status"] == "done":
+            break
+        if task["status"] == "failed" or time.monotonic() > deadline:
+            raise DemoError(f"The task was not done:\n{LOG.read_text()}")
+        time.sleep(0.02)
+    say(f"    {json.dumps(task['result'])}")
 
 
 def see_a_tick(service: Service) -> None:

@@ -14,10 +14,13 @@ from cookiecutter.main import cookiecutter
 ROOT = Path(__file__).resolve().parents[1]
 SERVICE = ROOT / "{{cookiecutter.project_slug}}"
 FILES = ("requirements.txt", "requirements-dev.txt")
-EVERYTHING = {"cache_backend": "all"}
-# The condition of a feature that brings packages, and answers that lack nothing but that.
+EVERYTHING = {"cache_backend": "all", "task_queue": "all"}
+# The condition of a feature that brings packages, and answers that lack nothing but that: first
+# the parts, then the whole, to which belongs what is in none of its parts.
 FEATURES = {
-    "cookiecutter.__redis": {"cache_backend": "file"},
+    "cookiecutter.__queue_rabbitmq": {"task_queue": "redis"},
+    "cookiecutter.__queue": {"task_queue": "none"},
+    "cookiecutter.__redis": {"cache_backend": "file", "task_queue": "rabbitmq"},
     "cookiecutter.__scheduler": {"scheduler": "no"},
 }
 
@@ -57,15 +60,12 @@ def lock(folder: Path, answers: dict[str, str], constraints: Path | None = None)
 
 def tagged(lines: list[str], without: dict[str, set[str]]) -> list[str]:
     """Move the lines that belong to a feature to the end, each feature's in one tag."""
-    ends = {
-        condition: [line for line in lines if line not in left]
-        for condition, left in without.items()
-    }
-    features = {line for own in ends.values() for line in own}
-    result = [line for line in lines if line not in features]
-    for condition, own in ends.items():
-        result += [f"# % if {condition}", *own, "# % endif"]
-    return result
+    result, ends = lines, []
+    for condition, left in without.items():
+        own = [line for line in result if line not in left]
+        result = [line for line in result if line in left]
+        ends += [f"# % if {condition}", *own, "# % endif"]
+    return result + ends
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ BAD_ANSWERS = [
     ("python_version", "3.10", "use one of 3.13, 3.14, 3.12, 3.11"),
     ("cache_backend", "memcached", "use one of redis, file, memory, all, none"),
     ("cache_backend", "", "use one of redis, file, memory, all, none"),
-    ("task_queue", "sqs", "use one of redis, rabbitmq, none"),
+    ("task_queue", "sqs", "use one of redis, rabbitmq, none."),
     ("scheduler", "maybe", "use one of yes, no"),
     ("ci_provider", "jenkins", "use one of github, gitlab, none"),
 ]  # fmt: skip

@@ -9,7 +9,10 @@ import os
 import re
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,8 +37,23 @@ pytestmark = pytest.mark.xdist_group("docker")  # one worker builds each image o
 Stages = dict[str, Stage]
 PYTHON_VERSIONS = ["3.11", "3.12", "3.13", "3.14"]
 CACHES = ["redis", "file", "memory", "all", "none"]
+QUEUES = ["redis", "rabbitmq", "none", "all"]
 WITH_VALKEY = {"redis", "all"}
 WITH_FOLDER = {"file", "all"}
+# By the answer, what compose runs for it.
+BROKERS = {
+    "redis": {"queue"},
+    "rabbitmq": {"rabbitmq"},
+    "none": set(),
+    "all": {"queue", "rabbitmq"},
+}
+# Each cache and each queue once, and a few in which they share something, or nothing.
+ANSWERS = [
+    *((cache_backend, "redis") for cache_backend in CACHES),
+    *(("redis", task_queue) for task_queue in QUEUES[1:]),
+    ("file", "rabbitmq"),
+    ("none", "none"),
+]
 PROD = ["-f", "docker-compose.yml", "-f", "docker-compose.prod.yml"]
 SECRETS = [*PROD, "-f", "docker-compose.secrets.yml"]
 ENV_PROD = """
@@ -48,12 +66,31 @@ POSTGRES_DB=demo
 API_KEYS=0123456789abcdef
 REDIS_HOST=localhost
 REDIS_PASSWORD='too$much'
+DRAMATIQ_REDIS_URL=redis://:0123abcd@queue:6379/0
+RABBITMQ_URL=amqp://demo:0123abcd@rabbitmq:5672
 """
 DATABASE_HOST = "from src.core.config import get_settings as s; print(s().database_url.host)"
 REDIS = """
 from src.core.config import get_settings
 url = get_settings().redis_url
 print(*url.nodes, url.password)
+"""
+QUEUE = """
+from src.core.config import get_settings
+url = get_settings().queue_redis_url
+print(*url.nodes, url.password)
+"""
+RABBITMQ = (
+    "from src.core.config import get_settings as s; print(s().RABBITMQ_URL.get_secret_value())"
+)
+# In a script of compose, instead of a program: its arguments, one a line.
+ECHO = "printf '%s\\n'"
+BROKER = """
+import sys
+from dev.valkey import embedded_valkey
+with embedded_valkey() as url:
+    print(url, flush=True)
+    sys.stdin.read()
 """
 SERVER = """
 import sys
@@ -87,9 +124,21 @@ def build_image(
 @pytest.fixture(scope="module")
 def database_url(project: Path, build_image: Callable[[str], Image]) -> Iterator[str]:
     """Run a PostgreSQL with a password, reached over TCP, as in production."""
-    python = build_image("development").python
+    with serving(SERVER, project, build_image("development").python) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def broker_url(project: Path, build_image: Callable[[str], Image]) -> Iterator[str]:
+    with serving(BROKER, project, build_image("development").python) as url:
+        yield url
+
+
+@contextmanager
+def serving(script: str, project: Path, python: Path) -> Iterator[str]:
+    """Run a server by a script that prints its URL, and ends with its standard input."""
     with subprocess.Popen(
-        [python, "-c", SERVER],
+        [python, "-c", script],
         cwd=project,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -97,14 +146,18 @@ def database_url(project: Path, build_image: Callable[[str], Image]) -> Iterator
     ) as server:
         assert server.stdout
         url = server.stdout.readline().strip()
-        assert url, "the embedded PostgreSQL did not start"
+        assert url, "the embedded server did not start"
         yield url
         server.communicate()  # closes its standard input, and it ends
 
 
 @pytest.fixture
-def production(database_url: str) -> dict[str, str]:
-    return {"DATABASE_URL": database_url, "API_KEYS": "0123456789abcdef"}
+def production(database_url: str, broker_url: str) -> dict[str, str]:
+    return {
+        "DATABASE_URL": database_url,
+        "DRAMATIQ_REDIS_URL": broker_url,
+        "API_KEYS": "0123456789abcdef",
+    }
 
 
 # What the files say
@@ -197,6 +250,45 @@ def test_production_image_serves_migrates_and_stops(
 
     assert image.probe(port) == 1, "healthy after it was stopped"
     assert image.files() == before
+
+
+def test_production_image_works_and_stops(
+    project: Path, build_image: Callable[[str], Image], production: dict[str, str]
+) -> None:
+    """The command and the probe that compose gives the worker, on a read-only file system."""
+    image: Image = build_image("production")
+    port = free_port()
+    before = image.files()
+    assert image.run("alembic", "upgrade", "head", **production).returncode == 0
+    command = config(project)["services"]["worker"]
+    environment = {**image.env, **production, "DRAMATIQ_HEALTH_PORT": str(port)}
+
+    def healthy() -> bool:
+        program, *arguments = command["healthcheck"]["test"][1:]
+        probe = [argument.replace("8001", str(port)) for argument in arguments]
+        return image.run(program, *probe).returncode == 0
+
+    assert not healthy()
+    with subprocess.Popen(
+        [image.python, "cli.py", "worker"], cwd=image.app, env=environment
+    ) as worker:
+        try:
+            wait_until(healthy, worker)
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(timeout=30) == 0
+        finally:
+            worker.kill()
+
+    assert not healthy()
+    assert image.files() == before
+
+
+def wait_until(healthy: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 30
+    while not healthy():
+        assert process.poll() is None, f"it ended with {process.returncode}"
+        assert time.monotonic() < deadline, "it is not healthy after 30 s"
+        time.sleep(0.2)
 
 
 def test_production_image_refuses_to_run_on_defaults(build_image: Callable[[str], Image]) -> None:
@@ -298,13 +390,27 @@ def cached(bake: Bake, request: pytest.FixtureRequest) -> tuple[str, Path]:
     return request.param, path
 
 
+@pytest.fixture(params=QUEUES)
+def queued(bake: Bake, request: pytest.FixtureRequest) -> tuple[str, Path]:
+    """Return what carries the service's tasks, and its project with an .env.prod."""
+    return request.param, with_env_files(bake(task_queue=request.param).path)
+
+
 @pytest.fixture
 def deployed(bake: Bake) -> Path:
     """Return a project with a .env of development and one of production, unlike each other."""
-    path = bake().path
-    (path / ".env").write_text("POSTGRES_PASSWORD=of-development\nONLY_IN_DEVELOPMENT=1\n")
-    (path / ".env.prod").write_text(ENV_PROD)
-    return path
+    return with_env_files(bake().path)
+
+
+@pytest.fixture
+def with_rabbitmq(bake: Bake) -> Path:
+    return with_env_files(bake(task_queue="rabbitmq").path)
+
+
+def with_env_files(project: Path) -> Path:
+    (project / ".env").write_text("POSTGRES_PASSWORD=of-development\nONLY_IN_DEVELOPMENT=1\n")
+    (project / ".env.prod").write_text(ENV_PROD)
+    return project
 
 
 class ComposeLoader(yaml.SafeLoader):
@@ -321,14 +427,14 @@ ComposeLoader.add_constructor("!override", _untagged)
 ComposeLoader.add_constructor("!reset", _untagged)
 
 
-@pytest.mark.parametrize("cache_backend", CACHES)
+@pytest.mark.parametrize(("cache_backend", "task_queue"), ANSWERS)
 @pytest.mark.parametrize(
     "name", ["docker-compose.yml", "docker-compose.prod.yml", "docker-compose.secrets.yml"]
 )
 def test_compose_file_fits_the_schema(
-    bake: Bake, tmp_path: Path, name: str, cache_backend: str
+    bake: Bake, tmp_path: Path, name: str, cache_backend: str, task_queue: str
 ) -> None:
-    project = bake(cache_backend=cache_backend).path
+    project = bake(cache_backend=cache_backend, task_queue=task_queue).path
     document = yaml.load((project / name).read_text(), Loader=ComposeLoader)  # noqa: S506 - safe one
     for service in document["services"].values():
         for key in [key for key, value in service.items() if value is None]:
@@ -350,6 +456,10 @@ def test_development_stack(project: Path) -> None:
     assert [(v["type"], v["target"]) for v in api["volumes"]] == [("bind", "/app")]
     assert api["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
     assert migrate["command"] == ["alembic", "upgrade", "head"]
+    worker = stack["services"]["worker"]
+    assert worker["command"] == ["python", "cli.py", "worker", "--reload"]
+    assert (worker["build"], worker["volumes"]) == (api["build"], api["volumes"])
+    assert worker["depends_on"] == api["depends_on"]
     assert postgres["volumes"][0]["target"] == "/var/lib/postgresql"
     ports = [port for service in stack["services"].values() for port in service.get("ports", [])]
     assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
@@ -359,7 +469,7 @@ def test_development_stack_shares_one_account(deployed: Path) -> None:
     """`.env` sets the database's account and the API's, and no other server for the API."""
     (deployed / ".env").write_text("POSTGRES_HOST=elsewhere\nPOSTGRES_PASSWORD=x\nDATABASE_URL=y\n")
     services = config(deployed)["services"]
-    for service in ("api", "migrate", "postgres"):
+    for service in ("api", "migrate", "postgres", "worker"):
         assert password(services[service]) == "x"
     assert services["api"]["environment"]["POSTGRES_HOST"] == "postgres"
     assert services["api"]["environment"]["DATABASE_URL"] == ""
@@ -391,7 +501,7 @@ def test_production_stack_keeps_nothing_of_development(deployed: Path) -> None:
     """No mounted code, no host account, no value of .env; the merge adds lists up, if let."""
     stack = config(deployed, *PROD, "--profile", "migrate")
 
-    for name in ("api", "migrate"):
+    for name in ("api", "migrate", "worker"):
         service = stack["services"][name]
         assert service["build"]["target"] == "production"
         assert "volumes" not in service
@@ -406,9 +516,10 @@ def test_production_stack_keeps_nothing_of_development(deployed: Path) -> None:
     assert "of-development" not in json.dumps(stack["services"])
 
 
-def test_production_stack_is_locked_down(deployed: Path) -> None:
-    """Read-only, without capabilities, limited, restarted; the database is not published."""
-    services = config(deployed, *PROD, "--profile", "migrate")["services"]
+def test_production_stack_is_locked_down(queued: tuple[str, Path]) -> None:
+    """Read-only, without capabilities, limited, restarted; no server is published."""
+    answer, project = queued
+    services = config(project, *PROD, "--profile", "migrate")["services"]
 
     for service in services.values():
         assert service["read_only"]
@@ -417,17 +528,27 @@ def test_production_stack_is_locked_down(deployed: Path) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert set(service["logging"]["options"]) == {"max-size", "max-file"}
         assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"])
-    assert {services[n]["restart"] for n in ("api", "postgres", "valkey")} == {"unless-stopped"}
-    for name, network in (("postgres", "database"), ("valkey", "valkey")):
+    del services["migrate"]
+    assert {service["restart"] for service in services.values()} == {"unless-stopped"}
+    networks = {
+        "postgres": "database",
+        "valkey": "valkey",
+        **dict.fromkeys(BROKERS[answer], "queue"),
+    }
+    for name, network in networks.items():
         assert "ports" not in services[name]
         assert set(services[name]["networks"]) == {network}
+    if "worker" in services:
+        assert "ports" not in services["worker"]
+        assert services["worker"]["networks"] == services["api"]["networks"]
 
 
 def test_production_stack_does_not_migrate_by_itself(deployed: Path) -> None:
     """A backup comes first: `up -d` must not change the schema."""
     stack = config(deployed, *PROD)
-    assert set(stack["services"]) == {"api", "postgres", "valkey"}
-    assert set(stack["services"]["api"]["depends_on"]) == {"postgres", "valkey"}
+    assert set(stack["services"]) == {"api", "postgres", "queue", "valkey", "worker"}
+    for name in ("api", "worker"):
+        assert set(stack["services"][name]["depends_on"]) == {"postgres", "queue", "valkey"}
 
 
 def test_production_stack_asks_for_its_settings(project: Path) -> None:
@@ -439,17 +560,101 @@ def test_production_stack_asks_for_its_settings(project: Path) -> None:
     assert ".env.prod" in merged.stderr
 
 
-def test_secrets_can_be_files(deployed: Path) -> None:
-    """No variable holds them then, and the database gets its own only."""
-    services = config(deployed, *SECRETS, "--profile", "migrate")["services"]
+def test_secrets_can_be_files(queued: tuple[str, Path]) -> None:
+    """No variable holds them then, and each server gets its own only."""
+    answer, project = queued
+    services = config(project, *SECRETS, "--profile", "migrate")["services"]
 
-    secrets = {"POSTGRES_PASSWORD", "API_KEYS", "REDIS_PASSWORD"}
+    own = {"queue": "DRAMATIQ_REDIS_URL", "rabbitmq": "RABBITMQ_URL"}
+    own = {name: secret for name, secret in own.items() if name in BROKERS[answer]}
+    own |= {"postgres": "POSTGRES_PASSWORD", "valkey": "REDIS_PASSWORD"}
+    secrets = {"API_KEYS", *own.values()}
     for service in services.values():
         assert {service["environment"][name] for name in secrets} == {""}
     mounted = {n: {s["source"] for s in service["secrets"]} for n, service in services.items()}
-    assert mounted["api"] == mounted["migrate"] == secrets
-    assert mounted["postgres"] == {"POSTGRES_PASSWORD"}
-    assert mounted["valkey"] == {"REDIS_PASSWORD"}
+    for name, sources in mounted.items():
+        assert sources == ({own[name]} if name in own else secrets), name
+
+
+def test_compose_brings_what_the_tasks_need(queued: tuple[str, Path]) -> None:
+    """A worker and the broker that was chosen, and in every file nothing without a queue."""
+    answer, project = queued
+    for files in ([], PROD, SECRETS):
+        stack = config(project, *files)
+        services = stack["services"]
+        assert BROKERS[answer] == {"queue", "rabbitmq"} & set(services)
+        assert ("worker" in services) == bool(BROKERS[answer])
+        assert ("queue" in stack["networks"]) == bool(files and BROKERS[answer])
+        if not BROKERS[answer]:
+            continue
+        worker = services["worker"]
+        assert worker["build"] == services["api"]["build"]
+        # Any number of them may run.
+        assert {"container_name", "ports"}.isdisjoint(worker)
+        for name in BROKERS[answer]:
+            assert worker["depends_on"][name]["condition"] == "service_healthy"
+            assert [v["type"] for v in services[name]["volumes"]] == ["volume"]
+
+
+def test_messages_are_not_in_the_cache(deployed: Path) -> None:
+    """Its Valkey throws away what is old; that of the tasks keeps all, on disk."""
+    for files in ([], PROD):
+        services = config(deployed, *files)["services"]
+        command = " ".join(services["queue"]["command"])
+        assert "--appendonly yes --appendfsync everysec" in command
+        assert "--maxmemory-policy noeviction" in command
+        assert services["queue"]["volumes"][0]["target"] == "/data"
+        assert "/data" not in services["queue"].get("tmpfs", [])
+
+
+def test_rabbitmq_keeps_its_name(with_rabbitmq: Path) -> None:
+    """Its data are those of a node's name; under a new one it would begin with none."""
+    for files in ([], PROD):
+        rabbitmq = config(with_rabbitmq, *files)["services"]["rabbitmq"]
+        assert rabbitmq["hostname"] == "rabbitmq"
+        assert rabbitmq["volumes"][0]["target"] == "/var/lib/rabbitmq"
+        assert rabbitmq["healthcheck"]["test"] == ["CMD", "rabbitmq-diagnostics", "-q", "ping"]
+
+
+@pytest.mark.parametrize(
+    ("files", "target", "expected"),
+    [([], "development", "None"), (PROD, "production", "0123abcd")],
+)
+def test_settings_agree_with_the_queue_of_compose(
+    deployed: Path,
+    build_image: Callable[[str], Image],
+    files: list[str],
+    target: str,
+    expected: str,
+) -> None:
+    (deployed / ".env").write_text("DRAMATIQ_REDIS_URL=redis://:x@elsewhere\n")
+    for name in ("api", "worker"):
+        asked = build_image(target).run("python", "-c", QUEUE, **environment(deployed, files, name))
+        assert asked.stdout.strip() == f"('queue', 6379) {expected}", asked.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "account"), [([], "guest:guest"), (PROD, "demo:0123abcd")], ids=["dev", "prod"]
+)
+def test_settings_agree_with_the_rabbitmq_of_compose(
+    with_rabbitmq: Path, files: list[str], account: str
+) -> None:
+    (with_rabbitmq / ".env").write_text("RABBITMQ_URL=amqp://x:x@elsewhere\n")
+    asked = subprocess.run(
+        [sys.executable, "-c", RABBITMQ],
+        cwd=with_rabbitmq,
+        env={**os.environ, **environment(with_rabbitmq, files, "worker"), "ENV_FILE": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.stdout.strip() == f"amqp://{account}@rabbitmq:5672", asked.stderr
+
+
+def environment(project: Path, files: list[str], name: str) -> dict[str, str]:
+    """Return what the container gets; Compose writes $ as $$, so that it can be read again."""
+    variables = config(project, *files)["services"][name]["environment"]
+    return {variable: value.replace("$$", "$") for variable, value in variables.items()}
 
 
 def test_compose_brings_what_the_cache_needs(cached: tuple[str, Path]) -> None:
@@ -477,9 +682,7 @@ def test_settings_agree_with_the_valkey_of_compose(
 ) -> None:
     """In development it has no password, even if `.env` has one; in production it has."""
     (deployed / ".env").write_text("REDIS_URL=redis://elsewhere\nREDIS_PASSWORD=x\n")
-    environment = config(deployed, *files)["services"]["api"]["environment"]
-    plain = {name: value.replace("$$", "$") for name, value in environment.items()}
-    asked = build_image(target).run("python", "-c", REDIS, **plain)
+    asked = build_image(target).run("python", "-c", REDIS, **environment(deployed, files, "api"))
     assert asked.stdout.strip() == f"('valkey', 6379) {expected}", asked.stderr
 
 
@@ -499,34 +702,88 @@ def test_the_folder_of_the_cache_can_be_written_to(bake: Bake) -> None:
     assert api["environment"]["CACHE_FILE_PATH"] == "/app/cache"
 
 
+def test_the_worker_shares_the_folder_of_the_cache(bake: Bake) -> None:
+    """Else the API would not see what tasks invalidate."""
+    project = with_env_files(bake(cache_backend="file").path)
+    for files in ([], PROD):
+        services = config(project, *files)["services"]
+        folder = services["api"]["environment"]["CACHE_FILE_PATH"]
+        mounts = {v["target"]: v["type"] for v in services["api"]["volumes"]}
+        assert mounts[folder] == "volume"
+        assert services["worker"]["volumes"] == services["api"]["volumes"]
+        assert services["worker"]["environment"]["CACHE_FILE_PATH"] == folder
+
+
 def test_valkey_is_a_cache_with_a_password(deployed: Path, tmp_path: Path) -> None:
     """What its shell runs: the password is a variable's, or a file's; when it is full, it evicts."""
-    [*shell, script] = config(deployed, *PROD)["services"]["valkey"]["command"]
-    assert shell == ["sh", "-c"]
     secret = tmp_path / "REDIS_PASSWORD"
     secret.write_text("of a file")
-    script = script.replace("$$", "$").replace("/run/secrets/REDIS_PASSWORD", str(secret))
-    script = script.replace("exec valkey-server", "printf '%s\\n'")
+    script = script_of(deployed, "valkey", secret).replace("exec valkey-server", ECHO)
     for variable, expected in (("too $much", "too $much"), ("", "of a file")):
-        words = subprocess.run(
-            ["sh", "-c", script],
-            env={"REDIS_PASSWORD": variable},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()
+        words = output(script, REDIS_PASSWORD=variable)
         options = dict(zip(words[::2], words[1::2], strict=True))
         assert options["--requirepass"] == expected
         assert options["--save"] == ""
         assert options["--maxmemory-policy"] == "allkeys-lru"
 
 
+def test_queue_takes_its_password_from_the_url(deployed: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "DRAMATIQ_REDIS_URL"
+    secret.write_text("redis://:of-a-file@queue:6379/0")
+    script = script_of(deployed, "queue", secret).replace("exec valkey-server", ECHO)
+    for variable, expected in (
+        ("redis://:0123abcd@queue:6379/0", "0123abcd"),
+        ("", "of-a-file"),
+    ):
+        words = output(script, DRAMATIQ_REDIS_URL=variable)
+        assert dict(zip(words[::2], words[1::2], strict=True))["--requirepass"] == expected
+
+
+def test_queue_does_not_start_without_a_password(deployed: Path, tmp_path: Path) -> None:
+    script = script_of(deployed, "queue", tmp_path / "DRAMATIQ_REDIS_URL")
+    with pytest.raises(subprocess.CalledProcessError):
+        output(script.replace("exec valkey-server", ECHO), DRAMATIQ_REDIS_URL="")
+
+
+def test_rabbitmq_takes_its_account_from_the_url(with_rabbitmq: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "RABBITMQ_URL"
+    secret.write_text("amqp://somebody:of-a-file@rabbitmq:5672/")
+    script = script_of(with_rabbitmq, "rabbitmq", secret).replace("exec rabbitmq-server", "env")
+    for variable, account in (
+        ("amqp://demo:0123abcd@rabbitmq:5672", ["demo", "0123abcd"]),
+        ("", ["somebody", "of-a-file"]),
+    ):
+        variables = dict(line.partition("=")[::2] for line in output(script, RABBITMQ_URL=variable))
+        assert [variables[f"RABBITMQ_DEFAULT_{part}"] for part in ("USER", "PASS")] == account
+
+
+def script_of(project: Path, service: str, secret: Path) -> str:
+    """Return what a container's shell runs in production, with a secret's file at another place."""
+    [*shell, script] = config(project, *PROD)["services"][service]["command"]
+    assert shell == ["sh", "-c"]
+    text: str = script
+    return text.replace("$$", "$").replace(f"/run/secrets/{secret.name}", str(secret))
+
+
+def output(script: str, **variables: str) -> list[str]:
+    """Run the script with no variable but these."""
+    return subprocess.run(
+        ["sh", "-c", script], env=variables, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
 def test_grace_periods_fit(stages: Stages, project: Path) -> None:
-    """Requests in flight get their time before Docker kills the process."""
+    """Requests in flight, and tasks, get their time before Docker kills the process."""
     [variables] = [i.value for i in stages["base"].instructions if i.name == "ENV"]
     [timeout] = re.findall(r"UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=(\d+)", variables)
     grace = yaml.safe_load((project / "docker-compose.yml").read_text())
     assert int(timeout) < int(grace["services"]["api"]["stop_grace_period"].removesuffix("s"))
+    [timeout] = re.findall(
+        r"^SHUTDOWN_SECONDS = (\d+)", (project / "cli.py").read_text(), re.MULTILINE
+    )
+    # After the tasks, the outbox is sent and connections are closed.
+    worker = int(grace["services"]["worker"]["stop_grace_period"].removesuffix("s"))
+    assert int(timeout) + 10 < worker
 
 
 # Editor and hooks

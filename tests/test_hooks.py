@@ -1,11 +1,13 @@
 """The hooks by themselves: old tools, their traces, and what they drop."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
 import jinja2
 import pytest
+from alembic.script import ScriptDirectory
 
 from tests.baked import REPOSITORY, SERVICE, BakedProject, Terminal, files_under
 from tests.conftest import Bake
@@ -118,3 +120,51 @@ def test_a_second_run_over_a_project_with_other_answers_drops_what_is_no_longer_
     assert done.returncode == 0, done.stderr
     assert list(files_under(own.parent)) == [Path("CODEOWNERS")]
     assert (terminal.work / "my-service" / ".gitlab-ci.yml").exists()
+
+
+def migrations(project: Path) -> ScriptDirectory:
+    return ScriptDirectory(str(project / "alembic"))
+
+
+@pytest.mark.parametrize("scheduler", ["yes", "no"])
+@pytest.mark.parametrize("task_queue", ["redis", "rabbitmq", "none"])
+def test_the_migrations_that_are_left_are_one_chain(
+    bake: Bake, task_queue: str, scheduler: str
+) -> None:
+    """One first, one last and all of them in between; Alembic writes the SQL of every one."""
+    project = bake(task_queue=task_queue, scheduler=scheduler)
+    chain = migrations(project.path)
+    assert len(chain.get_bases()) == len(chain.get_heads()) == 1
+    revisions = [script.revision for script in chain.walk_revisions()]
+    assert len(revisions) == len(list(project.path.glob("alembic/versions/*.py")))
+
+    done = subprocess.run(
+        [Path(sys.executable).parent / "alembic", "upgrade", "head", "--sql"],
+        cwd=project.path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert all(f"version_num='{revision}'" in done.stdout for revision in revisions[:-1])
+
+
+def test_a_migration_of_the_user_s_follows_what_the_dropped_one_did(
+    template: Path, terminal: Terminal
+) -> None:
+    """And one more run changes nothing."""
+    terminal.cookiecutter(template)
+    project = terminal.work / "my-service"
+    (head,) = migrations(project).get_heads()
+    own = project / "alembic" / "versions" / "own.py"
+    own.write_text(f"revision = 'abc'\ndown_revision = '{head}'\n", "utf-8")
+
+    written = []
+    for _ in range(2):
+        done = terminal.cookiecutter(template, "--overwrite-if-exists", task_queue="none")
+        assert done.returncode == 0, done.stderr
+        written.append(own.read_text("utf-8"))
+    left = migrations(project)
+    assert left.get_heads() == ["abc"]
+    assert len(list(left.walk_revisions())) == len(list(own.parent.glob("*.py")))
+    assert head not in written[0]
+    assert written[0] == written[1]

@@ -1,5 +1,6 @@
 """All code is clean, and the service passes its tests, un-rendered and rendered."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -14,17 +15,25 @@ BINARIES = Path(sys.executable).parent
 CHECKS = {
     "ruff": ["ruff", "check"],
     "format": ["ruff", "format", "--check"],
-    "mypy": ["mypy"],
     "layers": ["lint-imports"],
     "dependencies": ["deptry", "."],
+    "mypy": ["mypy"],
     "tests": ["pytest", "--numprocesses", "2", "--cov", "--quiet"],
 }
+FAST = ["ruff", "format", "layers", "dependencies"]  # about a second together
 CACHES = ["redis", "file", "memory", "all", "none"]
+QUEUES = ["redis", "rabbitmq", "none"]
+COMBINATIONS = list(itertools.product(CACHES, QUEUES, ["yes", "no"]))
 UNRENDERED = "un-rendered"
 SLOW_TOO = ["-m", "slow or not slow"]  # once: no answer changes what they are about
-VARIANTS = {answer: {"cache_backend": answer} for answer in CACHES} | {
-    "unscheduled": {"scheduler": "no"},
-    "least": {"cache_backend": "none", "scheduler": "no"},
+VARIANTS = {
+    "default": {},
+    "rabbitmq": {"cache_backend": "file", "task_queue": "rabbitmq"},
+    "unscheduled": {"cache_backend": "memory", "task_queue": "rabbitmq", "scheduler": "no"},
+    "uncached": {"cache_backend": "none"},
+    "queueless": {"task_queue": "none"},
+    "least": {"cache_backend": "none", "task_queue": "none", "scheduler": "no"},
+    "all": {"cache_backend": "all", "task_queue": "all"},
 }
 RUNS = [
     (variant, check)
@@ -54,20 +63,37 @@ def test_service_is_clean(bake: Bake, tmp_path: Path, variant: str, check: str) 
     """Each of the service's own checks passes, and leaves nothing in its folder."""
     rendered = variant != UNRENDERED
     service = bake(**VARIANTS[variant]).path if rendered else REPOSITORY / SERVICE
-    command = [str(BINARIES / CHECKS[check][0]), *CHECKS[check][1:]]
-    if check == "tests" and not rendered:
-        command += SLOW_TOO
+    further = SLOW_TOO if check == "tests" and not rendered else []
+    mypy_cache = REPOSITORY / ".mypy_cache" / f"service-{variant}"
+    assert_passes(check, service, tmp_path, *further, MYPY_CACHE_DIR=str(mypy_cache))
+
+
+@pytest.mark.parametrize(("cache", "queue", "scheduler"), COMBINATIONS)
+def test_every_combination_is_clean(
+    bake: Bake, tmp_path: Path, cache: str, queue: str, scheduler: str
+) -> None:
+    """Linters find no name that is missing, left over or out of place, whatever was chosen."""
+    project = bake(cache_backend=cache, task_queue=queue, scheduler=scheduler)
+    for check in FAST:
+        assert_passes(check, project.path, tmp_path)
+
+
+def assert_passes(
+    check: str, service: Path, scratch: Path, *further: str, **variables: str
+) -> None:
+    program, *arguments = CHECKS[check]
+    command = [str(BINARIES / program), *arguments, *further]
     done = subprocess.run(
         command,
         cwd=service,
         env=os.environ
         | {
-            "COVERAGE_FILE": str(tmp_path / "coverage"),
-            "MYPY_CACHE_DIR": str(REPOSITORY / ".mypy_cache" / f"service-{variant}"),
-            "PYTEST_ADDOPTS": f"-o cache_dir={tmp_path / 'pytest'} -p no:schemathesis",
-            "PYTHONPYCACHEPREFIX": str(tmp_path / "bytecode"),
+            "COVERAGE_FILE": str(scratch / "coverage"),
+            "PYTEST_ADDOPTS": f"-o cache_dir={scratch / 'pytest'} -p no:schemathesis",
+            "PYTHONPYCACHEPREFIX": str(scratch / "bytecode"),
             "RUFF_CACHE_DIR": str(REPOSITORY / ".ruff_cache" / "service"),
-        },
+        }
+        | variables,
         capture_output=True,
         text=True,
         check=False,

@@ -16,6 +16,7 @@ from sqlalchemy import URL
 
 import cli
 from dev import stack
+from dev.stack import Program
 from src.core.config import ROOT, Settings, get_settings
 from src.db.models.scheduler import SchedulerJob, SchedulerRun
 from src.db.session import Database
@@ -129,12 +130,13 @@ async def test_jobs_are_laid_out_for_a_terminal(
 
 
 def test_dev_runs_it_beside_the_api_unless_it_is_off() -> None:
-    on = stack.with_scheduler(stack.PROGRAMS, Settings(ENV="test"))
-    off = stack.with_scheduler(stack.PROGRAMS, Settings(ENV="test", SCHEDULER_ENABLED=False))
+    on = stack.default_programs(Settings(ENV="test"))
+    off = stack.default_programs(Settings(ENV="test", SCHEDULER_ENABLED=False))
 
-    assert [program.name for program in on] == ["api", "scheduler"]
+    assert [program for program in on if program not in off] == [
+        Program("scheduler", ("cli.py", "scheduler"))
+    ]
     assert "--scheduler-disabled" in on[0].arguments
-    assert off == stack.PROGRAMS
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")

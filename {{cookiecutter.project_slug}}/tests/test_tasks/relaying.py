@@ -1,0 +1,43 @@
+"""A relay that is killed: `python -m tests.test_tasks.relaying before|after`."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from dramatiq import Message
+
+from src.core.config import get_settings
+from src.db.session import open_database
+from src.tasks.broker import create_broker
+from src.tasks.brokers.base import Publisher
+from src.tasks.relay import Relay
+
+
+class Killed:
+    """A publisher whose process is killed once it has the messages, or has sent them."""
+
+    def __init__(self, publisher: Publisher, when: str) -> None:
+        self._publisher = publisher
+        self._when = when
+
+    async def publish(self, messages: Sequence[Message[Any]]) -> None:
+        if self._when == "after":
+            await self._publisher.publish(messages)
+        signal_number = signal.SIGSTOP if self._when == "frozen" else signal.SIGKILL
+        os.kill(os.getpid(), signal_number)
+
+
+async def relay(when: str) -> None:
+    settings = get_settings()
+    async with (
+        open_database(settings.database_url, pool_size=1) as database,
+        create_broker(settings).open_publisher() as publisher,
+    ):
+        await Relay(database, Killed(publisher, when)).sweep()
+
+
+if __name__ == "__main__":
+    asyncio.run(relay(sys.argv[1]))

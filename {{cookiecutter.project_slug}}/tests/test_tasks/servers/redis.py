@@ -1,0 +1,31 @@
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from dev.valkey import ValkeyError, embedded_valkey
+from src.core import redis_url
+from tests.proxy import Stream
+
+
+@contextmanager
+def serve() -> Iterator[str]:
+    try:
+        with embedded_valkey() as url:
+            yield url
+    except ValkeyError as error:
+        pytest.skip(str(error))
+
+
+async def connect(url: str) -> Stream:
+    return await asyncio.open_unix_connection(redis_url.parse(url).path)
+
+
+def via(_url: str, port: int) -> str:
+    return f"redis://127.0.0.1:{port}"
+
+
+def variables(url: str, name: str) -> dict[str, str]:
+    """Return the settings of a task queue that shares the server with others."""
+    return {"DRAMATIQ_BROKER": "redis", "DRAMATIQ_REDIS_URL": url, "DRAMATIQ_NAMESPACE": name}

@@ -1,0 +1,32 @@
+"""`python cli.py dev` runs a worker too, on a broker of its own."""
+
+import json
+import signal
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_dev.processes import Owner, eventually
+from tests.test_dev.test_stack import STACK, answers
+
+
+def call(url: str, body: bytes | None = None, key: str = "") -> Any:
+    headers = {"Content-Type": "application/json", "X-API-Key": key}
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as response:  # noqa: S310 - ours, http
+        return json.load(response)
+
+
+@pytest.mark.slow
+def test_a_task_is_done_while_dev_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("PORT", str(port))
+    with Owner(STACK + "sys.exit(stack.run_stack())", tmp_path) as dev:
+        api = f"http://127.0.0.1:{port}/api/v1"
+        eventually(lambda: answers(f"{api}/health/ready"), "an API")
+        task = call(f"{api}/item-reports/", b"{}")["task_id"]
+        eventually(lambda: call(f"{api}/tasks/{task}")["status"] == "done", "the end of the task")
+        assert dev.send(signal.SIGINT) == 0

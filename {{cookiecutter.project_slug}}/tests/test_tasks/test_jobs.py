@@ -1,0 +1,110 @@
+"""The service's own tasks, from the request to the end."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from httpx import AsyncClient
+from sqlalchemy import func, select
+
+from src.core.config import Settings
+from src.db.models.item import Item
+from src.db.session import Database
+from src.tasks import jobs
+from src.tasks.brokers.base import TaskBroker
+from src.tasks.relay import open_relay
+from tests.test_tasks.working import eventually, over, unsent, working
+
+IMPORTS = "/api/v1/item-imports/"
+REPORTS = "/api/v1/item-reports/"
+CSV = {"Content-Type": "text/csv"}
+
+
+@pytest.fixture
+def employer(broker: TaskBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskBroker]:
+    """The test's broker, with the jobs on it; they are on a queue that other tests use too."""
+    for job in (jobs.import_items, jobs.make_item_report):
+        broker.declare_actor(job)
+    broker.flush("default")
+    yield broker
+    broker.flush("default")
+
+
+async def followed(client: AsyncClient, location: str) -> dict[str, object]:
+    async def is_over() -> dict[str, object] | None:
+        answer = await client.get(location)
+        return None if "Retry-After" in answer.headers else answer.json()
+
+    body: dict[str, object] = await eventually(is_over, "the end of the task")
+    return body
+
+
+async def test_an_import_is_accepted_followed_and_done(
+    own_client: AsyncClient, own_database: Database, employer: TaskBroker, queue_settings: Settings
+) -> None:
+    rows = "".join(f"Lamp {number}\n" for number in range(250))
+    async with open_relay(queue_settings, employer), working(employer):
+        accepted = await own_client.post(IMPORTS, content=f'name\n{rows}""\n', headers=CSV)
+        body = await followed(own_client, accepted.headers["Location"])
+
+    assert accepted.status_code == 202
+    assert body["status"] == "done"
+    assert (body["done"], body["total"], body["attempts"]) == (250, 250, 1)
+    result = body["result"]
+    assert isinstance(result, dict)
+    assert (result["created"], result["rejected"]) == (250, 0)
+    imported = (await own_client.get(f"{IMPORTS}{result['import_id']}")).json()
+    assert (imported["done"], imported["total"]) == (250, 250)
+    async with own_database.reads() as session:
+        assert await session.scalar(select(func.count(Item.id))) == 250
+
+
+async def test_a_report_is_made(
+    own_client: AsyncClient, employer: TaskBroker, queue_settings: Settings
+) -> None:
+    async with open_relay(queue_settings, employer), working(employer):
+        accepted = await own_client.post(REPORTS, json={})
+        body = await followed(own_client, accepted.headers["Location"])
+
+    today = datetime.now(UTC).date().isoformat()
+    assert (body["status"], body["result"]) == ("done", {"day": today})
+    assert (await own_client.get(f"{REPORTS}{today}")).status_code == 200
+
+
+async def test_a_report_that_cannot_be_made_fails_once_with_the_rule(
+    own_client: AsyncClient, employer: TaskBroker, queue_settings: Settings
+) -> None:
+    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
+    async with open_relay(queue_settings, employer), working(employer):
+        accepted = await own_client.post(REPORTS, json={"day": tomorrow.isoformat()})
+        body = await followed(own_client, accepted.headers["Location"])
+        await eventually(lambda: employer.queue_state("default").dead, "a dead letter")
+        employer.purge_dead("default")
+
+    problem = body["problem"]
+    assert isinstance(problem, dict)
+    assert (body["status"], body["attempts"], body["result"]) == ("failed", 1, None)
+    assert problem["type"] == "urn:problem-type:item-report-too-early"
+
+
+async def test_requests_do_not_wait_for_a_broker_that_is_away(
+    own_client: AsyncClient,
+    own_database: Database,
+    employer: TaskBroker,
+    nobody_there: TaskBroker,
+    queue_settings: Settings,
+) -> None:
+    """What they ask for is done once it is back."""
+    async with open_relay(queue_settings, nobody_there):
+        seconds = []
+        for _ in range(5):
+            began = time.monotonic()
+            accepted = await own_client.post(IMPORTS, content="name\nLamp\n", headers=CSV)
+            seconds.append(time.monotonic() - began)
+            assert accepted.status_code == 202
+        assert await unsent(own_database) == 5
+    async with open_relay(queue_settings, employer), working(employer):
+        await over(own_database, accepted.json()["task_id"])
+
+    assert sorted(seconds)[2] < 0.3

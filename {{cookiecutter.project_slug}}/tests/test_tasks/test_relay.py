@@ -1,0 +1,289 @@
+"""The relay loses nothing, whoever dies, freezes or is away."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from dramatiq import Message
+
+from src.core.config import ROOT, Settings
+from src.db.session import Database, open_database
+from src.tasks import relay as relays
+from src.tasks.brokers.base import BrokerUnavailableError, TaskBroker
+from src.tasks.relay import Relay, open_relay
+from tests.proxy import Proxy
+from tests.proxy import Relay as Wire
+from tests.test_tasks.working import (
+    Logs,
+    events,
+    eventually,
+    queue_of,
+    received,
+    send,
+    unsent,
+)
+
+
+class Post:
+    """A publisher that keeps what it is given, and may be away."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.is_away = False
+        self.asked = 0
+
+    async def publish(self, messages: Sequence[Message[Any]]) -> None:
+        self.asked += 1
+        if self.is_away:
+            raise BrokerUnavailableError("The post is closed.")
+        await asyncio.sleep(0)
+        self.sent += [message.args[1] for message in messages]
+
+
+async def fill(database: Database, broker: TaskBroker, count: int) -> list[str]:
+    numbers = [str(number) for number in range(count)]
+    for number in numbers:
+        await send(database, broker, "note", "path", number)
+    return numbers
+
+
+async def die(variables: dict[str, str], when: str) -> int:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.test_tasks.relaying", when,
+        cwd=ROOT, env=os.environ | variables,
+    )  # fmt: skip
+    return await process.wait()
+
+
+@pytest.mark.slow
+async def test_another_relay_sends_what_a_killed_process_has_committed(
+    own_database: Database,
+    broker: TaskBroker,
+    queue: str,
+    variables: dict[str, str],
+    queue_settings: Settings,
+) -> None:
+    await send(own_database, broker, "note", "path", "a")
+    assert await die(variables, "before") == -signal.SIGKILL
+    assert await received(broker, queue, 0) == []
+    async with open_relay(queue_settings, broker):
+        (message,) = await received(broker, queue)
+
+    assert message.args == ("path", "a")
+    assert await unsent(own_database) == 0
+
+
+@pytest.mark.slow
+async def test_what_was_sent_by_a_relay_that_was_killed_is_sent_again(
+    own_database: Database,
+    broker: TaskBroker,
+    queue: str,
+    variables: dict[str, str],
+    queue_settings: Settings,
+) -> None:
+    """Its transaction has not committed, and nobody knows."""
+    task_id = await send(own_database, broker, "followed_note", "path", "a")
+    assert await die(variables, "after") == -signal.SIGKILL
+    async with open_relay(queue_settings, broker):
+        messages = await received(broker, queue, 2)
+
+    assert [message.message_id for message in messages] == [task_id, task_id]
+
+
+@pytest.mark.slow
+async def test_a_frozen_relay_does_not_hold_up_others(
+    own_database: Database,
+    broker: TaskBroker,
+    queue: str,
+    variables: dict[str, str],
+    queue_settings: Settings,
+) -> None:
+    """But for what it has taken, until it is killed or the server ends its transaction."""
+    await send(own_database, broker, "note", "path", "frozen")
+    frozen = subprocess.Popen(  # noqa: ASYNC220 - it only starts it
+        [sys.executable, "-m", "tests.test_tasks.relaying", "frozen"],
+        cwd=ROOT,
+        env=os.environ | variables,
+    )
+    await eventually(lambda: os.waitid(os.P_PID, frozen.pid, os.WSTOPPED | os.WNOHANG), "a stop")
+    async with open_relay(queue_settings, broker):
+        await send(own_database, broker, "note", "path", "free")
+        (first,) = await received(broker, queue)
+        frozen.kill()
+        frozen.wait()
+        (second,) = await received(broker, queue)
+
+    assert (first.args[1], second.args[1]) == ("free", "frozen")
+
+
+@pytest.mark.slow
+async def test_the_server_ends_the_transaction_of_a_frozen_relay(
+    own_database: Database,
+    broker: TaskBroker,
+    queue_settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relays, "FREEZE_SECONDS", 1.0)
+    await send(own_database, broker, "note", "path", "a")
+
+    class Frozen(Post):
+        async def publish(self, _: Sequence[Message[Any]]) -> None:
+            await asyncio.sleep(30)
+
+    post = Post()
+    async with open_database(queue_settings.database_url, pool_size=2) as database:
+        frozen = asyncio.create_task(Relay(database, Frozen()).sweep())
+        await asyncio.sleep(0.5)
+        other = Relay(database, post)
+        assert await other.sweep() == 0
+        await eventually(other.sweep, "what the frozen one had taken", limit=10)
+        frozen.cancel()
+        await asyncio.wait([frozen])
+
+    assert post.sent == ["a"]
+
+
+async def test_relays_at_once_send_each_message_once(
+    own_database: Database, broker: TaskBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relays, "BATCH", 7)
+    numbers = await fill(own_database, broker, 100)
+    posts = [Post() for _ in range(4)]
+
+    async def work(post: Post) -> None:
+        relay = Relay(own_database, post)
+        while await relay.sweep():
+            pass
+
+    await asyncio.gather(*map(work, posts))
+
+    assert sorted(number for post in posts for number in post.sent) == sorted(numbers)
+    assert all(post.sent == sorted(post.sent, key=int) for post in posts)
+
+
+async def test_while_the_broker_is_away_messages_wait(
+    own_database: Database, broker: TaskBroker, monkeypatch: pytest.MonkeyPatch, logs: Logs
+) -> None:
+    """With one warning; and the relay does not hurry, however much is committed."""
+    monkeypatch.setattr(relays, "POLL_SECONDS", 0.2)
+    post = Post()
+    post.is_away = True
+    relay = Relay(own_database, post)
+    running = asyncio.create_task(relay.run())
+    began = time.monotonic()
+    for _ in range(20):
+        await send(own_database, broker, "note", "path", "a")
+        relay.wake()
+        await asyncio.sleep(0.04)
+    asked, seconds = post.asked, time.monotonic() - began
+    post.is_away = False
+    await eventually(lambda: len(post.sent) == 20, "all messages")
+    await eventually(lambda: events(logs, "outbox_goes_on"), "the end of the outage")
+    relay.stop()
+    await running
+
+    assert 2 <= asked <= seconds / 0.2 + 2
+    (warning,) = events(logs, "outbox_waits")
+    assert (warning["cause"], warning["level"]) == ("The post is closed.", "warning")
+
+
+async def test_a_relay_recovers_from_an_outage_of_the_database(
+    own_database: Database,
+    broker: TaskBroker,
+    queue: str,
+    *,
+    remote_settings: Settings,
+    line: Proxy,
+    logs: Logs,
+) -> None:
+    """Be it down as the process starts, or go down later."""
+    await line.stop()
+    await send(own_database, broker, "note", "path", "a")
+    async with open_relay(remote_settings, broker):
+        for word in ("a", "b"):
+            await eventually(lambda: events(logs, "outbox_waits"), "an outage")
+            await line.start()
+            (message,) = await received(broker, queue)
+            assert message.args[1] == word
+            await line.stop()
+            logs.clear()
+            await send(own_database, broker, "note", "path", "b")
+
+
+async def test_a_relay_goes_on_whatever_happens(
+    own_database: Database, broker: TaskBroker, monkeypatch: pytest.MonkeyPatch, logs: Logs
+) -> None:
+    monkeypatch.setattr(relays, "POLL_SECONDS", 0.05)
+
+    class Faulty(Post):
+        async def publish(self, messages: Sequence[Message[Any]]) -> None:
+            if self.asked == 0:
+                self.asked = 1
+                raise ZeroDivisionError
+            await super().publish(messages)
+
+    post = Faulty()
+    relay = Relay(own_database, post)
+    await send(own_database, broker, "note", "path", "a")
+    running = asyncio.create_task(relay.run())
+    await eventually(lambda: post.sent, "the message")
+    relay.stop()
+    await running
+
+    assert post.sent == ["a"]
+    assert len(events(logs, "outbox_failed")) == 1
+
+
+async def test_what_is_committed_last_is_sent_before_the_process_ends(
+    own_database: Database, broker: TaskBroker, queue: str, queue_settings: Settings
+) -> None:
+    async with open_relay(queue_settings, broker):
+        await send(own_database, broker, "note", "path", "a")
+
+    assert await unsent(own_database) == 0
+    await received(broker, queue)
+
+
+async def test_a_process_ends_in_time_while_the_broker_is_away(
+    own_database: Database,
+    broker: TaskBroker,
+    nobody_there: TaskBroker,
+    queue_settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relays, "STOP_SECONDS", 0.5)
+    async with open_relay(queue_settings, nobody_there):
+        await send(own_database, broker, "note", "path", "a")
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+
+    assert time.monotonic() - began < 2
+    assert await unsent(own_database) == 1
+
+
+async def test_messages_go_out_when_the_broker_is_back(
+    own_database: Database,
+    distant: TaskBroker,
+    wire: Wire,
+    broker: TaskBroker,
+    queue_settings: Settings,
+) -> None:
+    """As they were enqueued; in the meantime to enqueue takes no longer than ever."""
+    async with open_relay(queue_settings, distant):
+        await send(own_database, broker, "note", "path", "0")
+        await received(broker, queue_of(broker))
+        await wire.stop()
+        began = time.monotonic()
+        numbers = await fill(own_database, broker, 30)
+        seconds = time.monotonic() - began
+        await wire.start()
+        messages = await received(broker, queue_of(broker), 30)
+
+    assert [message.args[1] for message in messages] == numbers
+    assert seconds < 2
