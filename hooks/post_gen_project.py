@@ -97,9 +97,10 @@ FEATURES = [
             "src/services/task.py",
             "src/tasks",
             "src/worker.py",
-            "tests/test_cache/test_imported.py",
-            "tests/test_domain/test_item_import.py",
             "tests/test_api/test_tasks.py",
+            "tests/test_cache/test_imported.py",
+            "tests/test_cache/test_in_tasks.py",
+            "tests/test_domain/test_item_import.py",
             "tests/test_services/test_item_import.py",
             "tests/test_tasks",
         ],
@@ -111,6 +112,7 @@ FEATURES = [
             "src/tasks/brokers/redis.py",
             "tests/test_tasks/servers/redis.py",
             "tests/test_tasks/test_brokers/test_redis.py",
+            "tests/test_tasks/test_brokers/test_redis_settings.py",
         ],
     ),
     (
@@ -124,6 +126,7 @@ FEATURES = [
             "tests/test_dev/test_rabbitmq.py",
             "tests/test_tasks/servers/rabbitmq.py",
             "tests/test_tasks/test_brokers/test_rabbitmq.py",
+            "tests/test_tasks/test_brokers/test_rabbitmq_settings.py",
         ],
     ),
     (

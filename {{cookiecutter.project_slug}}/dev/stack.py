@@ -45,14 +45,12 @@ class Program:
 
 
 def default_programs(settings: Settings) -> Sequence[Program]:
-    api = (
-        *("cli.py", "api", "--reload", "--port", str(settings.PORT)),
-        # % if cookiecutter.__scheduler
-        "--scheduler-disabled",  # it is a program of its own, whose jobs no reload interrupts
-        # % endif
-    )
+    api = ["cli.py", "api", "--reload", "--port", str(settings.PORT)]
+    # % if cookiecutter.__scheduler
+    api.append("--scheduler-disabled")  # it is a program of its own: no reload interrupts its jobs
+    # % endif
     return [
-        Program("api", api),
+        Program("api", tuple(api)),
         # % if cookiecutter.__queue
         Program("worker", ("cli.py", "worker", "--processes", "1", "--reload")),
         # % endif

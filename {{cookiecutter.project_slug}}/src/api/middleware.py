@@ -3,7 +3,7 @@
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from src.core.trace import traceparent
+from src.core.trace import trace_id_of, traceparent
 
 _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -28,8 +28,8 @@ class TraceMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         for name, value in scope.get("headers", ()):
-            if name == b"traceparent":
-                traceparent.set(value.decode("latin-1"))
+            if name == b"traceparent" and trace_id_of(text := value.decode("latin-1")):
+                traceparent.set(text)
         await self.app(scope, receive, send)
 
 

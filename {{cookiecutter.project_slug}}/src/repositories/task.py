@@ -64,17 +64,24 @@ class TaskRepository(Repository[Task]):
         added = insert(Task).returning(Task.id, sort_by_parameter_order=True)
         return (await self.session.scalars(added, rows)).all()
 
-    async def start(self, task_id: UUID) -> int | None:
-        """Note that a worker begins; return which attempt it is, None if the task is over."""
+    async def start(self, task_id: UUID, actor: str) -> int | None:
+        """Note that a worker begins; return which attempt it is, None if the task is over.
+
+        A task that was sent past the outbox gets its row here.
+        """
+        row = upsert(Task).values(
+            id=task_id, actor=actor, status=TaskStatus.RUNNING, attempts=1, started_at=func.now()
+        )
         return await self.session.scalar(
-            update(Task)
-            .where(Task.id == task_id, Task.status.not_in(OVER))
-            .values(
-                status=TaskStatus.RUNNING,
-                attempts=Task.attempts + 1,
-                started_at=func.coalesce(Task.started_at, func.now()),
-            )
-            .returning(Task.attempts)
+            row.on_conflict_do_update(
+                index_elements=[Task.id],
+                set_={
+                    "status": TaskStatus.RUNNING,
+                    "attempts": Task.attempts + 1,
+                    "started_at": func.coalesce(Task.started_at, func.now()),
+                },
+                where=Task.status.not_in(OVER),
+            ).returning(Task.attempts)
         )
 
     async def put_back(self, task_id: UUID, attempt: int) -> None:

@@ -116,12 +116,12 @@ def outbox_age(settings: Settings) -> float | None:
 
 
 def scrape(settings: Settings, own_broker: TaskBroker) -> bytes:
-    registry = CollectorRegistry()
+    counted, asked = CollectorRegistry(), CollectorRegistry()
     if HEARTBEATS in os.environ:
-        MultiProcessCollector(registry)
-    registry.register(QueueCollector(own_broker, registry))
-    registry.register(OutboxCollector(settings))
-    return generate_latest(registry)
+        MultiProcessCollector(counted)
+    asked.register(QueueCollector(own_broker, counted))
+    asked.register(OutboxCollector(settings))
+    return generate_latest(counted) + generate_latest(asked)
 
 
 class OutboxCollector(Collector):

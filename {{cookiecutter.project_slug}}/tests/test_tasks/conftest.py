@@ -189,3 +189,12 @@ def start(variables: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     yield start
     for each in started:
         each.kill()
+
+
+@pytest.fixture
+def production(env: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Settings that are safe but for what the test adds."""
+    env.setenv("ENV", "production")
+    env.setenv("API_KEYS", "a-key-of-sixteen-characters")
+    env.setenv("POSTGRES_PASSWORD", "correct horse battery staple")
+    return env

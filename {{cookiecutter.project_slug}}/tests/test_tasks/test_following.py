@@ -2,10 +2,9 @@
 
 import asyncio
 from pathlib import Path
-from uuid import UUID
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import select
 
 from src.db.models.task import Task
 from src.db.session import Database
@@ -66,6 +65,18 @@ async def test_an_actor_that_is_not_followed_leaves_no_trace(
         assert [str(key) for key in await session.scalars(select(Task.id))] == [task_id]
 
 
+async def test_one_that_is_sent_past_the_outbox_is_followed_from_its_beginning(
+    own_database: Database, broker: TaskBroker, tmp_path: Path
+) -> None:
+    path = tmp_path / "words"
+    message = await asyncio.to_thread(broker.get_actor("followed_note").send, str(path), "a")
+    async with working(broker):
+        await eventually(lambda: words(path), "the task's work")
+        done = await over(own_database, message.message_id)
+
+    assert (done.actor, done.status, done.attempts) == ("followed_note", TaskStatus.DONE, 1)
+
+
 async def test_a_broken_rule_is_told_as_the_api_tells_it(
     own_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
@@ -120,7 +131,7 @@ async def test_an_attempt_that_ends_late_does_not_put_back_the_next_one(
     async with own_database.transaction() as db:
         tasks = TaskRepository(db)
         (task_id,) = await tasks.add_all(["act"])
-        first, second = await tasks.start(task_id), await tasks.start(task_id)
+        first, second = await tasks.start(task_id, "act"), await tasks.start(task_id, "act")
         assert (first, second) == (1, 2)
         await tasks.put_back(task_id, 1)
         assert (await tasks.get(task_id)).status is TaskStatus.RUNNING  # type: ignore[union-attr]  # it is there
@@ -140,20 +151,6 @@ async def test_a_message_that_comes_twice_is_done_once(
 
     assert words(path) == ["first", "third"]
     assert broker.dead_letters(queue, limit=9) == []
-
-
-async def test_a_task_that_nobody_knows_any_more_is_not_done(
-    own_database: Database, broker: TaskBroker, tmp_path: Path
-) -> None:
-    path = tmp_path / "words"
-    task_id = await send(own_database, broker, "followed_note", str(path), "forgotten")
-    async with own_database.transaction() as db:
-        await db.execute(delete(Task).where(Task.id == UUID(task_id)))
-    await send(own_database, broker, "note", str(path), "known")
-    async with working(broker, threads=1):
-        await eventually(lambda: words(path), "the known one")
-
-    assert words(path) == ["known"]
 
 
 @pytest.mark.parametrize("what", ["set", "nan", "surrogate"])

@@ -22,7 +22,7 @@ CSV = {"Content-Type": "text/csv"}
 
 
 @pytest.fixture
-def employer(broker: TaskBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskBroker]:
+def employer(broker: TaskBroker) -> Iterator[TaskBroker]:
     """The test's broker, with the jobs on it; they are on a queue that other tests use too."""
     for job in (jobs.import_items, jobs.make_item_report):
         broker.declare_actor(job)

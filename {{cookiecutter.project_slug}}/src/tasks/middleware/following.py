@@ -45,12 +45,12 @@ class FollowingMiddleware(Around):
         task_id = UUID(message.message_id)
         try:
             self._local.attempt = self._resources.run(
-                self._books(lambda books: books.start(task_id))
+                self._books(lambda books: books.start(task_id, message.actor_name))
             )
         except (DatabaseUnavailableError, SQLAlchemyError) as error:
             raise NotRecordedError(str(error)) from error
         if self._local.attempt is None:
-            raise SkipMessage("The task is over, or nobody knows it any more.")
+            raise SkipMessage("The task is over.")
 
     def end(
         self, message: MessageProxy, result: Any | None, exception: BaseException | None
