@@ -185,6 +185,7 @@ def worker(
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         from src import worker as workers  # noqa: PLC0415 - no other command needs Dramatiq
 
+        workers.check_health_port(settings)
         run = workers.run_with_reload if reload else workers.run
         status = run(
             processes=processes or settings.DRAMATIQ_PROCESSES,

@@ -40,7 +40,7 @@ def show_lines(task_id: str) -> Iterator[str]:
     yield f"{message.actor_name}, queue {message.queue_name}, died {_died(letter)}"
     yield f"args: {json.dumps(message.args)}"
     yield f"kwargs: {json.dumps(message.kwargs)}"
-    yield f"retries: {message.options.get('retries', 0)}"
+    yield f"attempts: {max(1, message.options.get('retries', 0))}"
     yield f"error: {_error(letter)}"
     yield message.options.get("traceback", "")
 

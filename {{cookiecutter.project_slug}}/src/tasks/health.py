@@ -46,6 +46,8 @@ def serve() -> int:
 
 
 def handler(settings: Settings, own_broker: TaskBroker) -> type[BaseHTTPRequestHandler]:
+    waiting_since: dict[str, float] = {}
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path == "/health/live":
@@ -53,7 +55,8 @@ def handler(settings: Settings, own_broker: TaskBroker) -> type[BaseHTTPRequestH
             elif self.path == "/health/ready":
                 self._answer_check(readiness(settings, own_broker))
             elif self.path == "/metrics":
-                self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, scrape(settings, own_broker))
+                numbers = scrape(settings, own_broker, waiting_since)
+                self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, numbers)
             else:
                 self.send_error(HTTPStatus.NOT_FOUND)
 
@@ -115,11 +118,12 @@ def outbox_age(settings: Settings) -> float | None:
         return None
 
 
-def scrape(settings: Settings, own_broker: TaskBroker) -> bytes:
+def scrape(settings: Settings, own_broker: TaskBroker, waiting_since: dict[str, float]) -> bytes:
+    """Return all numbers; `waiting_since` remembers from one scrape to the next."""
     counted, asked = CollectorRegistry(), CollectorRegistry()
     if HEARTBEATS in os.environ:
         MultiProcessCollector(counted)
-    asked.register(QueueCollector(own_broker, counted))
+    asked.register(QueueCollector(own_broker, counted, waiting_since))
     asked.register(OutboxCollector(settings))
     return generate_latest(counted) + generate_latest(asked)
 
@@ -139,9 +143,12 @@ class OutboxCollector(Collector):
 class QueueCollector(Collector):
     """What is in the queues; nothing while the broker is away."""
 
-    def __init__(self, own_broker: TaskBroker, counted: CollectorRegistry) -> None:
+    def __init__(
+        self, own_broker: TaskBroker, counted: CollectorRegistry, waiting_since: dict[str, float]
+    ) -> None:
         self._broker = own_broker
         self._counted = counted
+        self._waiting_since = waiting_since
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:
@@ -158,19 +165,21 @@ class QueueCollector(Collector):
         )
         for name, state in states.items():
             age = state.oldest_seconds
-            if age is None:
-                age = self._estimated_age(name, state)
-            if age is not None:
-                oldest.add_metric([name], age)
+            oldest.add_metric([name], self._estimated_age(name, state) if age is None else age)
         yield oldest
 
-    def _estimated_age(self, queue: str, state: QueueState) -> float | None:
-        """Return how old the first in line is at most: it was sent after the one started last."""
+    def _estimated_age(self, queue: str, state: QueueState) -> float:
+        """Return how old the first in line is at most: it was sent after the one started last.
+
+        Where no worker here has started one, return how old it is at least, as seen from here.
+        """
         if not state.waiting:
+            self._waiting_since.pop(queue, None)
             return 0.0
+        since = self._waiting_since.setdefault(queue, time.time())
         sample = next(iter(LAST_STARTED.describe())).name
         sent = self._counted.get_sample_value(sample, {"queue": queue})
-        return None if sent is None else max(0.0, time.time() - sent)
+        return max(0.0, time.time() - (since if sent is None else sent))
 
 
 def _family(

@@ -178,7 +178,8 @@ async def test_the_guide(own_app: FastAPI, database: Database, cache: Cache) -> 
         "UserUpdate": str,
         "UserClient": UserClient,
     }
-    for block in BLOCK.findall(guide[guide.index("\n## Caching") : guide.index("\n## Testing")]):
+    start = guide.index("\n## Caching")
+    for block in BLOCK.findall(guide[start : guide.index("\n## ", start + 1)]):
         exec(block, names)  # noqa: S102 - our own page
     with use_cache(cache):
         before = [await names["get_user"]("7") for _ in range(2)]

@@ -24,6 +24,8 @@ from tests.test_tasks.working import (
 
 __all__ = ["run"]
 
+pytestmark = pytest.mark.usefixtures("logs")  # else they are in the output too
+
 Dead = Callable[..., Outcome]
 
 
@@ -75,7 +77,7 @@ async def test_show_tells_what_it_failed_of(broker: TaskBroker, dead: Dead, tmp_
     assert status == 0
     assert f"fail, queue {queue_of(broker)}, died 20" in out
     assert f'args: ["{tmp_path / "words"}", 99]' in out
-    assert "retries: 4" in out
+    assert "attempts: 4" in out
     assert "error: ValueError: hunter2" in out
     assert "Traceback (most recent call last):" in out
 

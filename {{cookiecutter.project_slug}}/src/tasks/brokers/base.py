@@ -15,6 +15,7 @@ from dramatiq.common import current_millis
 ERROR = "error"
 DIED_AT = "died_at"
 TRACES_OF_FAILURE = frozenset({ERROR, DIED_AT, "retries", "traceback", "requeue_timestamp"})
+UNREADABLE = "?"  # instead of the actor's name, of a dead letter that is no message of Dramatiq's
 LONGEST_ERROR = 2000  # characters
 
 

@@ -41,6 +41,7 @@ from pika.exceptions import (
 from src.tasks.brokers.base import (
     DIED_AT,
     ERROR,
+    UNREADABLE,
     BrokerUnavailableError,
     DeadLetter,
     Publisher,
@@ -81,8 +82,6 @@ DEAD_ARGUMENTS: Mapping[str, Any] = {
 }
 
 MAX_PREFETCH = 1000  # each channel takes so many, which bounds what is in memory here
-UNREADABLE = "?"  # instead of the actor's name, of a dead letter that is no message of Dramatiq's
-
 _NOT_FOUND = 404
 _LOCKED = 405
 _PAUSE = 0.02

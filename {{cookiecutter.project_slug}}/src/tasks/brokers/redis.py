@@ -39,6 +39,7 @@ from redis.sentinel import Sentinel
 
 from src.core.redis_url import RedisURL
 from src.tasks.brokers.base import (
+    UNREADABLE,
     BrokerUnavailableError,
     DeadLetter,
     Publisher,
@@ -333,6 +334,8 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         dead, queue = self._key(xq_name(queue_name)), self._key(queue_name)
 
         def revive(key: bytes, message: Message[Any]) -> int:
+            if message.actor_name == UNREADABLE:
+                return 0
             body = replace(revived(message), queue_name=queue_name).encode()
             given: int = self._revive(keys=[dead, queue], args=[key, body])
             return given
@@ -408,7 +411,7 @@ def _read(body: bytes | None, queue_name: str, key: bytes) -> Message[Any] | Non
     try:
         return Message.decode(body)
     except DecodeError:
-        return Message(queue_name, "?", (), {}, {}, message_id=key.decode())
+        return Message(queue_name, UNREADABLE, (), {}, {}, message_id=key.decode())
 
 
 def _age(body: bytes) -> float | None:

@@ -2,8 +2,12 @@
 
 import asyncio
 import logging
+import math
+import signal
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 import structlog
@@ -30,6 +34,7 @@ T = TypeVar("T")
 # For what is done around a task: its state, the relay.
 FURTHER_CONNECTIONS = 2
 BOOT_SECONDS = 10.0
+IMPATIENT_SECONDS = 1.0
 
 
 # Dramatiq tells of each step, and of retries.
@@ -86,9 +91,12 @@ class ResourcesMiddleware(Middleware):
         for name, level in _LEVELS.items():
             logging.getLogger(name).setLevel(level)
         logging.getLogger("dramatiq.worker.WorkerThread").addFilter(_is_no_result)
+        _take_two_signals_for_one()
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         self.broker = cast(TaskBroker, broker)
+        if unknown := set(worker.consumer_whitelist or ()) - broker.get_declared_queues():
+            raise SystemExit(f"No task has the queue {', '.join(sorted(unknown))}.")
         try:
             self.run(self._begin(worker))
         except Exception as error:
@@ -138,6 +146,28 @@ class ResourcesMiddleware(Middleware):
         # Tasks that are still running, beyond the time to stop, are cut off, and done again.
         self._stopping()
         await self._life
+
+
+def _take_two_signals_for_one() -> None:
+    """Let a worker process stop in order when its whole group gets the signal, as from systemd.
+
+    It then gets one of its own and one that the main process passes on, and Dramatiq takes the
+    second for impatience.
+    """
+    stop = signal.getsignal(signal.SIGTERM)
+    if getattr(stop, "__module__", None) != "dramatiq.cli" or not callable(stop):
+        return  # no worker process: a test, say
+    last = -math.inf
+
+    def stop_once(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > IMPATIENT_SECONDS:
+            stop(number, frame)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop_once)
 
 
 def _is_no_result(record: logging.LogRecord) -> bool:

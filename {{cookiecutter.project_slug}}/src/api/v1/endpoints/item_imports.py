@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Request, Response, status
+from fastapi import APIRouter, Body, Depends, Header, HTTPException, Request, Response, status
 
 from src.api.accepted import accepted
 from src.api.deps import ApiKey, DbSession, ReadSession
@@ -20,10 +20,16 @@ router = APIRouter(prefix="/item-imports", tags=["item imports"], dependencies=[
 CSV = "text/csv"
 
 
+async def require_csv(content_type: Annotated[str | None, Header(include_in_schema=False)]) -> None:
+    if content_type is None or content_type.partition(";")[0].strip().lower() != CSV:
+        raise HTTPException(status.HTTP_415_UNSUPPORTED_MEDIA_TYPE, f"Send it as {CSV}.")
+
+
 @router.post(
     "/",
     status_code=status.HTTP_202_ACCEPTED,
-    responses=problems(400, 401, 413),
+    dependencies=[Depends(require_csv)],
+    responses=problems(400, 401, 413, 415),
 )
 async def import_csv(
     content: Annotated[
@@ -33,7 +39,10 @@ async def import_csv(
     request: Request,
     response: Response,
 ) -> TaskAccepted:
-    """Import the rows of a CSV, UTF-8, with a header: `name`, and `description` if there is one."""
+    """Import the rows of a CSV, 10,000 at most.
+
+    It is in UTF-8 and has a header: `name`, and `description` if there is one.
+    """
     item_import = await ItemImportService.start(db, content)
     task_id = await enqueue(db, import_items, str(item_import.id))
     return accepted(request, response, task_id)
