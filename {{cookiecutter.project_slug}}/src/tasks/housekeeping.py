@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -69,11 +70,12 @@ async def _show_life() -> None:
 
 async def _prune(settings: Settings, database: Database) -> None:
     while True:
+        # Not at once: workers that are started together need not all begin with that.
+        await asyncio.sleep(random.uniform(0.01, 1) * PRUNE_SECONDS)  # noqa: S311 - no secret
         try:
             await prune(settings, database)
         except (DatabaseUnavailableError, SQLAlchemyError) as error:
             log.warning("pruning_failed", cause=str(error))  # in an hour there is another try
-        await asyncio.sleep(PRUNE_SECONDS)
 
 
 async def prune(settings: Settings, database: Database) -> None:
