@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 Node = tuple[str, int]
@@ -34,6 +34,24 @@ class RedisURL:
     password: str | None = field(default=None, repr=False)
     tls: bool = False
     tls_options: Mapping[str, str | bool] = field(default_factory=dict)
+
+    @property
+    def address(self) -> dict[str, Any]:
+        """Where the one server is, as arguments of redis-py's clients."""
+        if self.path:
+            return {"unix_socket_path": self.path}
+        host, port = self.nodes[0]
+        return {"host": host, "port": port}
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """As arguments too. It is the server's; Sentinels that ask for one are rare."""
+        return {"username": self.username, "password": self.password}
+
+    @property
+    def encryption(self) -> dict[str, Any]:
+        """As arguments too, for the server and for those who lead to it."""
+        return {"ssl": True, **self.tls_options} if self.tls else {}
 
     @property
     def is_protected(self) -> bool:

@@ -79,21 +79,15 @@ def create_client(url: RedisURL) -> Client:
     # have died on an increment, that may count twice.) Not after a time-out: a server that is away
     # is to be found out soon.
     retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
-    tls = {"ssl": True, **url.tls_options} if url.tls else {}
-    options: dict[str, Any] = {**COMMON_OPTIONS, **tls, "retry": retry}
-    account: dict[str, Any] = {"username": url.username, "password": url.password}
+    options: dict[str, Any] = {**COMMON_OPTIONS, **url.encryption, "retry": retry}
     if url.kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in url.nodes]
-        return RedisCluster(startup_nodes=nodes, **options, **account)
+        return RedisCluster(startup_nodes=nodes, **options, **url.account)
     if url.kind == "sentinel":
-        # The account is the server's; Sentinels that ask for one are rare.
         sentinel = Sentinel(url.nodes, sentinel_kwargs=options)
-        master: Redis = sentinel.master_for(url.service or "", db=url.db, **options, **account)
+        master: Redis = sentinel.master_for(url.service or "", db=url.db, **options, **url.account)
         return master
-    if url.path:
-        return Redis(unix_socket_path=url.path, db=url.db, **options, **account)
-    host, port = url.nodes[0]
-    return Redis(host=host, port=port, db=url.db, **options, **account)
+    return Redis(**url.address, db=url.db, **options, **url.account)
 
 
 async def close_client(client: Client) -> None:

@@ -95,17 +95,13 @@ def create_client(url: RedisURL) -> redis.Redis:
         "health_check_interval": 15,
         # Not after a time-out: who waits for a server that hangs shall know within 5 s.
         "retry": Retry(ExponentialWithJitterBackoff(base=0.01, cap=1), 3, _RETRIED),
-        "username": url.username,
-        "password": url.password,
-        "db": url.db,
-        **({"ssl": True, **url.tls_options} if url.tls else {}),
+        **url.encryption,
     }
     if url.kind == "sentinel":
-        return cast(redis.Redis, Sentinel(url.nodes).master_for(url.service or "", **options))
-    if url.path:
-        return redis.Redis(unix_socket_path=url.path, **options)
-    host, port = url.nodes[0]
-    return redis.Redis(host=host, port=port, **options)
+        sentinel = Sentinel(url.nodes, sentinel_kwargs=options)
+        master = sentinel.master_for(url.service or "", db=url.db, **options, **url.account)
+        return cast(redis.Redis, master)
+    return redis.Redis(**url.address, db=url.db, **options, **url.account)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import shutil
 import ssl
 import subprocess
@@ -27,11 +26,11 @@ from dramatiq.errors import BrokerConnectionError
 from dramatiq.middleware import Retries
 from pika.exceptions import ChannelClosedByBroker
 
-from dev.rabbitmq import RabbitMQError, embedded_rabbitmq
 from src.tasks.brokers import rabbitmq
 from src.tasks.brokers.base import DIED_AT, ERROR, BrokerUnavailableError, QueueState
 from src.tasks.brokers.rabbitmq import RabbitmqConsumer, RabbitmqTaskBroker
 from tests.proxy import Relay
+from tests.test_tasks.servers.rabbitmq import serve
 
 PASSWORD = "guest"
 OPENSSL = shutil.which("openssl")
@@ -65,14 +64,8 @@ class Signals(Middleware):
 
 @pytest.fixture(scope="session")
 def url() -> Iterator[str]:
-    if named := os.environ.get("TEST_RABBITMQ_URL"):
-        yield named
-        return
-    try:
-        with embedded_rabbitmq() as url:
-            yield url
-    except RabbitMQError as error:
-        pytest.skip(str(error))
+    with serve() as url:
+        yield url
 
 
 @pytest.fixture
