@@ -156,10 +156,11 @@ FEATURES = [
         [
             "alembic/versions/20261123_0510_create_item_report.py",
             "src/api/v1/endpoints/item_reports.py",
+            "src/db/batches.py",
             "src/db/models/item_report.py",
             "src/domain/item_report.py",
-            "src/repositories/counting.py",
             "src/repositories/item_report.py",
+            "src/repositories/statements.py",
             "src/schemas/item_report.py",
             "src/services/item_report.py",
             "tests/test_api/test_item_reports.py",

@@ -61,10 +61,10 @@ def default_programs(settings: Settings) -> Sequence[Program]:
 
 
 def run_stack(programs: Sequence[Program] | None = None) -> int:
-    """Run the programs, or what the settings ask for, until Ctrl-C, SIGTERM or the end of a program; return the exit status.
+    """Run until Ctrl-C, SIGTERM or the end of a program; return the exit status.
 
-    It is 0 when asked to stop, since that is how `dev` ends, and the program's own when one
-    ends by itself.
+    The programs are those that the settings ask for, unless others are given. The status is 0 when
+    asked to stop, since that is how `dev` ends, and the program's own when one ends by itself.
     """
     # An earlier `dev` may have left its file behind in a power cut: that names no server.
     settings = load_settings(dev_server=False)

@@ -6,7 +6,7 @@ from sqlalchemy.orm import undefer
 
 from src.db.models.item_import import ItemImport
 from src.repositories.base import Repository
-from src.repositories.counting import count_of
+from src.repositories.statements import count_of
 
 _WITH_CONTENT = (
     select(ItemImport)

@@ -22,7 +22,7 @@ from sqlalchemy.orm import aliased
 
 from src.db.models.scheduler import SchedulerJob, SchedulerLease, SchedulerRun
 from src.domain.scheduler import RunOutcome
-from src.repositories.counting import count_of
+from src.repositories.statements import count_of
 
 _THE_LEASE = 1
 # `now()` would be the beginning of the transaction, which may have waited for a lock since.
@@ -67,11 +67,6 @@ class SchedulerRepository:
         """Keep the lease from others until the transaction ends; False if it is lost."""
         held = select(SchedulerLease.id).where(_is_held_by(holder)).with_for_update()
         return await self.session.scalar(held) is not None
-
-    async def limit_idleness(self, *, seconds: float) -> None:
-        """Let the server end this transaction if the process freezes in it."""
-        setting = "idle_in_transaction_session_timeout"
-        await self.session.execute(select(func.set_config(setting, f"{seconds:.0f}s", True)))
 
     async def release_lease(self, holder: str) -> None:
         await self.session.execute(delete(SchedulerLease).where(SchedulerLease.holder == holder))

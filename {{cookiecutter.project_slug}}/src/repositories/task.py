@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from src.db.models.task import OutboxMessage, RedeliveredMessage, Task
 from src.domain.task import OVER, TaskStatus
 from src.repositories.base import Repository
-from src.repositories.counting import count_of
+from src.repositories.statements import count_of
 
 
 class OutboxRepository:
@@ -42,11 +42,6 @@ class OutboxRepository:
         )
         rows = sorted(taken, key=lambda row: (row.due_at, row.id))
         return [row.body for row in rows]
-
-    async def limit_idleness(self, *, seconds: float) -> None:
-        """Let the server end this transaction if the process freezes in it."""
-        setting = "idle_in_transaction_session_timeout"
-        await self.session.execute(select(func.set_config(setting, f"{seconds:.0f}s", True)))
 
     async def oldest_seconds(self) -> float:
         """Return for how long the first message is due; 0 if none is."""

@@ -1,12 +1,12 @@
 """The jobs and when they run. docs/scheduler.md tells what a job may rely on."""
 
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from sqlalchemy.ext.asyncio import AsyncSession
 
+from src.db.batches import in_batches
 from src.schedulers.context import job_settings, job_tick, make_item_report, transaction
 from src.services.scheduler import SchedulerService
 from src.services.stale_items import StaleItemService
@@ -50,15 +50,17 @@ def setup_jobs(scheduler: AsyncIOScheduler) -> None:
 async def archive_stale_items() -> None:
     """Archive the items that nobody has changed for `ITEMS_STALE_AFTER_DAYS`."""
     before = datetime.now(UTC) - timedelta(days=job_settings().ITEMS_STALE_AFTER_DAYS)
-    count = await _in_batches(lambda db: StaleItemService.archive(db, before=before, limit=BATCH))
+    count = await in_batches(
+        transaction, partial(StaleItemService.archive, before=before), limit=BATCH
+    )
     log.info("stale_items_archived", count=count)
 
 
 async def prune_run_history() -> None:
     """Forget the runs that are older than `SCHEDULER_HISTORY_DAYS`."""
     before = datetime.now(UTC) - timedelta(days=job_settings().SCHEDULER_HISTORY_DAYS)
-    count = await _in_batches(
-        lambda db: SchedulerService.prune_runs(db, before=before, limit=BATCH)
+    count = await in_batches(
+        transaction, partial(SchedulerService.prune_runs, before=before), limit=BATCH
     )
     log.info("run_history_pruned", count=count)
 
@@ -68,14 +70,3 @@ async def daily_item_report() -> None:
     day = (job_tick() or datetime.now(UTC)).astimezone(UTC).date() - timedelta(days=1)
     async with transaction() as db:
         await make_item_report(db, day)
-
-
-async def _in_batches(batch: Callable[[AsyncSession], Awaitable[int]]) -> int:
-    """Call until a batch is not full, each in a transaction of its own; return the sum."""
-    total = 0
-    while True:
-        async with transaction() as db:
-            count = await batch(db)
-        total += count
-        if count < BATCH:
-            return total

@@ -1,7 +1,6 @@
 """What a worker tells of itself over HTTP: /health/live, /health/ready and /metrics."""
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from src.core.logging import configure_logging
 from src.db import open_database
 from src.db.session import DatabaseUnavailableError
 from src.repositories.task import OutboxRepository
+from src.schemas.health import Readiness
 from src.tasks.broker import broker
 from src.tasks.brokers.base import BrokerUnavailableError, QueueState, TaskBroker
 from src.tasks.housekeeping import HEARTBEATS
@@ -61,13 +61,9 @@ def handler(settings: Settings, own_broker: TaskBroker) -> type[BaseHTTPRequestH
                 self.send_error(HTTPStatus.NOT_FOUND)
 
         def _answer_check(self, checks: dict[str, bool]) -> None:
-            passed = all(checks.values())
-            body = {
-                "status": "ok" if passed else "unavailable",
-                "checks": {name: "ok" if ok else "unavailable" for name, ok in checks.items()},
-            }
-            status = HTTPStatus.OK if passed else HTTPStatus.SERVICE_UNAVAILABLE
-            self._answer(status, "application/json", json.dumps(body).encode())
+            found = Readiness.of(checks)
+            status = HTTPStatus.OK if found.status == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
+            self._answer(status, "application/json", found.model_dump_json().encode())
 
         def _answer(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
             self.send_response(status)
@@ -91,14 +87,13 @@ def is_alive() -> bool:
 
 
 def readiness(settings: Settings, own_broker: TaskBroker) -> dict[str, bool]:
-    checks = {"broker": True, "database": True}
+    broker_is_there = True
     try:
         own_broker.ping()
     except BrokerUnavailableError as error:
         log.warning("not_ready", part="broker", cause=str(error))
-        checks["broker"] = False
-    checks["database"] = outbox_age(settings) is not None
-    return checks
+        broker_is_there = False
+    return {"broker": broker_is_there, "database": outbox_age(settings) is not None}
 
 
 def outbox_age(settings: Settings) -> float | None:

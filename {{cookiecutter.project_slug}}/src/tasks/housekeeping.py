@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -13,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from src.core.config import Settings
 from src.db import Database
+from src.db.batches import in_batches
 from src.db.session import DatabaseUnavailableError
 from src.services.item_import import ItemImportService
 from src.services.task import TaskService
@@ -82,7 +84,4 @@ async def prune(settings: Settings, database: Database) -> None:
     """Forget tasks, and the imports of items, that were over TASK_HISTORY_DAYS ago."""
     before = datetime.now(UTC) - timedelta(days=settings.TASK_HISTORY_DAYS)
     for service in (TaskService, ItemImportService):
-        count = BATCH
-        while count == BATCH:
-            async with database.transaction() as session:
-                count = await service.prune(session, before=before, limit=BATCH)
+        await in_batches(database.transaction, partial(service.prune, before=before), limit=BATCH)

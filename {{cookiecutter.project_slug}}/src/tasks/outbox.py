@@ -61,15 +61,10 @@ async def enqueue_messages(
 
 async def _named(db: AsyncSession, messages: Sequence[Message[Any]]) -> list[Message[Any]]:
     """Give messages to actors that are followed the ids of new tasks."""
-    followed = [message for message in messages if is_followed(message.actor_name)]
-    if not followed:
-        return list(messages)
-    ids = await TaskRepository(db).add_all([message.actor_name for message in followed])
-    by_message = dict(zip(map(id, followed), ids, strict=True))
+    followed = [name for name in (each.actor_name for each in messages) if is_followed(name)]
+    ids = iter(await TaskRepository(db).add_all(followed) if followed else ())
     return [
-        replace(message, message_id=str(by_message[id(message)]))
-        if id(message) in by_message
-        else message
+        replace(message, message_id=str(next(ids))) if is_followed(message.actor_name) else message
         for message in messages
     ]
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from src.core.config import Settings
 from src.db import Database, open_database
 from src.db.session import DatabaseUnavailableError
+from src.repositories.statements import limit_idleness
 from src.repositories.task import OutboxRepository
 from src.tasks.brokers.base import BrokerUnavailableError, Publisher, TaskBroker
 from src.tasks.metrics import SENT
@@ -85,10 +86,9 @@ class Relay:
         are still in the outbox then.
         """
         async with self._database.transaction() as db:
-            outbox = OutboxRepository(db)
-            bodies = await outbox.take(limit=BATCH)
+            bodies = await OutboxRepository(db).take(limit=BATCH)
             if bodies:
-                await outbox.limit_idleness(seconds=FREEZE_SECONDS)
+                await limit_idleness(db, seconds=FREEZE_SECONDS)
                 await self._publisher.publish([Message.decode(body) for body in bodies])
         SENT.inc(len(bodies))
         return len(bodies)

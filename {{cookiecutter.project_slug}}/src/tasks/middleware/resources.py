@@ -31,11 +31,10 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# For what is done around a task: its state, the relay.
+# For what is done around tasks: their states, pruning.
 FURTHER_CONNECTIONS = 2
 BOOT_SECONDS = 10.0
 IMPATIENT_SECONDS = 1.0
-
 
 # Dramatiq tells of each step, and of retries.
 _LEVELS = {

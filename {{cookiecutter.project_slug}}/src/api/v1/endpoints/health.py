@@ -23,12 +23,10 @@ async def live() -> Liveness:
 async def ready(request: Request, response: Response) -> Readiness:
     """Tell whether every part that the service needs answers. Send it no requests if not."""
     results = await run_checks({"database": ping_database(request.state.database)})
-    if not all(results.values()):
+    readiness = Readiness.of(results)
+    if readiness.status != "ok":
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
-    return Readiness(
-        status="ok" if all(results.values()) else "unavailable",
-        checks={name: "ok" if passed else "unavailable" for name, passed in results.items()},
-    )
+    return readiness
 
 
 @router.get("/app-info", tags=["service"])
