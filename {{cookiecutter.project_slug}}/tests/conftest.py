@@ -7,6 +7,7 @@ database; each test works on a copy, and is rolled back.
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -27,30 +28,11 @@ from src.core.config import ROOT, Settings, get_settings, load_settings
 from src.db.base import Base
 from src.db.session import Database, open_database
 from src.db.setup import create_database, drop_database
-from tests.client import connect
 
 TEMPLATE_URL = "TEST_TEMPLATE_URL"
 SERVER_VARIABLES = frozenset(
     name for name in Settings.model_fields if name.startswith(("DATABASE_", "POSTGRES_"))
 )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Start the server and migrate, once: workers of pytest-xdist find the result."""
-    if hasattr(config, "workerinput"):
-        return
-    named_server = _isolate_environment()
-    stack = ExitStack()
-    config.add_cleanup(stack.close)
-    try:
-        server = named_server or make_url(stack.enter_context(embedded_postgres()).url("postgres"))
-    except PostgresError as error:
-        pytest.exit(str(error), returncode=1)
-    url = server.set(database=f"test_{uuid4().hex[:12]}")
-    asyncio.run(create_database(url))
-    stack.callback(lambda: asyncio.run(drop_database(url)))
-    command.upgrade(Config(ROOT / "alembic.ini", attributes={"url": url}), "head")
-    os.environ[TEMPLATE_URL] = url.render_as_string(hide_password=False)
 
 
 def _isolate_environment() -> URL | None:
@@ -62,6 +44,37 @@ def _isolate_environment() -> URL | None:
     for name in SERVER_VARIABLES:
         os.environ.pop(name, None)
     return settings.database_url if settings.names_database else None
+
+
+NAMED_SERVER = _isolate_environment()
+
+from tests.client import connect  # noqa: E402 - what it imports reads the settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the server and migrate, once: workers of pytest-xdist find the result."""
+    _keep_ignored_signals_from_children()
+    if hasattr(config, "workerinput"):
+        return
+    stack = ExitStack()
+    config.add_cleanup(stack.close)
+    try:
+        server = NAMED_SERVER or make_url(stack.enter_context(embedded_postgres()).url("postgres"))
+    except PostgresError as error:
+        pytest.exit(str(error), returncode=1)
+    url = server.set(database=f"test_{uuid4().hex[:12]}")
+    asyncio.run(create_database(url))
+    stack.callback(lambda: asyncio.run(drop_database(url)))
+    command.upgrade(Config(ROOT / "alembic.ini", attributes={"url": url}), "head")
+    os.environ[TEMPLATE_URL] = url.render_as_string(hide_password=False)
+
+
+def _keep_ignored_signals_from_children() -> None:
+    """Let what tests start be stopped, though a shell has background jobs ignore Ctrl-C."""
+    for name in ("SIGINT", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has not both
+        if number and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # as good here, and not inherited
 
 
 @asynccontextmanager
