@@ -171,9 +171,15 @@ FEATURES = [
     (
         "ci_provider",
         {"github"},
-        [".github/packages", ".github/python-version", ".github/workflows/ci.yml"],
+        [
+            ".github/dependabot.yml",
+            ".github/packages",
+            ".github/python-version",
+            ".github/workflows/ci.yml",
+            ".github/workflows/lock.yml",
+        ],
     ),
-    ("ci_provider", {"gitlab"}, [".gitlab-ci.yml"]),
+    ("ci_provider", {"gitlab"}, [".gitlab-ci.yml", "renovate.json"]),
 ]
 
 # An import in parentheses of which only one name was chosen; in the template each has its line.

@@ -4,6 +4,7 @@ Once with everything, and once without each feature: what is missing then stands
 """
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,11 @@ FEATURES = {
     "cookiecutter.__redis": {"cache_backend": "file", "task_queue": "rabbitmq"},
     "cookiecutter.__scheduler": {"scheduler": "no"},
 }
+# What else names the version of a pinned package: the file, what stands before, the package.
+FOLLOWERS = [
+    (".pre-commit-config.yaml", "astral-sh/ruff-pre-commit\n    rev: v", "ruff"),
+    ("Dockerfile", "FROM ghcr.io/astral-sh/uv:", "uv"),
+]
 
 
 def main() -> None:
@@ -40,6 +46,7 @@ def main() -> None:
             }
             text = "\n".join(tagged(lines, without)) + "\n"
             (SERVICE / name).write_text(text, "utf-8")
+    follow((SERVICE / "requirements-dev.txt").read_text("utf-8"))
 
 
 def lock(folder: Path, answers: dict[str, str], constraints: Path | None = None) -> Path:
@@ -66,6 +73,20 @@ def tagged(lines: list[str], without: dict[str, set[str]]) -> list[str]:
         result = [line for line in result if line in left]
         ends += [f"# % if {condition}", *own, "# % endif"]
     return result + ends
+
+
+def follow(pins: str) -> None:
+    """Bring the other files that name a version to the one that is pinned."""
+    versions = dict(re.findall(r"^([\w-]+)==([\w.]+)", pins, re.MULTILINE))
+    for name, before, package in FOLLOWERS:
+        path = SERVICE / name
+        text = path.read_text("utf-8")
+        written, count = re.subn(
+            rf"({re.escape(before)})[\d.]+", rf"\g<1>{versions[package]}", text
+        )
+        if count != 1:
+            sys.exit(f"{name} does not name the version of {package}.")
+        path.write_text(written, "utf-8")
 
 
 if __name__ == "__main__":
