@@ -15,21 +15,41 @@ $(2); status=$$?; kill $$dots; echo; [ $$status -eq 0 ] || exit $$status
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak setup lock
+.PHONY: help demo test quick variants check docs pictures audit bench soak setup lock
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
 
 demo: .venv/.demo ## Scaffold a service with the default answers, run it, and walk through it
 	@$(BIN)/python scripts/demo.py
 
-test: setup ## Run all tests of the template and of the service
-	@$(BIN)/pytest --numprocesses auto --dist loadgroup
+PYTEST = $(BIN)/pytest --numprocesses auto --dist loadgroup
+
+test: setup ## Run all tests: the template's, and every variant
+	@$(PYTEST)
+
+quick: setup ## Run the tests of the template but for the variants
+	@$(PYTEST) --ignore tests/test_variants.py
+
+variants: setup ## Check, boot and test the variants: make variants ONLY='cache_backend=file'
+	@$(PYTEST) tests/test_variants.py --only '$(ONLY)'
 
 check: setup ## Lint and type-check the template; `make test` includes it
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: setup ## Build the documentation into build/docs; a broken link fails
+	@$(BIN)/python -m scripts.tables $(if $(CI),--check)
+	@$(BIN)/python -m sphinx -E -W --keep-going -n -q -b html docs build/docs
+	@echo "The documentation is in build/docs; index.html is its first page."
+
+pictures: setup ## Make the README's pictures again
+	@$(BIN)/python -m scripts.pictures
+
+audit: setup ## Look up known vulnerabilities of all pins
+	@$(BIN)/uv tool run --quiet --python $(BIN)/python pip-audit --strict --disable-pip --no-deps \
+		--requirement requirements.txt --requirement '$(SERVICE)/requirements-dev.txt'
 
 bench: setup ## Compare what reads, the cache and tasks cost with the least that could do the same
 	@$(BIN)/python benchmarks/reads.py

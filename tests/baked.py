@@ -23,6 +23,16 @@ def files_under(folder: Path) -> Iterator[Path]:
             yield inside
 
 
+def texts_under(folder: Path) -> dict[Path, str]:
+    """Return the text files of a folder."""
+    found = {}
+    for file in files_under(folder):
+        content = (folder / file).read_bytes()
+        if b"\0" not in content:
+            found[file] = content.decode("utf-8")
+    return found
+
+
 @dataclass(frozen=True)
 class BakedProject:
     """A scaffolded project, and the answers that it was made with."""
@@ -113,7 +123,7 @@ class Terminal:
     def cruft(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "cruft", *arguments)
 
-    def git(self, folder: Path, *arguments: str) -> str:
+    def git(self, folder: Path, *arguments: str | Path) -> str:
         done = self.run("git", "-C", folder, *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout

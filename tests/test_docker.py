@@ -413,39 +413,6 @@ def with_env_files(project: Path) -> Path:
     return project
 
 
-class ComposeLoader(yaml.SafeLoader):
-    """Takes Compose's own tags, of which YAML knows nothing, for the values behind them."""
-
-
-def _untagged(loader: yaml.SafeLoader, node: yaml.Node) -> object:
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    return loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else None
-
-
-ComposeLoader.add_constructor("!override", _untagged)
-ComposeLoader.add_constructor("!reset", _untagged)
-
-
-@pytest.mark.parametrize(("cache_backend", "task_queue"), ANSWERS)
-@pytest.mark.parametrize(
-    "name", ["docker-compose.yml", "docker-compose.prod.yml", "docker-compose.secrets.yml"]
-)
-def test_compose_file_fits_the_schema(
-    bake: Bake, tmp_path: Path, name: str, cache_backend: str, task_queue: str
-) -> None:
-    project = bake(cache_backend=cache_backend, task_queue=task_queue).path
-    document = yaml.load((project / name).read_text(), Loader=ComposeLoader)  # noqa: S506 - safe one
-    for service in document["services"].values():
-        for key in [key for key, value in service.items() if value is None]:
-            del service[key]  # was !reset
-    plain = tmp_path / "compose.json"
-    plain.write_text(json.dumps(document))
-
-    check = [tool("check-jsonschema") or "", "--builtin-schema", "vendor.compose-spec", str(plain)]
-    assert subprocess.run(check, check=False).returncode == 0
-
-
 def test_development_stack(project: Path) -> None:
     """Code is mounted, migrations run before the API starts, and no other machine gets in."""
     stack = config(project)

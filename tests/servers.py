@@ -1,0 +1,38 @@
+"""Servers that variants share: PostgreSQL, Valkey and RabbitMQ, as the service itself starts them."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.baked import REPOSITORY, SERVICE
+
+# Each prints its address when it accepts connections, and runs until its input ends.
+PROGRAMS = {
+    "postgres": "from dev.postgres import embedded_postgres as run; url = lambda s: s.url('postgres')",
+    "valkey": "from dev.valkey import embedded_valkey as run; url = str",
+    "rabbitmq": "from dev.rabbitmq import embedded_rabbitmq as run; url = str",
+}
+SERVE = (
+    "\nimport sys\nwith run() as server:\n    print(url(server), flush=True)\n    sys.stdin.read()"
+)
+STOP_LIMIT = 60  # seconds
+
+
+@contextmanager
+def serving(name: str) -> Iterator[str]:
+    """Run a server until the block ends; yield its URL."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAMS[name] + SERVE],
+        cwd=REPOSITORY / SERVICE,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        url = process.stdout.readline().strip()
+        assert url, f"{name} did not start"
+        yield url
+    finally:
+        process.communicate(timeout=STOP_LIMIT)

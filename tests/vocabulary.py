@@ -1,0 +1,57 @@
+"""What answers bring, by words that nothing else has a use for."""
+
+import re
+from collections.abc import Iterator
+
+from tests.variants import Answers
+
+WORDS = {
+    "redis": re.compile("redis(?!tribut)|valkey|sentinel", re.IGNORECASE),
+    "file": re.compile("sqlite|cache_(file|folder)|FileBackend", re.IGNORECASE),
+    "cache": re.compile("cach", re.IGNORECASE),
+    "rabbitmq": re.compile("rabbit|amqp|pika|aiormq|pamqp|erlang|quorum", re.IGNORECASE),
+    "queue": re.compile(  # "worker" alone may be one of the API's, or of pytest-xdist's
+        r"dramatiq|broker|outbox|\bactors?\b|enqueue|dead.?letter|redeliver|(task|message).?queue"
+        r"|background.?task|cli\.py worker\b|src[./]worker|src[./]tasks|(open_|tasks[./])relay"
+        r"|/tasks\b|cli\.py tasks|item[_-]?imports?\b|ItemImport",
+        re.IGNORECASE,
+    ),
+    "scheduler": re.compile("schedul|stale_?item|staleness", re.IGNORECASE),
+    "report": re.compile("item.?report", re.IGNORECASE),
+    "github": re.compile("github|dependabot", re.IGNORECASE),
+    "gitlab": re.compile("gitlab|renovate", re.IGNORECASE),
+}
+# Where a word means something else.
+OTHERWISE = re.compile(
+    r"lru_cache|cache_logger_on_first_use|functools\.cache|import cache\b|@cache\b|cached_property|cache_(clear|info)"  # Python's, structlog's
+    r"|https://github\.com/\S+"  # where pre-commit finds its hooks
+    r"|__pycache__|PYTHONPYCACHEPREFIX|\.\*_cache|\.cache|\.(mypy|ruff|pytest|hypothesis|import_linter)_cache|cache_dir"  # tools'
+    r"|cache-dependency-path|PIP_CACHE_DIR|(\s|^)cache: pip|^  cache:$|type=cache|the cache mount"  # pipelines'
+    r"|cache hit|caches in \$HOME"  # Docker's
+    r"|(?i:prepared_statement_cache_size|InvalidCachedStatementError|cached (statement|plan)|query_cache)"
+    r"|(?i:cache-control)|message_cache|propcache"  # HTTP's, Dramatiq's, aiormq's
+    r'|^ *schedule:( #.*)?$|"schedule:weekly"'  # pipelines' and bots'
+    r"|BackgroundTasks?\b|a background task",  # Starlette's
+    re.MULTILINE,
+)
+
+
+def not_chosen(answers: Answers) -> Iterator[str]:
+    """Yield the features that a project with the answers must not name."""
+    cache, queue = answers["cache_backend"], answers["task_queue"]
+    kept = {
+        "redis": cache in {"redis", "all"} or queue == "redis",
+        "file": cache in {"file", "all"},
+        "cache": cache != "none",
+        "rabbitmq": queue == "rabbitmq",
+        "queue": queue != "none",
+        "scheduler": answers["scheduler"] == "yes",
+        "report": queue != "none" or answers["scheduler"] == "yes",
+        "github": answers["ci_provider"] == "github",
+        "gitlab": answers["ci_provider"] == "gitlab",
+    }
+    return (feature for feature, is_kept in kept.items() if not is_kept)
+
+
+def names(feature: str, line: str) -> bool:
+    return WORDS[feature].search(OTHERWISE.sub("", line)) is not None
