@@ -1,11 +1,13 @@
 """A project's life with its template: the same again, over an old one, and updates."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.baked import SERVICE, Terminal, files_under
+from tests.baked import REPOSITORY, SERVICE, Terminal, files_under
+from tests.conftest import Bake
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -95,3 +97,60 @@ def test_an_update_brings_the_template_s_changes_and_keeps_the_user_s(
     assert (project / "news.md").read_text("utf-8") == 'For "Desk" & Söhne\n'
     assert set(files_under(project)) == {*before, Path("news.md")}
     assert terminal.cruft("check", "--project-dir", project).returncode == 0
+
+
+def version_of(cookiecutter_json: str) -> str:
+    return str(json.loads(cookiecutter_json).get("_version", ""))
+
+
+@pytest.fixture
+def released(terminal: Terminal) -> Path:
+    """Return a repository of the template as it was at the release before this state."""
+    repository = terminal.root / "fastapi-ignite"
+    terminal.git(terminal.root, "clone", "--quiet", REPOSITORY, repository)
+    now = version_of((REPOSITORY / "cookiecutter.json").read_text("utf-8"))
+    commits = terminal.git(repository, "log", "--format=%H", "--", "cookiecutter.json").split()
+    for commit in commits:
+        version = version_of(terminal.git(repository, "show", f"{commit}:cookiecutter.json"))
+        if version not in {"", now} and "dev" not in version:
+            terminal.git(repository, "checkout", "--quiet", "-B", "main", commit)
+            return repository
+    pytest.skip("the history is too short to hold a release; fetch all of it")
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [{}, {"cache_backend": "file", "task_queue": "rabbitmq", "ci_provider": "gitlab"}],
+    ids=["default", "other"],
+)
+def test_an_update_from_the_previous_release_keeps_local_edits(
+    bake: Bake, template: Path, released: Path, terminal: Terminal, answers: dict[str, str]
+) -> None:
+    """All else is then as if the project had been made today, its version too."""
+    given = json.dumps({"project_slug": "desk"} | answers)
+    terminal.cruft("create", released, "--no-input", "--extra-context", given)
+    project = terminal.work / "desk"
+    readme, own = project / "README.md", project / "src/domain/price.py"
+    readme.write_text(readme.read_text("utf-8") + "\nOurs.\n", "utf-8")
+    own.write_text("CURRENCY = 'EUR'\n", "utf-8")
+    terminal.commit(project, "edit")
+    put_in_place(template, released)
+    terminal.commit(released, "today")
+
+    done = terminal.cruft("update", "--skip-apply-ask", "--project-dir", project)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    fresh = contents(bake(project_slug="desk", **answers).path)
+    updated = contents(project)
+    fresh[Path("README.md")] += b"\nOurs.\n"
+    fresh[Path("src/domain/price.py")] = b"CURRENCY = 'EUR'\n"
+    del updated[Path(".cruft.json")]
+    assert updated == fresh
+
+
+def put_in_place(template: Path, repository: Path) -> None:
+    """Replace all that the repository holds."""
+    for path in repository.iterdir():
+        if path.name != ".git":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(template, repository, dirs_exist_ok=True)
