@@ -1,0 +1,111 @@
+"""Links to files of the repository that are no page lead to where the repository is hosted.
+
+In the source they are relative, so that they work in an editor and on the host as well. A file, a
+folder or a heading of another page that does not exist is a warning, and so fails a strict build.
+"""  # noqa: INP001 - Sphinx loads it by name
+
+import re
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from myst_parser.slugs import github_slugify
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.typing import ExtensionMetadata
+
+log = logging.getLogger(__name__)
+
+LINK = re.compile(r"(?<!!)(\[[^\]]*\])\(([^)\s]+)\)")
+FENCE = re.compile(r" *(`{3,}|~{3,})")
+ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|#|/")  # a URL, a heading of this page
+HEADING = re.compile(r"#{1,6} +(.+?) *#*")
+
+
+def outside_fences(text: str) -> list[bool]:
+    """Tell of each line whether it is prose rather than code."""
+    found, fence = [], ""
+    for line in text.splitlines():
+        mark = FENCE.match(line)
+        found.append(not fence and not mark)
+        if mark and not fence:
+            fence = mark[1]
+        elif mark and mark[1].startswith(fence):
+            fence = ""
+    return found
+
+
+@cache
+def anchors_of(page: Path) -> frozenset[str]:
+    """Return the anchors that the host gives to the headings of a Markdown file."""
+    text = page.read_text("utf-8")
+    lines = zip(text.splitlines(), outside_fences(text), strict=True)
+    titles = (HEADING.fullmatch(line) for line, is_prose in lines if is_prose)
+    return frozenset(github_slugify(title[1].replace("`", "")) for title in titles if title)
+
+
+def fault_of(file: Path, anchor: str) -> str:
+    if not file.exists():
+        return "the repository has no such file"
+    if anchor and (file.suffix != ".md" or anchor not in anchors_of(file)):
+        return f"that file has no heading #{anchor}"
+    return ""
+
+
+class Rewriter:
+    """Rewrites the links of one source, which lies in `folder` and is part of the page `docname`."""
+
+    def __init__(self, app: Sphinx, docname: str, folder: Path) -> None:
+        self.docname = docname
+        self.folder = folder
+        self.docs = Path(app.srcdir)
+        self.root = self.docs.parent
+        self.url = app.config.repository_url
+        self.branch = app.config.repository_branch
+
+    def text(self, source: str) -> str:
+        lines = zip(source.splitlines(keepends=True), outside_fences(source), strict=True)
+        return "".join(
+            self.prose(line, number) if is_prose else line
+            for number, (line, is_prose) in enumerate(lines, 1)
+        )
+
+    def prose(self, line: str, number: int) -> str:
+        return LINK.sub(lambda link: self.link(link, number), line)
+
+    def link(self, link: re.Match[str], line: int) -> str:
+        target, _, anchor = link[2].partition("#")
+        if not target or ELSEWHERE.match(link[2]):
+            return link[0]
+        file = (self.folder / unquote(target)).resolve()
+        if file.is_relative_to(self.docs) and file.suffix == ".md":
+            return link[0]  # a page, of which MyST takes care
+        if not file.is_relative_to(self.root):
+            fault = "that is not in the repository"
+        else:
+            fault = fault_of(file, anchor)
+        if fault:
+            log.warning("%s: %s", link[2], fault, location=(self.docname, line))
+            return link[0]
+        kind = "tree" if file.is_dir() else "blob"
+        path = quote(file.relative_to(self.root).as_posix())
+        ending = f"#{anchor}" if anchor else ""
+        return f"{link[1]}({self.url}/{kind}/{self.branch}/{path}{ending})"
+
+
+def rewrite_page(app: Sphinx, docname: str, source: list[str]) -> None:
+    folder = (Path(app.srcdir) / docname).parent
+    source[0] = Rewriter(app, docname, folder).text(source[0])
+
+
+def rewrite_included(app: Sphinx, path: Path, docname: str, source: list[str]) -> None:
+    folder = (Path(app.srcdir) / path).resolve().parent
+    source[0] = Rewriter(app, docname, folder).text(source[0])
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    app.add_config_value("repository_url", "", "env", types=frozenset({str}))
+    app.add_config_value("repository_branch", "main", "env", types=frozenset({str}))
+    app.connect("source-read", rewrite_page)
+    app.connect("include-read", rewrite_included)
+    return {"parallel_read_safe": True}
