@@ -4,6 +4,7 @@ JSON, one object a line, wherever others read it; aligned and coloured on a deve
 """
 
 import logging
+import os
 import re
 import sys
 from typing import Any
@@ -75,9 +76,8 @@ def _is_about_a_revision(record: logging.LogRecord) -> bool:
 def _renderers(settings: Settings) -> list[Processor]:
     if settings.ENV == "development":
         plain = structlog.dev.plain_traceback
-        return [
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
-        ]
+        colours = "FORCE_COLOR" in os.environ or sys.stderr.isatty()  # `dev` has a terminal for us
+        return [structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)]
     # Local variables stay out of tracebacks: they may hold anything.
     tracebacks = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
     return [tracebacks, structlog.processors.JSONRenderer()]

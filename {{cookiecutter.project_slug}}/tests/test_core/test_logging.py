@@ -90,7 +90,18 @@ def test_handlers_of_libraries_are_taken_over_but_silence_is_kept(settings: Sett
     silent.propagate = True
 
 
-def test_developers_read_plain_lines(capsys: Captured) -> None:
+def test_dev_lends_its_terminal(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads the lines of the programs from pipes, and asks for the colours that it can show."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    configure_logging(Settings(ENV="development"))
+
+    structlog.get_logger("src.x").warning("ours")
+
+    assert "\x1b[" in capsys.readouterr().err
+
+
+def test_developers_read_plain_lines(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
     configure_logging(Settings(ENV="development", LOG_LEVEL="INFO"))
 
     structlog.get_logger("src.x").info("started", port=8000)
