@@ -23,7 +23,7 @@ help: ## List the targets
 demo: .venv/.demo ## Scaffold a service with the default answers, run it, and walk through it
 	@$(BIN)/python scripts/demo.py
 
-PYTEST = $(BIN)/pytest --numprocesses auto --dist loadgroup
+PYTEST = $(BIN)/pytest --numprocesses auto
 
 test: setup ## Run all tests: the template's, and every variant
 	@$(PYTEST)

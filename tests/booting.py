@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
@@ -120,7 +120,12 @@ def booted(
 
         def start(*command: str) -> subprocess.Popen[bytes]:
             process = subprocess.Popen(
-                [python, *command], cwd=project.path, env=env, stdout=output, stderr=output
+                [python, *command],
+                cwd=project.path,
+                env=env,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
             stack.callback(_end, process)
             return process
@@ -139,7 +144,8 @@ def booted(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # its children too
     process.wait()
 
 
@@ -170,7 +176,7 @@ def smoke(service: Service, answers: Answers, log: Path) -> None:
         )
     if answers["task_queue"] != "none":
         follow = _call(service, "POST", IMPORTS, b"name\nLamp\n", expect=HTTPStatus.ACCEPTED)
-        task = f"/api/v1/tasks/{follow['id']}"
+        task = f"/api/v1/tasks/{follow['task_id']}"
         _wait(lambda: bool(_call(service, "GET", task)["status"] == "done"), log)
     if answers["scheduler"] == "yes":
         _wait(lambda: bool(_call(service, "GET", "/api/v1/scheduler/jobs")["leader"]), log)

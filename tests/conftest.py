@@ -12,7 +12,7 @@ from pytest_cookies.plugin import Cookies
 from tests.baked import REPOSITORY, BakedProject, Terminal
 
 Bake = Callable[..., BakedProject]
-pytest_plugins = ["tests.progress"]
+pytest_plugins = ["tests.progress", "tests.scheduling"]
 
 
 @pytest.fixture(scope="session")

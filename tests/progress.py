@@ -35,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Progress(), "progress of variants")
 
 
+@pytest.hookimpl(trylast=True)  # once it is known what -k and -m leave
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Drop variants that are not wanted; let the reports of the others say whose they are."""
     wanted = {None, *chosen(config.getoption("--only"))}

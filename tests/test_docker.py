@@ -32,8 +32,6 @@ from tests.image import (
     wait_until_healthy,
 )
 
-pytestmark = pytest.mark.xdist_group("docker")  # one worker builds each image once
-
 Stages = dict[str, Stage]
 PYTHON_VERSIONS = ["3.11", "3.12", "3.13", "3.14"]
 CACHES = ["redis", "file", "memory", "all", "none"]

@@ -60,8 +60,6 @@ FAULTS = [
     "NO-SUCH-FILE.md",
 ]
 
-pytestmark = pytest.mark.xdist_group("docs")
-
 
 def python(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

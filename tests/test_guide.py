@@ -58,9 +58,6 @@ def run(project: Path, command: str) -> str:
     return done.stdout
 
 
-pytestmark = pytest.mark.xdist_group("guide")  # one worker, one service, in this order
-
-
 def test_the_migration_finds_the_models(project: Path) -> None:
     """Models need no registration; the migration goes up, down and up again, and then is whole."""
     run(project, "alembic revision --autogenerate -m create_note")

@@ -28,9 +28,6 @@ CHROMIUM_FLAGS = (
 )  # fmt: skip
 
 
-pytestmark = pytest.mark.xdist_group("openapi")  # one worker, one service
-
-
 @pytest.fixture(scope="module")
 def address(bake: Bake) -> Iterator[str]:
     with running(bake(project_name="Lamps & Co").path, LOG_LEVEL="ERROR") as address:

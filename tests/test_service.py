@@ -25,7 +25,6 @@ def test_service_is_clean_as_it_is(check: str, tmp_path: Path) -> None:
     commands.run(*CHECKS[check], cwd=UNRENDERED, scratch=tmp_path, env=env)
 
 
-@pytest.mark.xdist_group("un-rendered")  # groups begin first, and this takes long
 def test_slow_tests_pass(tmp_path: Path) -> None:
     """Kills, races and rights of servers: once, since no answer changes what they are about."""
     options = ["--override-ini", f"cache_dir={tmp_path / 'cache'}", "-m", "slow"]

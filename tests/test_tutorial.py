@@ -32,8 +32,6 @@ VARYING = re.compile(
     r"|[0-9a-f]{32}|\d{4}-\d\d-\d\dT[0-9:.]+(?:Z|\+00:00)"
 )
 
-pytestmark = pytest.mark.xdist_group("tutorial")
-
 
 @dataclass
 class Block:

@@ -38,14 +38,7 @@ WITHOUT_FUZZER = {"PYTEST_ADDOPTS": "-p no:schemathesis"}  # the template's, tak
 COMPOSE = sorted(f"docker-compose{part}.yml" for part in ("", ".prod", ".secrets"))
 # These are tested as `make test` of a project does it, the smallest and the largest of each kind.
 MEASURED = {"none-none-no", "redis-redis-yes", "all-rabbitmq-yes"}
-ONE_BY_ONE = [
-    pytest.param(variant, marks=pytest.mark.xdist_group(variant), id=variant)
-    for variant in VARIANTS
-]
-BOOTS = [
-    pytest.param(variant, python, marks=pytest.mark.xdist_group(variant), id=f"{variant}-{python}")
-    for variant, python in booting.boots()
-]
+BOOTS = booting.boots()
 
 
 @pytest.fixture
@@ -80,7 +73,7 @@ def test_variants_are_all_there_are() -> None:
             assert ((first, pair[0]), (second, pair[1])) in pairs
 
 
-@pytest.mark.parametrize("variant", ONE_BY_ONE)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_no_trace_of_the_template(project: BakedProject) -> None:
     """No tag, no brace of Jinja's and not the name of the tool in any file or file name."""
     for file, text in texts_under(project.path).items():
@@ -90,7 +83,7 @@ def test_no_trace_of_the_template(project: BakedProject) -> None:
             assert not re.search(r"\{\{|\{%|\{#", text), file
 
 
-@pytest.mark.parametrize("variant", ONE_BY_ONE)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_no_word_of_what_was_not_chosen(project: BakedProject, variant: str) -> None:
     """In no line of any file, documentation and comments included, and in no file's name."""
     unwanted = list(not_chosen(VARIANTS[variant]))
@@ -104,7 +97,7 @@ def test_no_word_of_what_was_not_chosen(project: BakedProject, variant: str) -> 
     assert found == []
 
 
-@pytest.mark.parametrize("variant", ONE_BY_ONE)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_reads_as_if_written_by_hand(project: BakedProject) -> None:
     """No gap or missing gap where a condition was, no import of one name in parentheses."""
     for file, text in texts_under(project.path).items():
@@ -131,7 +124,7 @@ def gaps_of(page: str) -> list[str]:
     return faults
 
 
-@pytest.mark.parametrize("variant", ONE_BY_ONE)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_data_files_are_valid(project: BakedProject, tmp_path: Path) -> None:
     """TOML, YAML and JSON can be read, and the compose files fit Compose's schema."""
     for file in project.files():
@@ -171,7 +164,7 @@ def plain_compose(file: Path, scratch: Path) -> Path:
     return plain
 
 
-@pytest.mark.parametrize("variant", ONE_BY_ONE)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_passes_its_own_checks(project: BakedProject, tmp_path: Path, shared: Shared) -> None:
     """Linters, types, layers and dependencies, as they are set in the project."""
     for check in CHECKS.values():
@@ -201,7 +194,7 @@ def test_boots_from_its_own_requirements(
         booting.smoke(service, answers, log)
 
 
-@pytest.mark.parametrize("variant", ONE_BY_ONE)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_passes_its_own_tests(
     project: BakedProject,
     variant: str,

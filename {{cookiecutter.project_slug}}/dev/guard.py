@@ -92,6 +92,7 @@ def guarded(
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     stopping = threading.Event()
+    _leave_to_owner()  # before anybody can see that the command runs
     try:
         child = _start(options.command, options.account, options.stop_signal)
     except OSError as error:
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stopping.set()
             _stop(child, options.stop_signal, options.limit)
 
-    _stop_on_signals(stop)
+    signal.signal(signal.SIGTERM, lambda *_: stop())
     threading.Thread(target=_call_at_end_of_input, args=(stop,), daemon=True).start()
     status = child.wait()
     _kill_group(child.pid)
@@ -177,12 +178,11 @@ def _ask_kernel(prctl: Callable[[int, int], int], stop_signal: int, guard: int) 
         os._exit(COMMAND_NOT_STARTED)
 
 
-def _stop_on_signals(stop: Callable[[], None]) -> None:
-    """SIGTERM to the guard stops the command, in order; SIGINT and SIGHUP are the owner's.
+def _leave_to_owner() -> None:
+    """SIGINT and SIGHUP are the owner's; SIGTERM to the guard stops the command, in order.
 
     Handlers, not SIG_IGN: what is ignored stays ignored in the programs that we start.
     """
-    signal.signal(signal.SIGTERM, lambda *_: stop())
     signal.signal(signal.SIGINT, lambda *_: None)
     if sys.platform != "win32":
         signal.signal(signal.SIGHUP, lambda *_: None)

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from dev.guard import ServerError, guarded
 from dev.unprivileged import temporary_home
 
-START_LIMIT = 10.0  # seconds
+START_LIMIT = 60.0  # seconds
 STOP_LIMIT = 10.0
 POLL = 0.005
 # Nothing is kept, unless further options say otherwise.

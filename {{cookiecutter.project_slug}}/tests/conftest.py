@@ -29,6 +29,7 @@ from src.db.base import Base
 from src.db.session import Database, open_database
 from src.db.setup import create_database, drop_database
 
+pytest_plugins = ["tests.hanging"]
 TEMPLATE_URL = "TEST_TEMPLATE_URL"
 SERVER_VARIABLES = frozenset(
     name for name in Settings.model_fields if name.startswith(("DATABASE_", "POSTGRES_"))

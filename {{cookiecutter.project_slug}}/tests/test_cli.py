@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from tempfile import TemporaryFile
+from typing import IO, NamedTuple
 
 import httpx
 import pytest
@@ -19,7 +21,9 @@ import cli
 from src.core.config import ROOT, get_settings
 from src.db.setup import drop_database
 from tests.conftest import TEMPLATE_URL
+from tests.leash import Leash
 
+LIMIT = 60.0  # seconds; only a test that fails waits so long
 NOBODY_THERE = "postgresql://me:hunter2@127.0.0.1:1/app"
 
 
@@ -62,25 +66,35 @@ def free_port() -> str:
 
 
 @contextmanager
-def serving(*flags: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(*flags: str, **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Run a server until the block ends, then send SIGTERM; give the process and its address."""
     port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "cli.py", "api", "--port", port, *flags],
-        cwd=ROOT,
-        env=os.environ | {"LOG_LEVEL": "INFO", "PORT": "1"} | variables,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if "Application startup complete" in line:
-                break
-        yield process, f"http://127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+    with TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "cli.py", "api", "--port", port, *flags],
+            cwd=ROOT,
+            env=os.environ | {"LOG_LEVEL": "INFO", "PORT": "1"} | variables,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        leash = Leash(process.pid)
+        try:
+            _wait_until_told(process, log, b"Application startup complete")
+            yield process, f"http://127.0.0.1:{port}"
+            process.send_signal(signal.SIGTERM)
+            process.wait(LIMIT)
+        finally:
+            leash.pull()
+            process.wait()
+
+
+def _wait_until_told(process: subprocess.Popen[bytes], log: IO[bytes], words: bytes) -> None:
+    deadline = time.monotonic() + LIMIT
+    while words not in (told := os.pread(log.fileno(), 1_000_000, 0)):
+        assert process.poll() is None, told.decode()
+        assert time.monotonic() < deadline, told.decode()
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("command", ["", "api", "db", "db migrate", "db revision", "dev"])
@@ -93,7 +107,7 @@ def test_help_is_there_for_every_command(run: Run, command: str) -> None:
 
 def test_api_serves_where_the_flag_says_and_stops_cleanly() -> None:
     with serving() as (process, address):
-        answer = httpx.get(f"{address}/api/v1/health/live")
+        answer = httpx.get(f"{address}/api/v1/health/live", timeout=LIMIT)
 
     assert answer.status_code == 200
     assert process.returncode == -signal.SIGTERM  # uvicorn stops in order, then passes it on
@@ -102,9 +116,9 @@ def test_api_serves_where_the_flag_says_and_stops_cleanly() -> None:
 @pytest.mark.slow
 def test_workers_report_their_metrics_together() -> None:
     with serving("--workers", "2") as (_, address):
-        httpx.get(f"{address}/api/v1/health/live")
+        httpx.get(f"{address}/api/v1/health/live", timeout=LIMIT)
         for _ in range(20):  # whichever worker is asked, on a connection of its own each time
-            metrics = httpx.get(f"{address}/metrics").text
+            metrics = httpx.get(f"{address}/metrics", timeout=LIMIT).text
             assert 'route="/api/v1/health/live",status="200"} 1.0' in metrics
 
 
@@ -131,7 +145,7 @@ def test_nor_does_it_start_under_uvicorn() -> None:
         env=os.environ | {"ENV": "production"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
         check=False,
     )
 

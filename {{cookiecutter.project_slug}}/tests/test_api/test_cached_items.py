@@ -11,12 +11,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only
 
 from src.cache import Cache, MemoryBackend, invalidate, use_cache
+from src.db import session as db_session
 from src.db.models.item import Item
 from src.db.session import Database
 from tests.client import connect
 from tests.test_api.test_statements import recorded
 
 ITEMS = "/api/v1/items/"
+
+
+@pytest.fixture(autouse=True)
+def _patient_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a connection may be long in use."""
+    monkeypatch.setattr(db_session, "POOL_TIMEOUT_SECONDS", 60)
 
 
 @pytest.fixture

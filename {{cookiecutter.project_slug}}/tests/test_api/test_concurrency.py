@@ -2,9 +2,18 @@
 
 import asyncio
 
+import pytest
 from httpx import AsyncClient
 
+from src.db import session as db_session
+
 ITEMS = "/api/v1/items/"
+
+
+@pytest.fixture(autouse=True)
+def _patient_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a connection may be long in use."""
+    monkeypatch.setattr(db_session, "POOL_TIMEOUT_SECONDS", 60)
 
 
 async def test_of_many_changes_to_one_version_one_wins(own_client: AsyncClient) -> None:

@@ -20,6 +20,7 @@ from tests.client import connect
 from tests.proxy import Proxy
 
 ITEMS = "/api/v1/items/"
+PATIENCE_SECONDS = 60
 
 
 @pytest.fixture
@@ -78,7 +79,8 @@ async def test_readiness_does_not_wait_for_a_server_that_hangs(
 
     monkeypatch.setattr("src.services.health.CHECK_TIMEOUT_SECONDS", 0.1)
     proxy.freeze()
-    ready = await asyncio.wait_for(client.get("/api/v1/health/ready"), 5)
+    async with asyncio.timeout(db_session.COMMAND_TIMEOUT_SECONDS / 2):  # which is the other limit
+        ready = await client.get("/api/v1/health/ready")
 
     assert ready.status_code == 503
 
@@ -89,7 +91,9 @@ async def test_a_server_that_hangs_is_503(
     monkeypatch.setattr(db_session, "COMMAND_TIMEOUT_SECONDS", 0.2)
     async with open_database(proxy.url, pool_size=2) as database:
         client = connect(app, database)
-        assert (await client.get(ITEMS)).status_code == 200
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while (await client.get(ITEMS)).status_code != 200:
+                pass  # a busy machine may be slower than that too
 
         proxy.freeze()
         await assert_unavailable(client)
@@ -139,7 +143,7 @@ async def test_a_cancellation_is_no_fault_of_postgresql(own_database: Database) 
     """Whoever set a time-out of its own gets that, and not an unavailable database."""
     with pytest.raises(TimeoutError):
         async with own_database.reads() as session, asyncio.timeout(0.1):
-            await session.execute(text("SELECT pg_sleep(5)"))
+            await session.execute(text("SELECT pg_sleep(60)"))
 
 
 async def test_a_read_in_the_wake_of_a_migration_may_be_tried_again(

@@ -25,7 +25,14 @@ from tests.test_api.test_statements import recorded
 
 ITEMS = "/api/v1/items/"
 WORK = "/work"
+PATIENCE_SECONDS = 60
 LAMP = {"name": "Lamp"}
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the first of two may take its time."""
+    monkeypatch.setattr(idempotency, "PATIENCE_SECONDS", PATIENCE_SECONDS)
 
 
 def keyed(key: str | None = None) -> dict[str, str]:
@@ -331,7 +338,7 @@ class TestTwins:
 
 async def until_somebody_waits(database: Database) -> None:
     waiting = text("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
-    async with database.reads() as session, asyncio.timeout(10):
+    async with database.reads() as session, asyncio.timeout(PATIENCE_SECONDS):
         while not await session.scalar(waiting):  # noqa: ASYNC110 - PostgreSQL holds it
             await asyncio.sleep(0.01)
 
@@ -358,14 +365,14 @@ class TestFailure:
             await db.flush()
             if not working.is_set():
                 working.set()
-                await asyncio.sleep(60)
+                await asyncio.sleep(2 * PATIENCE_SECONDS)
             return item.id
 
         headers = keyed()
         killed = asyncio.create_task(own.post(WORK, headers=headers))
         await working.wait()
         await end_other_connections(own_database)
-        response = await asyncio.wait_for(own.post(WORK, headers=headers), 10)
+        response = await asyncio.wait_for(own.post(WORK, headers=headers), PATIENCE_SECONDS)
         killed.cancel()
         await asyncio.gather(killed, return_exceptions=True)
 

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from src.cache import Cache, CacheUnavailableError, MemoryBackend, cached, use_cache
+from src.cache.cache import WAIT_SECONDS
 from src.cache.resilience import ResilientBackend
 
 
@@ -28,5 +29,5 @@ async def test_while_the_cache_is_away_each_call_runs(tags: tuple[str, ...]) -> 
 
     async with ResilientBackend(Away()) as backend:
         with use_cache(Cache(backend, ttl=60)):
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(WAIT_SECONDS / 2):
                 assert await asyncio.gather(*(count() for _ in range(5))) == [1, 2, 3, 4, 5]

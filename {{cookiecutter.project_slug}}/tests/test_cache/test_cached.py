@@ -14,7 +14,7 @@ from src.cache import Cache, CacheBackend, MemoryBackend, cached, use_cache
 from src.db.models.item import Item
 from src.db.session import Database
 from tests.client import connect
-from tests.test_cache.caching_contract import CachingContract
+from tests.test_cache.caching_contract import PATIENCE_SECONDS, CachingContract
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ async def test_what_has_a_session_is_not_refreshed_in_the_background(
     """The session would be gone by then."""
     counter = WithSession(AsyncSession())
     with use_cache(Cache(backend, ttl=60)):
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while (found := await counter.count()) == 1:
                 await asyncio.sleep(0.005)
                 assert found == counter.calls
@@ -182,6 +182,6 @@ async def test_what_cannot_be_stored_is_given_to_its_caller() -> None:
         return calls
 
     with use_cache(Cache(Refusing(), ttl=60)):
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await asyncio.gather(*(count() for _ in range(5)))
     assert calls <= 5

@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from dev import postgres, unprivileged
+from dev import (
+    postgres,
+    # % if cookiecutter.__queue_rabbitmq
+    rabbitmq,
+    # % endif
+    unprivileged,
+)
 from dev.postgres import embedded_postgres
+from tests.test_dev.processes import LIMIT
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,6 +25,11 @@ def shared_folder() -> Iterator[Path]:
         patch.setattr(unprivileged, "SHARED", folder)
         # No test pulls the plug, so none has to wait for the disk.
         patch.setattr(postgres, "INITIALISE", (*postgres.INITIALISE, "--no-sync"))
+        # A busy machine may take its time to stop the server before.
+        patch.setattr(postgres, "RELEASE_LIMIT", LIMIT)
+        # % if cookiecutter.__queue_rabbitmq
+        patch.setattr(rabbitmq, "RETRY_LIMIT", LIMIT)
+        # % endif
         yield folder
     shutil.rmtree(folder)
 

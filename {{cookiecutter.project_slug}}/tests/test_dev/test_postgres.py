@@ -50,6 +50,11 @@ def pid_of(server: PostgresServer) -> int:
     return int((server.data / "postmaster.pid").read_text().split()[0])
 
 
+def is_ready(data: Path) -> bool:
+    file = data / "postmaster.pid"
+    return file.exists() and file.read_text().split()[-1:] == ["ready"]
+
+
 def test_throw_away_server_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """And it is found even where the environment points at another."""
     for name, value in {"PGPORT": "1", "PGHOST": "nowhere", "PGSERVICE": "none"}.items():
@@ -90,10 +95,11 @@ def test_data_in_use_are_refused_in_a_sentence(cluster: Path) -> None:
 
 @pytest.mark.parametrize("death", [signal.SIGTERM, signal.SIGKILL])
 def test_server_ends_however_its_owner_dies(cluster: Path, death: signal.Signals) -> None:
-    """And the next start, at once, waits until the data are free."""
+    """And the next start, as soon as it is leaving, waits until the data are free."""
     with Owner(OWNER, cluster) as owner:
         pid, run = owner.told()
         owner.send(death)
+        eventually(lambda: not is_ready(cluster), "the guard's notice of the death")
         with embedded_postgres(cluster) as server:
             assert ask(server.url("kept"), "SELECT 1") == 1
         wait_until_gone(pid)

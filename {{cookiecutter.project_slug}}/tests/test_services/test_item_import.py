@@ -19,7 +19,7 @@ from src.domain.item_import import (
 from src.services.item_import import ItemImportService
 from tests.test_api.test_statements import recorded
 
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60
 
 
 async def start(database: Database, content: bytes) -> UUID:

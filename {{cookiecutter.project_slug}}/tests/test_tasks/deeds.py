@@ -19,6 +19,8 @@ from src.tasks.context import message_id, report_progress, run, transaction
 
 log = structlog.get_logger(__name__)
 
+STOPPING = "It stops as soon as its tasks have ended."  # what the worker of a test tells then
+
 
 class NoLampsError(DomainError):
     code = "no-lamps"
@@ -44,6 +46,14 @@ def nap(path: str, seconds: float) -> str:
     time.sleep(seconds)
     write(path, "ended")
     return "rested"
+
+
+def hold(path: str, gate: str) -> None:
+    """Go on once there is a file at the gate."""
+    write(path, "begun")
+    while not Path(gate).exists():
+        time.sleep(0.02)
+    write(path, "ended")
 
 
 async def doze(path: str, seconds: float) -> str:
@@ -113,6 +123,7 @@ async def _add_item(name: str) -> None:
 DEEDS: tuple[Callable[..., Any], ...] = (
     note,
     nap,
+    hold,
     doze,
     die,
     leave,

@@ -1,8 +1,19 @@
 """For `python -m dramatiq src.tasks.jobs tests.test_tasks.deeds_of_a_worker`."""
 
 import os
+import sys
+
+from dramatiq import Broker, Middleware, Worker
 
 from src.tasks import broker
-from tests.test_tasks.deeds import declare
+from tests.test_tasks.deeds import STOPPING, declare
 
+
+class Telling(Middleware):
+    def before_worker_shutdown(self, _: Broker, __: Worker) -> None:
+        sys.stderr.write(f"{STOPPING}\n")
+        sys.stderr.flush()
+
+
+broker.add_middleware(Telling())
 declare(broker, os.environ["TEST_QUEUE"])

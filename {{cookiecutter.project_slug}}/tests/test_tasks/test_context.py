@@ -20,7 +20,7 @@ from src.db.session import Database
 from src.tasks import context, enqueue
 from src.tasks.brokers.base import TaskBroker
 from tests.test_tasks.deeds import words
-from tests.test_tasks.working import Logs, events, eventually, send, working
+from tests.test_tasks.working import LIMIT, Logs, events, eventually, send, working
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACE = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
@@ -110,7 +110,7 @@ async def test_tasks_share_what_is_open(
     seen: list[Any] = []
 
     def look() -> None:
-        both.wait(10)
+        both.wait(LIMIT)
         seen.append(found())
 
     actor = dramatiq.actor(queue_name=queue, broker=broker)(look)

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.test_dev.processes import Owner, eventually
+from tests.test_dev.processes import LIMIT, Owner, eventually
 from tests.test_dev.test_stack import STACK, answers
 
 
 def call(url: str, body: bytes | None = None, key: str = "") -> Any:
     headers = {"Content-Type": "application/json", "X-API-Key": key}
-    with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as response:  # noqa: S310 - ours, http
+    request = urllib.request.Request(url, body, headers)  # noqa: S310 - as below
+    with urllib.request.urlopen(request, timeout=LIMIT) as response:  # noqa: S310 - ours, http
         return json.load(response)
 
 

@@ -15,6 +15,7 @@ from src.tasks.middleware import following, retries
 from tests.proxy import Proxy
 from tests.test_tasks.deeds import words, write
 from tests.test_tasks.working import (
+    Delays,
     Logs,
     events,
     eventually,
@@ -209,10 +210,12 @@ async def test_no_attempt_is_lost_while_the_database_is_away(
     """What has not begun has not failed either, however often it is tried."""
     monkeypatch.setattr(retries, "POSTPONED", 100)
     path = tmp_path / "words"
+    delays = Delays()
+    remote.add_middleware(delays)
     await line.stop()
     task_id = await send(own_database, remote, "followed_note", str(path), "done")
     async with working(remote):
-        await asyncio.sleep(3)  # for more attempts than it has
+        await eventually(lambda: len(delays.noted) > 4, "more attempts than it has")
         await line.start()
         done = await over(own_database, task_id)
 

@@ -1,6 +1,5 @@
 """Against messages that kill their workers."""
 
-import asyncio
 from pathlib import Path
 from uuid import UUID
 
@@ -17,7 +16,16 @@ from src.tasks.middleware.guard import MAX_STARTS
 from tests.proxy import Proxy
 from tests.test_tasks.conftest import Start
 from tests.test_tasks.deeds import words
-from tests.test_tasks.working import Logs, enqueue, eventually, over, queue_of, send, working
+from tests.test_tasks.working import (
+    Delays,
+    Logs,
+    enqueue,
+    eventually,
+    over,
+    queue_of,
+    send,
+    working,
+)
 
 
 @pytest.fixture
@@ -107,10 +115,12 @@ async def test_while_nobody_can_count_it_is_not_begun(
     monkeypatch.setattr(remote, "is_redelivered", lambda _: True)
     monkeypatch.setattr(retries, "POSTPONED", 100)
     path = tmp_path / "words"
+    delays = Delays()
+    remote.add_middleware(delays)
     await line.stop()
     remote.enqueue(remote.get_actor("note").message(str(path), "a"))
     async with working(remote):
-        await asyncio.sleep(1)
+        await eventually(lambda: len(delays.noted) >= 2, "two vain attempts")
         assert not words(path)
         await line.start()
         await eventually(lambda: words(path), "its begin")

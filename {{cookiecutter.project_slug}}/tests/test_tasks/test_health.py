@@ -21,6 +21,7 @@ from src.tasks.brokers.base import TaskBroker
 from src.tasks.housekeeping import HEARTBEATS
 from tests.proxy import Proxy
 from tests.test_tasks.working import (
+    LIMIT,
     WorkerProcess,
     enqueue,
     eventually,
@@ -38,9 +39,11 @@ def serving(settings: Settings, broker: TaskBroker) -> Iterator[Get]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         address = f"http://127.0.0.1:{server.server_port}"
-        yield lambda path: httpx.get(address + path, timeout=30)
-        server.shutdown()
-        thread.join()
+        try:
+            yield lambda path: httpx.get(address + path, timeout=LIMIT)
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 async def ask(settings: Settings, broker: TaskBroker, path: str) -> httpx.Response:
@@ -98,13 +101,13 @@ async def test_metrics_tell_what_waits(
     for _ in range(3):
         enqueue(broker, "note", str(tmp_path / "words"), "a")
     await send(own_database, broker, "note", str(tmp_path / "words"), "b")
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.05)
     metrics = (await ask(queue_settings, broker, "/metrics")).text
 
     assert number(metrics, "tasks_waiting", queue=queue) == 3
     assert number(metrics, "tasks_delayed", queue=queue) == 0
     assert number(metrics, "tasks_dead", queue=queue) == 1
-    assert 0.2 <= number(metrics, "tasks_outbox_oldest_seconds") < 20
+    assert 0.05 <= number(metrics, "tasks_outbox_oldest_seconds") < 2 * LIMIT  # and no milliseconds
 
 
 async def test_metrics_of_what_is_away_are_left_out(
@@ -159,10 +162,9 @@ async def test_a_worker_serves_them(variables: dict[str, str], tmp_path: Path) -
         await worker.until_told("worker_health")
         address = re.search(r"http://127.0.0.1:\d+", worker.told)
         assert address
-        async with httpx.AsyncClient(base_url=address[0], timeout=30) as client:
+        async with httpx.AsyncClient(base_url=address[0], timeout=LIMIT) as client:
             live, ready = await client.get("/health/live"), await client.get("/health/ready")
             metrics = (await client.get("/metrics")).text
-        began = time.monotonic()
         worker.process.send_signal(signal.SIGTERM)
         assert await worker.ended() == 0
     finally:
@@ -171,5 +173,4 @@ async def test_a_worker_serves_them(variables: dict[str, str], tmp_path: Path) -
     assert (live.status_code, ready.status_code) == (200, 200)
     assert number(metrics, "tasks_waiting", queue="default") == 0
     assert number(metrics, "tasks_outbox_oldest_seconds") == 0
-    assert time.monotonic() - began < 10
     assert "Traceback" not in worker.told

@@ -48,10 +48,10 @@ async def test_who_has_failed_too_often_is_a_dead_letter(
     options = letter.message.options
     assert words(path) == ["tried"] * 4
     assert letter.died_at is not None
-    assert timedelta() <= datetime.now(UTC) - letter.died_at < timedelta(minutes=1)
+    assert timedelta() <= datetime.now(UTC) - letter.died_at < timedelta(minutes=5)
     assert options["error"] == "ValueError: hunter2"
     assert 'raise ValueError("hunter2")' in options["traceback"]
-    assert abs(options["died_at"] - letter.died_at.timestamp() * 1000) < 1000
+    assert abs(options["died_at"] - letter.died_at.timestamp() * 1000) < 60_000
     assert letter.message.args == (str(path), 99)
 
 
@@ -110,7 +110,7 @@ async def test_a_task_that_takes_too_long_is_cancelled(
 ) -> None:
     """Like any other failure; the worker goes on."""
     path, after = tmp_path / "words", tmp_path / "after"
-    enqueue(broker, "doze", str(path), 60, time_limit=500, max_retries=1)
+    enqueue(broker, "doze", str(path), 60, time_limit=1500, max_retries=1)
     async with working(broker, threads=1):
         letter = await dead(broker, queue)
         enqueue(broker, "note", str(after), "a")

@@ -2,17 +2,16 @@
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from dramatiq import Worker
+from dramatiq import Broker, Message, Middleware, Worker
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import TimeLimit
 from sqlalchemy import URL, func, select
@@ -23,29 +22,28 @@ from src.db.session import Database
 from src.domain.task import TaskStatus
 from src.tasks import enqueue as enqueue_in
 from src.tasks.brokers.base import TaskBroker
+from tests.leash import Leash
 
 Logs = list[dict[str, Any]]
 
-LIMIT = 30.0  # seconds; only a test that fails waits so long
+LIMIT = 60.0  # seconds; only a test that fails waits so long
 
 
-async def eventually(is_so: Callable[[], Any], what: str, *, limit: float = LIMIT) -> Any:
+async def eventually(is_so: Callable[[], Any], what: str) -> Any:
     """Wait until the answer, or what is awaited of it, is true; return it."""
-    deadline = time.monotonic() + limit
+    deadline = time.monotonic() + LIMIT
     while True:
         answer = is_so()
         if isinstance(answer, Awaitable):
             answer = await answer
         if answer:
             return answer
-        assert time.monotonic() < deadline, f"not seen within {limit} s: {what}"
+        assert time.monotonic() < deadline, f"not seen within {LIMIT} s: {what}"
         await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
-async def working(
-    broker: TaskBroker, *, threads: int = 2, stop: float = 10.0
-) -> AsyncGenerator[Worker]:
+async def working(broker: TaskBroker, *, threads: int = 2) -> AsyncGenerator[Worker]:
     """Work in threads of this process, with all that surrounds a task, until the block ends."""
     for middleware in broker.middleware:
         if isinstance(middleware, TimeLimit):  # all else of a process's boot is for logs
@@ -55,7 +53,18 @@ async def working(
     try:
         yield worker
     finally:
-        await asyncio.to_thread(worker.stop, int(stop * 1000))
+        await asyncio.to_thread(worker.stop, int(LIMIT * 1000))
+
+
+class Delays(Middleware):
+    """Notes for how long messages are put off."""
+
+    def __init__(self) -> None:
+        self.noted: list[int] = []
+
+    def before_enqueue(self, _: Broker, __: Message[Any], delay: int | None) -> None:
+        if delay is not None:
+            self.noted.append(delay)
 
 
 class WorkerProcess:
@@ -72,6 +81,7 @@ class WorkerProcess:
                 stderr=file,
                 start_new_session=True,
             )
+        self._leash = Leash(self.process.pid)
 
     @property
     def told(self) -> str:
@@ -84,13 +94,12 @@ class WorkerProcess:
 
         await eventually(is_told, words)
 
-    async def ended(self, limit: float = LIMIT) -> int:
-        return await asyncio.to_thread(self.process.wait, limit)
+    async def ended(self) -> int:
+        return await asyncio.to_thread(self.process.wait, LIMIT)
 
     def kill(self) -> None:
         """Kill all its processes at once, as a machine that loses its power does."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self._leash.pull()
         self.process.wait()
 
 
@@ -138,7 +147,7 @@ async def received(broker: TaskBroker, queue: str, count: int = 1) -> list[Messa
 
 
 def _receive(broker: TaskBroker, queue: str, count: int) -> list[MessageProxy]:
-    consumer = broker.consume(queue, prefetch=1000, timeout=300)
+    consumer = broker.consume(queue, prefetch=1000, timeout=100)
     taken: list[MessageProxy] = []
     deadline = time.monotonic() + LIMIT
     while len(taken) < count and time.monotonic() < deadline:

@@ -334,7 +334,7 @@ class _TakenLetters:
             channel = self.connection.channel()
             size = min(left, MAX_PREFETCH)
             channel.basic_qos(prefetch_count=size)
-            deliveries = channel.consume(self._name, inactivity_timeout=1.0)
+            deliveries = channel.consume(self._name, inactivity_timeout=ANSWER_SECONDS)
             for method, properties, body in islice(deliveries, size):
                 if method is None:
                     left = 0  # some were too old, and are gone

@@ -26,8 +26,20 @@ def url() -> Iterator[RedisURL]:
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine may take its time to connect; who is not there refuses at once."""
-    monkeypatch.setitem(redis_backend.COMMON_OPTIONS, "socket_connect_timeout", 10.0)
+    """A busy machine may take its time to answer; who is not there refuses at once."""
+    _wait_for_answers(monkeypatch, 60.0)
+    monkeypatch.setattr(redis_backend, "WAIT_SECONDS", 60.0)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch, _patient: None) -> None:
+    """Backends that are made from now on give up soon."""
+    _wait_for_answers(monkeypatch, redis_backend.SOCKET_SECONDS)
+
+
+def _wait_for_answers(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    for name in ("socket_connect_timeout", "socket_timeout"):
+        monkeypatch.setitem(redis_backend.COMMON_OPTIONS, name, seconds)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from src.cache.backends.base import CacheUnavailableError
 from src.cache.backends.redis import RedisBackend
 from src.core import redis_url
 from src.core.redis_url import RedisURL
+from tests.test_cache.contract import PATIENCE_SECONDS
 from tests.test_cache.test_redis.servers import free_port
 
 pytestmark = pytest.mark.usefixtures("url")  # it skips without the wheel
@@ -63,4 +64,4 @@ async def test_service_that_is_not_known_is_unavailable(deployment: Deployment) 
     await sentinel.execute_command("SENTINEL", "REMOVE", "main")
     async with RedisBackend(url, namespace="test") as backend:
         with pytest.raises(CacheUnavailableError, match="main"):
-            await asyncio.wait_for(backend.ping(), 1)
+            await asyncio.wait_for(backend.ping(), PATIENCE_SECONDS)

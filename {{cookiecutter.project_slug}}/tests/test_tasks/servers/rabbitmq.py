@@ -1,25 +1,40 @@
 import asyncio
+import atexit
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from urllib.parse import urlsplit
 
 import pytest
 
 from dev.rabbitmq import RabbitMQError, embedded_rabbitmq
+from src.tasks.brokers import rabbitmq
 from tests.proxy import Stream
+from tests.test_tasks.working import LIMIT
 
 
 @contextmanager
 def serve() -> Iterator[str]:
-    if named := os.environ.get("TEST_RABBITMQ_URL"):
-        yield named
-        return
     try:
-        with embedded_rabbitmq() as url:
-            yield url
+        url = os.environ.get("TEST_RABBITMQ_URL") or _start()
     except RabbitMQError as error:
         pytest.skip(str(error))
+    with pytest.MonkeyPatch.context() as patch:
+        # A busy machine may take its time to answer; who is not there refuses at once.
+        patch.setattr(rabbitmq, "ANSWER_SECONDS", LIMIT)
+        for name in ("socket_timeout", "stack_timeout"):
+            patch.setitem(rabbitmq.CONNECTION, name, str(LIMIT))
+        yield url
+
+
+@cache
+def _start() -> str:
+    """Start one for all of this process: it takes seconds."""
+    stack = ExitStack()
+    url = stack.enter_context(embedded_rabbitmq())
+    atexit.register(stack.close)
+    return url
 
 
 async def connect(url: str) -> Stream:
