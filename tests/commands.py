@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -40,11 +41,10 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,
         )
-        hung = _hangs(process, limit)
+        hung = _hangs(process, mark, limit)
     fault = f"took over {limit} s" if hung else f"ended with {process.returncode}"
-    left = _left_behind(mark, cwd)
+    left = _left_behind(mark)
     printed = log.read_text("utf-8", errors="replace")
     if hung or process.returncode or left:
         fault += f" and left behind {left}" if left else ""
@@ -59,34 +59,36 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _hangs(process: subprocess.Popen[bytes], limit: float) -> bool:
+def _hangs(process: subprocess.Popen[bytes], mark: str, limit: float) -> bool:
     try:
         process.wait(limit)
     except subprocess.TimeoutExpired:
         for number in (signal.SIGABRT, signal.SIGKILL):  # at the first pytest shows where it is
-            os.killpg(process.pid, number)
+            for pid in {process.pid, *_running(mark)}:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
             time.sleep(1)
         process.wait()
         return True
     return False
 
 
-def _left_behind(mark: str, project: Path) -> list[str]:
+def _left_behind(mark: str) -> list[str]:
     """Return the commands of what still runs; on Linux alone, elsewhere none."""
     deadline = time.monotonic() + END_LIMIT
-    while (left := _running(mark, project)) and time.monotonic() < deadline:
+    while (left := _running(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return left
+    return list(left.values())
 
 
-def _running(mark: str, project: Path) -> list[str]:
-    found = []
+def _running(mark: str) -> dict[int, str]:
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = process.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode()
-            marked = f"{MARK}={mark}".encode() in process.joinpath("environ").read_bytes()
+            environment = process.joinpath("environ").read_bytes()
         except OSError:  # it has ended, or is another user's
             continue
-        if command and (marked or f"{project}/dev/guard.py" in command):
-            found.append(command)
+        if command and f"{MARK}={mark}".encode() in environment:
+            found[int(process.name)] = command
     return found

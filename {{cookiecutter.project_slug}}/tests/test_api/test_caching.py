@@ -422,6 +422,9 @@ async def test_answers_that_are_not_kept_do_not_wait_for_each_other(
     async def endpoint() -> Response:
         if next(calls) > 1:
             await all_others.wait()
+        else:
+            for _ in range(1000):  # turns of the loop, for the others to come
+                await asyncio.sleep(0)
         return Response("x", headers={"Cache-Control": "no-store"})
 
     client = client_of(endpoint=endpoint)
