@@ -102,6 +102,7 @@ def production(
         "DATABASE_URL": f"postgresql://postgres:secret@/{database}?{postgres.query}",
         "PORT": str(port),
         "HOME": os.environ["HOME"],
+        "DRAMATIQ_PROCESSES": "1",
     }
     if answers["task_queue"] == "rabbitmq":
         found["RABBITMQ_URL"] = url_of("rabbitmq")

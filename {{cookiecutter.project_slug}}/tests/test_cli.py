@@ -105,6 +105,7 @@ def test_help_is_there_for_every_command(run: Run, command: str) -> None:
     assert "Usage: cli.py" in result.out
 
 
+@pytest.mark.slow
 def test_api_serves_where_the_flag_says_and_stops_cleanly() -> None:
     with serving() as (process, address):
         answer = httpx.get(f"{address}/api/v1/health/live", timeout=LIMIT)
@@ -138,6 +139,7 @@ def test_production_does_not_start_on_defaults(run: Run, command: str) -> None:
         assert fault in result.err
 
 
+@pytest.mark.slow
 def test_nor_does_it_start_under_uvicorn() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "uvicorn", "main:app"],

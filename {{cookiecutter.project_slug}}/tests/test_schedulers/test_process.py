@@ -139,6 +139,7 @@ def test_dev_runs_it_beside_the_api_unless_it_is_off() -> None:
     assert "--scheduler-disabled" in on[0].arguments
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 async def test_the_process_runs_jobs_until_it_is_told_to_stop(own_url: URL) -> None:
     """With the jobs of the service, one of which runs at once, the first time of all."""

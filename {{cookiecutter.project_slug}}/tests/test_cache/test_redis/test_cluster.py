@@ -12,7 +12,10 @@ from src.core.redis_url import RedisURL
 from tests.test_cache.contract import BackendContract, until
 from tests.test_cache.test_redis.servers import free_port
 
-pytestmark = pytest.mark.usefixtures("url")  # it skips without the wheel
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("url"),  # it skips without the wheel
+]
 
 
 @pytest.fixture(scope="module")
