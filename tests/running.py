@@ -1,7 +1,6 @@
 """A rendered service that runs as its users see it: `python cli.py dev`, with a database."""
 
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scripts.demo import DIRECT, environment
+from tests.image import free_port
 
 START_LIMIT = 60  # seconds
 STOP_LIMIT = 30
@@ -18,8 +18,7 @@ STOP_LIMIT = 30
 @contextmanager
 def running(project: Path, **variables: str) -> Iterator[str]:
     """Run the service's `dev` until the block ends; yield its address, when it is ready."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     log = project.parent / "service.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -31,10 +31,11 @@ from tests.image import (
     tool,
     wait_until_healthy,
 )
+from tests.variants import STRUCTURAL
 
 Stages = dict[str, Stage]
 PYTHON_VERSIONS = ["3.11", "3.12", "3.13", "3.14"]
-CACHES = ["redis", "file", "memory", "all", "none"]
+CACHES = STRUCTURAL["cache_backend"]
 QUEUES = ["redis", "rabbitmq", "none", "all"]
 WITH_VALKEY = {"redis", "all"}
 WITH_FOLDER = {"file", "all"}

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import re
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import yaml
 from tests import booting, commands
 from tests.baked import BakedProject, texts_under
 from tests.conftest import Bake
+from tests.image import free_port
 from tests.servers import serving
 from tests.variants import CHOICES, QUESTIONS, STRUCTURAL, VARIANTS, pairs_of
 from tests.vocabulary import names, not_chosen
@@ -183,9 +183,7 @@ def test_boots_from_its_own_requirements(
 ) -> None:
     """In production's settings: it migrates, serves, works and stops, with nothing else installed."""
     answers, log = VARIANTS[variant], tmp_path / "service.log"
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    env = booting.production(answers, shared.url_of, f"boot_{uuid4().hex}", port)
+    env = booting.production(answers, shared.url_of, f"boot_{uuid4().hex}", free_port())
     env["PYTHONPYCACHEPREFIX"] = str(shared.folder / "bytecode")
     with (
         booting.installed(project, python, shared.folder) as interpreter,
