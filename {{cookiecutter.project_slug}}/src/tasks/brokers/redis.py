@@ -197,6 +197,9 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         with _naming_faults_to_dramatiq():
             return super().enqueue(message, delay=delay)
 
+    def close(self) -> None:
+        self.client.close()
+
     @asynccontextmanager
     async def open_publisher(self) -> AsyncGenerator[Publisher]:
         yield _Publisher(self)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -18,6 +19,7 @@ from src.tasks.brokers.base import BrokerUnavailableError, QueueState
 from src.tasks.brokers.redis import RedisTaskBroker, create_client
 from tests.proxy import Relay
 from tests.test_tasks.servers.redis import connect, serve
+from tests.test_tasks.working import LIMIT
 
 QUEUE = "lamps"
 
@@ -45,7 +47,7 @@ def make(url: str) -> Iterator[Make]:
 
     yield make
     for broker in made:
-        broker.client.close()
+        broker.close()
 
 
 @pytest.fixture
@@ -170,6 +172,15 @@ def test_closing_gives_back_what_was_not_handed_out(make: Make) -> None:
 
     assert [each.args[0] for each in (next(other), next(other)) if each] == ["b", "c"]
     assert next(other) is None
+
+
+def test_a_closed_broker_holds_no_connection(make: Make) -> None:
+    broker, other = make(), make()
+    number = broker.client.client_id()
+    broker.close()
+    deadline = time.monotonic() + LIMIT
+    while number in {int(client["id"]) for client in other.client.client_list()}:
+        assert time.monotonic() < deadline
 
 
 async def test_dramatiq_hears_of_every_fault(make: Make, line: Relay) -> None:
