@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+START_LIMIT = 60  # seconds until CMD is healthy
+
 
 def tool(name: str) -> str | None:
     """Find a command, first among those of this environment."""
@@ -227,8 +229,8 @@ def free_port() -> int:
 
 
 def wait_until_healthy(image: Image, port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + START_LIMIT
     while image.probe(port) != 0:
         assert process.poll() is None, f"CMD ended with {process.returncode}"
-        assert time.monotonic() < deadline, "CMD is not healthy after 30 s"
+        assert time.monotonic() < deadline, f"CMD is not healthy after {START_LIMIT} s"
         time.sleep(0.1)

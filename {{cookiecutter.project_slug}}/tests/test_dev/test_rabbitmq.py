@@ -204,6 +204,7 @@ def test_server_that_was_killed_itself_leaves_nothing_but_its_data(
 ) -> None:
     with embedded_rabbitmq(tmp_path) as url:
         publish(url, "letters", b"kept")
+    with embedded_rabbitmq(tmp_path):  # it is killed with nothing left to write
         os.kill(pid_of_server(tmp_path), signal.SIGKILL)
         eventually(lambda: not processes_in(home), "the end of all processes")
     assert not any(home.iterdir())
