@@ -36,8 +36,8 @@ CHECKS = {
 }
 WITHOUT_FUZZER = {"PYTEST_ADDOPTS": "-p no:schemathesis"}  # the template's, takes seconds to load
 COMPOSE = sorted(f"docker-compose{part}.yml" for part in ("", ".prod", ".secrets"))
-# These are tested as `make test` of a project does it, the smallest and the largest of each kind.
-MEASURED = {"none-none-no", "redis-redis-yes", "all-rabbitmq-yes"}
+# These are tested as `make test` of a project does it: the default, and the smallest of each kind.
+MEASURED = {"none-none-no", "redis-redis-yes", "none-rabbitmq-no"}
 BOOTS = booting.boots()
 
 
@@ -206,9 +206,10 @@ def test_passes_its_own_tests(
     record_property: Callable[[str, object], None],
 ) -> None:
     """On PostgreSQL, Valkey and RabbitMQ; three of the variants with coverage, as `make test` does."""
-    env = WITHOUT_FUZZER | {"DATABASE_URL": shared.url_of("postgres")}
-    if VARIANTS[variant]["task_queue"] == "rabbitmq":
+    env, how = WITHOUT_FUZZER | {"DATABASE_URL": shared.url_of("postgres")}, []
+    if variant in MEASURED:
+        how = ["--numprocesses", "2", "--cov"]
+    elif VARIANTS[variant]["task_queue"] == "rabbitmq":  # two processes would share queues there
         env["TEST_RABBITMQ_URL"] = shared.url_of("rabbitmq")
-    how = ["--numprocesses", "2", "--cov"] if variant in MEASURED else []
     printed = commands.run("pytest", "--quiet", *how, cwd=project.path, scratch=tmp_path, env=env)
     record_property("result", printed.splitlines()[-1])

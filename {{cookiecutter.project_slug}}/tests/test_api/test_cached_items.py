@@ -153,7 +153,7 @@ async def test_no_read_is_older_than_the_last_change_that_was_confirmed(
 
     async def write() -> None:
         nonlocal confirmed
-        for _ in range(15):
+        for _ in range(8):
             changed = await own_client.patch(item, json={"name": f"Lamp {next(numbers)}"})
             confirmed = max(confirmed, changed.json()["version"])
 
@@ -167,17 +167,15 @@ async def test_no_read_is_older_than_the_last_change_that_was_confirmed(
             listed = (await own_client.get(ITEMS)).json()["items"][0]["version"]
             assert listed >= least
             reads += 2
-            await asyncio.sleep(
-                0
-            )  # a hit in memory waits for nothing, and would let nobody else on
+            await asyncio.sleep(0)  # a hit in memory waits for nothing, and lets nobody else on
         return reads
 
-    readers = [asyncio.create_task(read()) for _ in range(8)]
+    readers = [asyncio.create_task(read()) for _ in range(4)]
     await asyncio.gather(*(write() for _ in range(4)))
     done.set()
 
-    assert sum(await asyncio.gather(*readers)) > 60
-    assert confirmed == 61
+    assert sum(await asyncio.gather(*readers)) > 32
+    assert confirmed == 33
 
 
 async def test_a_statement_over_rows_invalidates_what_it_is_told_to(

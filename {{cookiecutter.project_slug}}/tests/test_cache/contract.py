@@ -359,10 +359,11 @@ class BackendContract:
         seen = []
         async for key in backend.scan():
             seen.append(key)
-            await backend.delete(key)
+            if len(seen) % 10 == 0:
+                await backend.delete(key)
 
         assert sorted(seen) == sorted(values)
-        assert await keys_of(backend) == []
+        assert await keys_of(backend) == sorted(set(values) - set(seen[9::10]))
 
     async def test_scan_abandoned(self, backend: CacheBackend) -> None:
         """A scan may be left before its end."""
