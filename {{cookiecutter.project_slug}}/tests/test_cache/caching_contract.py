@@ -283,7 +283,8 @@ class SharedCachingContract(CachingContract):
         killed.stdin.write(b"\n")
         calls = tmp_path / "calls"
         async with asyncio.timeout(60):
-            while not calls.exists():  # noqa: ASYNC110 - another process makes it
+            # Another process makes it, and it is empty for a moment.
+            while not (calls.exists() and calls.read_text()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
         killed.kill()
