@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-START_LIMIT = 60  # seconds until CMD is healthy
+START_LIMIT = 60  # seconds until a service is healthy
 
 
 def tool(name: str) -> str | None:

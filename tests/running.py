@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scripts.demo import DIRECT, environment
-from tests.image import free_port
+from tests.image import START_LIMIT, free_port
 
-START_LIMIT = 60  # seconds
-STOP_LIMIT = 30
+STOP_LIMIT = 30  # seconds
 
 
 @contextmanager

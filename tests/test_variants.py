@@ -206,7 +206,8 @@ def test_passes_its_own_tests(
     record_property: Callable[[str, object], None],
 ) -> None:
     """On PostgreSQL, Valkey and RabbitMQ; three of the variants with coverage, as `make test` does."""
-    env, how = WITHOUT_FUZZER | {"DATABASE_URL": shared.url_of("postgres")}, []
+    env = WITHOUT_FUZZER | {"DATABASE_URL": shared.url_of("postgres")}
+    how: list[str] = []
     if variant in MEASURED:
         how = ["--numprocesses", "2", "--cov"]
     elif VARIANTS[variant]["task_queue"] == "rabbitmq":  # two processes would share queues there

@@ -359,11 +359,11 @@ class BackendContract:
         seen = []
         async for key in backend.scan():
             seen.append(key)
-            if len(seen) % 10 == 0:
-                await backend.delete(key)
+            if len(seen) % 50 == 0:
+                await backend.delete(*seen[-50:])
 
         assert sorted(seen) == sorted(values)
-        assert await keys_of(backend) == sorted(set(values) - set(seen[9::10]))
+        assert await keys_of(backend) == []
 
     async def test_scan_abandoned(self, backend: CacheBackend) -> None:
         """A scan may be left before its end."""

@@ -141,7 +141,7 @@ async def test_memory_does_not_grow_with_writes() -> None:
     finally:
         tracemalloc.stop()
 
-    assert grown < 20_000
+    assert grown < 12_500
 
 
 async def test_overhead_is_about_right() -> None:

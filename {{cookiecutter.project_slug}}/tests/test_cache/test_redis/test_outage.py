@@ -63,9 +63,11 @@ class Load:
 
     async def next_change(self) -> None:
         before = self.confirmed
-        async with asyncio.timeout(60):
-            while self.confirmed == before:  # noqa: ASYNC110 - a task of ours changes it
-                await asyncio.sleep(0.01)
+
+        async def is_changed() -> bool:
+            return self.confirmed > before
+
+        await until(is_changed)
 
     async def _read(self) -> None:
         while not self._done.is_set():
@@ -113,3 +115,4 @@ async def test_an_outage_costs_speed_and_nothing_else(
         await load.next_change()
 
     assert load.statuses == {200}
+    assert load.confirmed > 3

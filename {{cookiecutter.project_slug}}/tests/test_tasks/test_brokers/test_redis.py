@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -19,7 +18,7 @@ from src.tasks.brokers.base import BrokerUnavailableError, QueueState
 from src.tasks.brokers.redis import RedisTaskBroker, create_client
 from tests.proxy import Relay
 from tests.test_tasks.servers.redis import connect, serve
-from tests.test_tasks.working import LIMIT
+from tests.test_tasks.working import eventually
 
 QUEUE = "lamps"
 
@@ -174,13 +173,15 @@ def test_closing_gives_back_what_was_not_handed_out(make: Make) -> None:
     assert next(other) is None
 
 
-def test_a_closed_broker_holds_no_connection(make: Make) -> None:
+async def test_a_closed_broker_holds_no_connection(make: Make) -> None:
     broker, other = make(), make()
     number = broker.client.client_id()
     broker.close()
-    deadline = time.monotonic() + LIMIT
-    while number in {int(client["id"]) for client in other.client.client_list()}:
-        assert time.monotonic() < deadline
+
+    def is_gone() -> bool:
+        return number not in {int(client["id"]) for client in other.client.client_list()}
+
+    await eventually(is_gone, "the end of the connection")
 
 
 async def test_dramatiq_hears_of_every_fault(make: Make, line: Relay) -> None:
