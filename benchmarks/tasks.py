@@ -28,7 +28,7 @@ from src.core.config import Settings
 from src.db import Database, open_database
 from src.tasks import open_relay
 from src.tasks.broker import create_broker
-from src.tasks.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.outbox import enqueue, enqueue_messages
 
 ROUNDS, MESSAGES, CLIENTS, THREADS = 3, 4000, 32, 8

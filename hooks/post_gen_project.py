@@ -109,7 +109,7 @@ FEATURES = [
         "__queue_redis",
         {"yes"},
         [
-            "src/tasks/brokers/redis.py",
+            "src/tasks/engine/brokers/redis.py",
             "tests/test_tasks/servers/redis.py",
             "tests/test_tasks/test_brokers/test_redis.py",
             "tests/test_tasks/test_brokers/test_redis_settings.py",
@@ -122,7 +122,7 @@ FEATURES = [
             ".github/packages",
             "dev/rabbitmq.py",
             "src/core/rabbitmq_url.py",
-            "src/tasks/brokers/rabbitmq.py",
+            "src/tasks/engine/brokers/rabbitmq.py",
             "tests/test_dev/test_rabbitmq.py",
             "tests/test_tasks/servers/rabbitmq.py",
             "tests/test_tasks/test_brokers/test_rabbitmq.py",

@@ -14,7 +14,7 @@ from dramatiq.middleware import (
 )
 
 from src.core.config import Settings, get_settings
-from src.tasks.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.middleware import (
     # % if cookiecutter.cache_backend != "none"
     caching,
@@ -65,14 +65,14 @@ def create_broker(settings: Settings) -> TaskBroker:
     """Make the broker; it connects when it is first used."""
     # % if cookiecutter.__queue_rabbitmq
     if settings.DRAMATIQ_BROKER == "rabbitmq":
-        from src.tasks.brokers.rabbitmq import RabbitmqTaskBroker  # noqa: PLC0415 - loaded if used
+        from src.tasks.engine.brokers.rabbitmq import RabbitmqTaskBroker  # noqa: PLC0415 - loaded if used
 
         url = settings.RABBITMQ_URL.get_secret_value()
         return RabbitmqTaskBroker(url, middleware=middleware(settings))
     # % endif
     # % if cookiecutter.__queue_redis
     if settings.DRAMATIQ_BROKER == "redis":
-        from src.tasks.brokers.redis import RedisTaskBroker  # noqa: PLC0415 - loaded if used
+        from src.tasks.engine.brokers.redis import RedisTaskBroker  # noqa: PLC0415 - loaded if used
 
         return RedisTaskBroker(
             settings.queue_redis_url,

@@ -13,7 +13,7 @@ from src.core.config import get_settings
 from src.db import open_database
 from src.repositories.task import TaskRepository
 from src.tasks.broker import broker
-from src.tasks.brokers.base import ERROR, BrokerUnavailableError, DeadLetter
+from src.tasks.engine.brokers.base import ERROR, BrokerUnavailableError, DeadLetter
 
 ALL = 1_000_000
 

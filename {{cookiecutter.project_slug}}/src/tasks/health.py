@@ -24,7 +24,7 @@ from src.db.session import DatabaseUnavailableError
 from src.repositories.task import OutboxRepository
 from src.schemas.health import Readiness
 from src.tasks.broker import broker
-from src.tasks.brokers.base import BrokerUnavailableError, QueueState, TaskBroker
+from src.tasks.engine.brokers.base import BrokerUnavailableError, QueueState, TaskBroker
 from src.tasks.housekeeping import HEARTBEATS
 from src.tasks.metrics import LAST_STARTED
 

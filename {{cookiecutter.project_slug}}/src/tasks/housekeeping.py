@@ -18,7 +18,7 @@ from src.db.batches import in_batches
 from src.db.session import DatabaseUnavailableError
 from src.services.item_import import ItemImportService
 from src.services.task import TaskService
-from src.tasks.brokers.base import BrokerUnavailableError, TaskBroker
+from src.tasks.engine.brokers.base import BrokerUnavailableError, TaskBroker
 
 log = structlog.get_logger(__name__)
 

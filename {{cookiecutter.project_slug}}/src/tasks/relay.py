@@ -15,7 +15,7 @@ from src.db import Database, open_database
 from src.db.session import DatabaseUnavailableError
 from src.repositories.statements import limit_idleness
 from src.repositories.task import OutboxRepository
-from src.tasks.brokers.base import BrokerUnavailableError, Publisher, TaskBroker
+from src.tasks.engine.brokers.base import BrokerUnavailableError, Publisher, TaskBroker
 from src.tasks.metrics import SENT
 from src.tasks.outbox import HAS_MESSAGES
 

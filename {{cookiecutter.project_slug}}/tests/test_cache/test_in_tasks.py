@@ -13,7 +13,7 @@ from src.cache import Cache, MemoryBackend, cached
 from src.core.config import Settings
 from src.db.models.item import Item
 from src.tasks import context
-from src.tasks.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import TaskBroker
 from tests.test_tasks.conftest import broker, queue, queue_settings, server, variables
 from tests.test_tasks.working import enqueue, eventually, working
 

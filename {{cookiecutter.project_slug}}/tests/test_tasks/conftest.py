@@ -19,7 +19,7 @@ from src.core.broker_type import BrokerType
 from src.core.config import Settings
 from src.core.logging import configure_logging
 from src.tasks.broker import create_broker
-from src.tasks.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.relay import Relay, open_relay
 from tests.proxy import Proxy
 from tests.proxy import Relay as Wire

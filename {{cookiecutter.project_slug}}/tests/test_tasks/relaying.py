@@ -12,7 +12,7 @@ from dramatiq import Message
 from src.core.config import get_settings
 from src.db.session import open_database
 from src.tasks.broker import create_broker
-from src.tasks.brokers.base import Publisher
+from src.tasks.engine.brokers.base import Publisher
 from src.tasks.relay import Relay
 
 

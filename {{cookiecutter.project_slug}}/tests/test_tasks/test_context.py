@@ -18,7 +18,7 @@ from src.core.trace import traceparent
 from src.db.models.item import Item
 from src.db.session import Database
 from src.tasks import context, enqueue
-from src.tasks.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import TaskBroker
 from tests.test_tasks.deeds import words
 from tests.test_tasks.working import LIMIT, Logs, events, eventually, send, working
 

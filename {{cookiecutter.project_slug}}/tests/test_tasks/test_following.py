@@ -10,7 +10,7 @@ from src.db.models.task import Task
 from src.db.session import Database
 from src.domain.task import TaskStatus
 from src.repositories.task import TaskRepository
-from src.tasks.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.middleware import following, retries
 from tests.proxy import Proxy
 from tests.test_tasks.deeds import words, write

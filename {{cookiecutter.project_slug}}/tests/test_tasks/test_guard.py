@@ -10,7 +10,7 @@ from src.db.models.task import RedeliveredMessage
 from src.db.session import Database
 from src.domain.task import TaskStatus
 from src.repositories.task import RedeliveryRepository, TaskRepository
-from src.tasks.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.middleware import retries
 from src.tasks.middleware.guard import MAX_STARTS
 from tests.proxy import Proxy

@@ -17,7 +17,7 @@ import pytest
 from src.core.config import Settings
 from src.db.session import Database
 from src.tasks import health
-from src.tasks.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.housekeeping import HEARTBEATS
 from tests.proxy import Proxy
 from tests.test_tasks.working import (

@@ -11,7 +11,7 @@ from src.core.config import Settings
 from src.db.models.item import Item
 from src.db.session import Database
 from src.tasks import jobs, relay
-from src.tasks.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.relay import open_relay
 from tests.test_tasks.working import eventually, over, unsent, working
 

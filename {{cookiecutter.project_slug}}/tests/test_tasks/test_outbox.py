@@ -17,7 +17,7 @@ from src.db.models.task import OutboxMessage, Task
 from src.db.session import Database, ReadOnlySessionError
 from src.tasks import enqueue, enqueue_message
 from src.tasks import relay as relays
-from src.tasks.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.outbox import MAX_BYTES, enqueue_messages
 from src.tasks.relay import Relay
 from tests.test_api.test_statements import recorded

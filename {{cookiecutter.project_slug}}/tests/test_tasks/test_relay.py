@@ -15,7 +15,7 @@ from dramatiq import Message
 from src.core.config import ROOT, Settings
 from src.db.session import Database, DatabaseUnavailableError, open_database
 from src.tasks import relay as relays
-from src.tasks.brokers.base import BrokerUnavailableError, TaskBroker
+from src.tasks.engine.brokers.base import BrokerUnavailableError, TaskBroker
 from src.tasks.relay import Relay, open_relay
 from tests.leash import Leash
 from tests.proxy import Proxy

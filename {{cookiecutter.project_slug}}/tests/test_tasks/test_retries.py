@@ -11,7 +11,7 @@ import pytest
 from dramatiq import Broker, Message, Middleware
 
 from src.tasks.broker import MAX_RETRIES
-from src.tasks.brokers.base import DeadLetter, TaskBroker
+from src.tasks.engine.brokers.base import DeadLetter, TaskBroker
 from tests.proxy import Relay as Wire
 from tests.test_tasks.deeds import words
 from tests.test_tasks.working import Logs, enqueue, events, eventually, queue_of, working

@@ -8,7 +8,7 @@ import pytest
 
 from src.db.session import Database
 from src.domain.task import TaskStatus
-from src.tasks.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.middleware.resources import IMPATIENT_SECONDS
 from tests.test_tasks.conftest import Start
 from tests.test_tasks.deeds import STOPPING, words

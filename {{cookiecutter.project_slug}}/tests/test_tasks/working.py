@@ -21,7 +21,7 @@ from src.db.models.task import OutboxMessage, Task
 from src.db.session import Database
 from src.domain.task import TaskStatus
 from src.tasks import enqueue as enqueue_in
-from src.tasks.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import TaskBroker
 from tests.leash import Leash
 
 Logs = list[dict[str, Any]]

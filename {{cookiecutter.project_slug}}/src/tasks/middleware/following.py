@@ -16,7 +16,7 @@ from src.db.session import DatabaseUnavailableError
 from src.domain.errors import DomainError
 from src.domain.task import TaskStatus
 from src.repositories.task import TaskRepository
-from src.tasks.brokers.base import LONGEST_ERROR, give_up
+from src.tasks.engine.brokers.base import LONGEST_ERROR, give_up
 from src.tasks.middleware.around import Around
 from src.tasks.middleware.guard import NotRecordedError
 from src.tasks.middleware.resources import ResourcesMiddleware

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from src.db.session import DatabaseUnavailableError
 from src.repositories.task import RedeliveryRepository
-from src.tasks.brokers.base import give_up
+from src.tasks.engine.brokers.base import give_up
 from src.tasks.middleware.around import Around
 from src.tasks.middleware.resources import ResourcesMiddleware
 

@@ -23,7 +23,7 @@ from src import (
 )
 from src.core.config import Settings
 from src.core.logging import configure_logging
-from src.tasks.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.housekeeping import keep_house
 from src.tasks.relay import open_relay
 

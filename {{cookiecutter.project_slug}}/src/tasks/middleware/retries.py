@@ -11,7 +11,7 @@ from dramatiq.errors import BrokerConnectionError
 from dramatiq.middleware import Retries
 
 from src.domain.errors import DomainError
-from src.tasks.brokers.base import DIED_AT, ERROR, LONGEST_ERROR
+from src.tasks.engine.brokers.base import DIED_AT, ERROR, LONGEST_ERROR
 from src.tasks.middleware.around import Around
 from src.tasks.middleware.guard import NotRecordedError
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from dev.rabbitmq import RabbitMQError, embedded_rabbitmq
-from src.tasks.brokers import rabbitmq
+from src.tasks.engine.brokers import rabbitmq
 from tests.proxy import Stream
 from tests.test_tasks.working import LIMIT
 

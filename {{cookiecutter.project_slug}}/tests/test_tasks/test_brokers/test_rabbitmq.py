@@ -26,9 +26,9 @@ from dramatiq.errors import BrokerConnectionError
 from dramatiq.middleware import Retries
 from pika.exceptions import ChannelClosedByBroker
 
-from src.tasks.brokers import rabbitmq
-from src.tasks.brokers.base import DIED_AT, ERROR, BrokerUnavailableError, QueueState
-from src.tasks.brokers.rabbitmq import RabbitmqConsumer, RabbitmqTaskBroker
+from src.tasks.engine.brokers import rabbitmq
+from src.tasks.engine.brokers.base import DIED_AT, ERROR, BrokerUnavailableError, QueueState
+from src.tasks.engine.brokers.rabbitmq import RabbitmqConsumer, RabbitmqTaskBroker
 from tests.proxy import Relay
 from tests.test_tasks.servers.rabbitmq import serve
 from tests.test_tasks.working import LIMIT
@@ -39,7 +39,7 @@ EMPTY = QueueState(waiting=0, delayed=0, dead=0, oldest_seconds=None)
 # Takes a message and neither finishes it nor says goodbye.
 HANGING_WORKER = """
 import sys, time
-from src.tasks.brokers.rabbitmq import RabbitmqTaskBroker
+from src.tasks.engine.brokers.rabbitmq import RabbitmqTaskBroker
 broker = RabbitmqTaskBroker(sys.argv[1], middleware=[])
 message = next(broker.consume(sys.argv[2], timeout=60_000))
 print(broker.is_redelivered(message), flush=True)

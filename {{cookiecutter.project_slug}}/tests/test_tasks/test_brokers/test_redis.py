@@ -14,8 +14,8 @@ from redis import SSLConnection
 
 from src.core import redis_url
 from src.core.redis_url import RedisURL
-from src.tasks.brokers.base import BrokerUnavailableError, QueueState
-from src.tasks.brokers.redis import RedisTaskBroker, create_client
+from src.tasks.engine.brokers.base import BrokerUnavailableError, QueueState
+from src.tasks.engine.brokers.redis import RedisTaskBroker, create_client
 from tests.proxy import Relay
 from tests.test_tasks.servers.redis import connect, serve
 from tests.test_tasks.working import eventually

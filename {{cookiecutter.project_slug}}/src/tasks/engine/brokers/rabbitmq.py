@@ -38,7 +38,7 @@ from pika.exceptions import (
     ChannelClosedByBroker,
 )
 
-from src.tasks.brokers.base import (
+from src.tasks.engine.brokers.base import (
     DIED_AT,
     ERROR,
     UNREADABLE,

@@ -38,7 +38,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from src.core.redis_url import RedisURL
-from src.tasks.brokers.base import (
+from src.tasks.engine.brokers.base import (
     UNREADABLE,
     BrokerUnavailableError,
     DeadLetter,
