@@ -17,7 +17,6 @@ WORDS = {
         re.IGNORECASE,
     ),
     "scheduler": re.compile("schedul|stale_?item|staleness", re.IGNORECASE),
-    "report": re.compile("item.?report", re.IGNORECASE),
     "github": re.compile("github|dependabot", re.IGNORECASE),
     "gitlab": re.compile("gitlab|renovate", re.IGNORECASE),
 }
@@ -46,7 +45,6 @@ def not_chosen(answers: Answers) -> Iterator[str]:
         "rabbitmq": queue == "rabbitmq",
         "queue": queue != "none",
         "scheduler": answers["scheduler"] == "yes",
-        "report": queue != "none" or answers["scheduler"] == "yes",
         "github": answers["ci_provider"] == "github",
         "gitlab": answers["ci_provider"] == "gitlab",
     }

@@ -50,6 +50,7 @@ def _isolate_environment() -> URL | None:
 NAMED_SERVER = _isolate_environment()
 
 from tests.client import connect  # noqa: E402 - what it imports reads the settings
+from tests.fixtures import notes  # noqa: E402 - as above
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -67,6 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
     asyncio.run(create_database(url))
     stack.callback(lambda: asyncio.run(drop_database(url)))
     command.upgrade(Config(ROOT / "alembic.ini", attributes={"url": url}), "head")
+    asyncio.run(notes.create_tables(url))
     os.environ[TEMPLATE_URL] = url.render_as_string(hide_password=False)
 
 
@@ -107,17 +109,22 @@ def settings() -> Settings:
 
 @pytest.fixture(scope="session")
 def app(settings: Settings) -> FastAPI:
-    from main import create_application  # noqa: PLC0415 - it reads the settings when imported
-
-    return create_application(settings)
+    return _application(settings)
 
 
 @pytest.fixture
 def own_app(settings: Settings) -> FastAPI:
     """An application of the test's own, to add routes to."""
-    from main import create_application  # noqa: PLC0415 - as above
+    return _application(settings)
 
-    return create_application(settings)
+
+def _application(settings: Settings) -> FastAPI:
+    """The service, and the notes of the tests."""
+    from main import create_application  # noqa: PLC0415 - it reads the settings when imported
+
+    app = create_application(settings)
+    app.include_router(notes.router, prefix="/api/v1")
+    return app
 
 
 @pytest.fixture(scope="session")
@@ -174,7 +181,7 @@ async def own_url(_committed_url: URL) -> AsyncGenerator[URL]:
         open_database(_committed_url, pool_size=1) as database,
         database.transaction() as session,
     ):
-        for table in reversed(Base.metadata.sorted_tables):
+        for table in (*reversed(Base.metadata.sorted_tables), notes.Note.__table__):
             await session.execute(table.delete())
 
 

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision: str = "c7a4e8350b12"
-down_revision: str | None = "8f2b6a41d90e"
+down_revision: str | None = "5c0e9d1f7a34"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 

@@ -1,16 +1,15 @@
 """What a job finds: it takes no arguments, and there are no globals."""
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Generator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.core.config import Settings
 from src.db import Database
-from src.services.item_report import ItemReportService
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,6 @@ class JobContext:
     settings: Settings
     database: Database
     tick: datetime | None = None
-    make_item_report: Callable[[AsyncSession, date], Awaitable[object]] = ItemReportService.make
 
 
 _current: ContextVar[JobContext] = ContextVar("job_context")
@@ -41,10 +39,6 @@ def job_settings() -> Settings:
 def job_tick() -> datetime | None:
     """Return when this run was due, which may be a while ago; none outside the scheduler."""
     return _current.get().tick
-
-
-async def make_item_report(db: AsyncSession, day: date) -> None:
-    await _current.get().make_item_report(db, day)
 
 
 def transaction() -> AbstractAsyncContextManager[AsyncSession]:

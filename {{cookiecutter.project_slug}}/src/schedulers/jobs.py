@@ -7,7 +7,7 @@ import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from src.db.batches import in_batches
-from src.schedulers.context import job_settings, job_tick, make_item_report, transaction
+from src.schedulers.context import job_settings, transaction
 from src.services.scheduler import SchedulerService
 from src.services.stale_items import StaleItemService
 
@@ -35,16 +35,6 @@ def setup_jobs(scheduler: AsyncIOScheduler) -> None:
         replace_existing=True,
         misfire_grace_time=None,
     )
-    scheduler.add_job(
-        daily_item_report,
-        trigger="cron",
-        hour=0,
-        minute=10,
-        id="daily_item_report",
-        replace_existing=True,
-        misfire_grace_time=None,
-        coalesce=False,  # each day has a report of its own
-    )
 
 
 async def archive_stale_items() -> None:
@@ -63,10 +53,3 @@ async def prune_run_history() -> None:
         transaction, partial(SchedulerService.prune_runs, before=before), limit=BATCH
     )
     log.info("run_history_pruned", count=count)
-
-
-async def daily_item_report() -> None:
-    """Report on the day before the one on which this was due."""
-    day = (job_tick() or datetime.now(UTC)).astimezone(UTC).date() - timedelta(days=1)
-    async with transaction() as db:
-        await make_item_report(db, day)

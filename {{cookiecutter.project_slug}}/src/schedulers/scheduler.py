@@ -23,12 +23,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from src.core.config import Settings
 from src.db import Database, open_database
-from src.schedulers import (
-    jobs,
-    # % if cookiecutter.__queue
-    sending,
-    # % endif
-)
+from src.schedulers import jobs
 from src.schedulers.context import JobContext
 from src.schedulers.executor import RecordingExecutor, is_asynchronous
 from src.schedulers.ledger import LEASE_SECONDS, LeaseLostError, Ledger, LedgerUnavailableError
@@ -190,13 +185,7 @@ async def open_scheduler(
     """Schedule in the background, if no other process does, until the block ends."""
     build_scheduler(setup)  # what is wrong with a job shall be known now, not when it leads
     async with open_database(settings.database_url, pool_size=CONNECTIONS) as own:
-        context = JobContext(
-            settings,
-            database,
-            # % if cookiecutter.__queue
-            make_item_report=sending.send_item_report,
-            # % endif
-        )
+        context = JobContext(settings, database)
         scheduler = Scheduler(Ledger(own), context, setup, drain)
         running = asyncio.create_task(scheduler.run())
         try:

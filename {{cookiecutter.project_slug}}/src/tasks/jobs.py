@@ -1,6 +1,5 @@
 """The tasks. docs/tasks.md tells what a task may rely on."""
 
-from datetime import date
 from typing import Any
 from uuid import UUID
 
@@ -8,21 +7,11 @@ import dramatiq
 import structlog
 
 from src.services.item_import import ItemImportService
-from src.services.item_report import ItemReportService
 from src.tasks.context import report_progress, transaction
 
 log = structlog.get_logger(__name__)
 
 BATCH = 100  # rows in a transaction: a worker that is killed loses no more of its work
-
-
-@dramatiq.actor(queue_name="default", max_retries=5, time_limit=60_000, followed=True)
-async def make_item_report(day: str) -> dict[str, Any]:
-    """Count what became of the items on the day, an ISO date; a report that is there is replaced."""
-    async with transaction() as db:
-        await ItemReportService.make(db, date.fromisoformat(day))
-    log.info("item_report_made", day=day)
-    return {"day": day}
 
 
 @dramatiq.actor(queue_name="default", time_limit=600_000, followed=True)

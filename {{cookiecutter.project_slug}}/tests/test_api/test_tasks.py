@@ -1,11 +1,13 @@
 """Requests that leave the work to a task, and the task as those see it who follow it."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from uuid import UUID, uuid4
 
 import pytest
 from dramatiq import Message
 from fastapi import FastAPI
-from httpx import AsyncClient
+from httpx import AsyncClient, Response
 from pydantic import SecretStr
 from sqlalchemy import select
 
@@ -18,11 +20,15 @@ from tests.client import connect
 from tests.test_api.test_statements import recorded
 
 IMPORTS = "/api/v1/item-imports/"
-REPORTS = "/api/v1/item-reports/"
 TASKS = "/api/v1/tasks/"
 CSV = {"Content-Type": "text/csv"}
 KEY = "a-key-of-sixteen-characters"
 NOBODY = UUID(int=7)
+EMPTY: Mapping[str, str] = MappingProxyType({})
+
+
+async def post_import(client: AsyncClient, headers: Mapping[str, str] = EMPTY) -> Response:
+    return await client.post(IMPORTS, content="name\nLamp\n", headers={**CSV, **headers})
 
 
 async def kept(database: Database) -> list[Message[object]]:
@@ -31,18 +37,10 @@ async def kept(database: Database) -> list[Message[object]]:
         return [Message.decode(body) for body in bodies]
 
 
-@pytest.mark.parametrize(
-    ("path", "content", "actor"),
-    [
-        (IMPORTS, "name\nLamp\n", "import_items"),
-        (REPORTS, '{"day": "2026-01-15"}', "make_item_report"),
-    ],
-)
 async def test_what_is_accepted_is_a_task_to_follow(
-    client: AsyncClient, database: Database, path: str, content: str, actor: str
+    client: AsyncClient, database: Database
 ) -> None:
-    kind = "text/csv" if path == IMPORTS else "application/json"
-    answer = await client.post(path, content=content, headers={"Content-Type": kind})
+    answer = await post_import(client)
     task_id = answer.json()["task_id"]
     task = await client.get(answer.headers["Location"])
 
@@ -52,12 +50,12 @@ async def test_what_is_accepted_is_a_task_to_follow(
     assert (task.status_code, task.headers["Retry-After"]) == (200, "1")
     assert task.headers["Cache-Control"] == "no-store"
     (message,) = await kept(database)
-    assert (message.message_id, message.actor_name) == (task_id, actor)
+    assert (message.message_id, message.actor_name) == (task_id, "import_items")
     body = task.json()
     assert body.pop("created_at")
     assert body == {
         "id": task_id,
-        "actor": actor,
+        "actor": "import_items",
         "status": "queued",
         "attempts": 0,
         "done": None,
@@ -74,7 +72,7 @@ async def test_where_to_follow_it_counts_from_the_root_of_the_host(
 ) -> None:
     """As the Location of a new item does, behind a proxy that serves the service below a path."""
     client = connect(app, database, root_path="/lamps")
-    answer = await client.post(REPORTS, json={})
+    answer = await post_import(client)
 
     assert answer.headers["Location"] == f"/lamps{TASKS}{answer.json()['task_id']}"
 
@@ -145,7 +143,6 @@ async def test_there_is_no_such_import(client: AsyncClient) -> None:
     [
         ("POST", IMPORTS),
         ("GET", f"{IMPORTS}{NOBODY}"),
-        ("POST", REPORTS),
         ("GET", f"{TASKS}{NOBODY}"),
     ],
 )
@@ -177,7 +174,7 @@ async def test_a_request_that_comes_again_starts_no_second_task(
 
 async def test_the_request_is_named_in_the_message(client: AsyncClient, database: Database) -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    answer = await client.post(REPORTS, json={}, headers={"traceparent": trace})
+    answer = await post_import(client, headers={"traceparent": trace})
 
     (message,) = await kept(database)
     assert message.options == {
@@ -198,7 +195,7 @@ async def test_to_accept_is_one_transaction(
 
 
 async def test_to_follow_is_one_statement(own_client: AsyncClient, own_database: Database) -> None:
-    location = (await own_client.post(REPORTS, json={})).headers["Location"]
+    location = (await post_import(own_client)).headers["Location"]
     with recorded(own_database) as sent:
         await own_client.get(location)
 

@@ -1,15 +1,13 @@
 """The jobs that come with the service."""
 
 from collections.abc import Iterator
-from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import select
 
 from src.core.config import Settings
 from src.db.models.item import Item
-from src.db.models.item_report import ItemReport
 from src.db.models.scheduler import SchedulerRun
 from src.db.session import Database
 from src.domain.item import ItemStatus
@@ -67,34 +65,7 @@ async def test_old_history_is_pruned(database: Database, monkeypatch: pytest.Mon
     assert set(left) == set(ticks[:2])
 
 
-@pytest.mark.parametrize("hours", [0, 14, -10])
-async def test_the_daily_report_is_on_the_day_before_its_tick(
-    database: Database, context: JobContext, hours: int
-) -> None:
-    """However late the job is, and whatever time zone the tick is in."""
-    tick = datetime(2026, 11, 21, 0, 10, tzinfo=UTC).astimezone(timezone(timedelta(hours=hours)))
-
-    with use_context(replace(context, tick=tick)):
-        await jobs.daily_item_report()
-
-    async with database.reads() as reads:
-        assert list(await reads.scalars(select(ItemReport.day))) == [date(2026, 11, 20)]
-
-
-def test_each_day_gets_its_report_at_ten_past_midnight() -> None:
-    """Also those on which nothing ran."""
-    report = build_scheduler(jobs.setup_jobs).get_job("daily_item_report")
-    tick = report.trigger.get_next_fire_time(None, datetime(2026, 11, 20, 12, tzinfo=UTC))
-
-    assert tick == datetime(2026, 11, 21, 0, 10, tzinfo=UTC)
-    assert (report.misfire_grace_time, report.coalesce) == (None, False)
-
-
 def test_the_jobs_are_what_the_scheduler_takes() -> None:
     scheduler = build_scheduler(jobs.setup_jobs)
 
-    assert {job.id for job in scheduler.get_jobs()} == {
-        "archive_stale_items",
-        "prune_run_history",
-        "daily_item_report",
-    }
+    assert {job.id for job in scheduler.get_jobs()} == {"archive_stale_items", "prune_run_history"}

@@ -1,7 +1,6 @@
 """The service's own tasks, from the request to the end."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 
 import pytest
 from httpx import AsyncClient
@@ -16,15 +15,13 @@ from src.tasks.relay import open_relay
 from tests.test_tasks.working import eventually, over, unsent, working
 
 IMPORTS = "/api/v1/item-imports/"
-REPORTS = "/api/v1/item-reports/"
 CSV = {"Content-Type": "text/csv"}
 
 
 @pytest.fixture
 def employer(broker: TaskBroker) -> Iterator[TaskBroker]:
-    """The test's broker, with the jobs on it; they are on a queue that other tests use too."""
-    for job in (jobs.import_items, jobs.make_item_report):
-        broker.declare_actor(job)
+    """The test's broker, with the job on it; it is on a queue that other tests use too."""
+    broker.declare_actor(jobs.import_items)
     broker.flush("default")
     yield broker
     broker.flush("default")
@@ -57,34 +54,6 @@ async def test_an_import_is_accepted_followed_and_done(
     assert (imported["done"], imported["total"]) == (250, 250)
     async with own_database.reads() as session:
         assert await session.scalar(select(func.count(Item.id))) == 250
-
-
-async def test_a_report_is_made(
-    own_client: AsyncClient, employer: TaskBroker, queue_settings: Settings
-) -> None:
-    async with open_relay(queue_settings, employer), working(employer):
-        accepted = await own_client.post(REPORTS, json={})
-        body = await followed(own_client, accepted.headers["Location"])
-
-    today = datetime.now(UTC).date().isoformat()
-    assert (body["status"], body["result"]) == ("done", {"day": today})
-    assert (await own_client.get(f"{REPORTS}{today}")).status_code == 200
-
-
-async def test_a_report_that_cannot_be_made_fails_once_with_the_rule(
-    own_client: AsyncClient, employer: TaskBroker, queue_settings: Settings
-) -> None:
-    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
-    async with open_relay(queue_settings, employer), working(employer):
-        accepted = await own_client.post(REPORTS, json={"day": tomorrow.isoformat()})
-        body = await followed(own_client, accepted.headers["Location"])
-        await eventually(lambda: employer.queue_state("default").dead, "a dead letter")
-        employer.purge_dead("default")
-
-    problem = body["problem"]
-    assert isinstance(problem, dict)
-    assert (body["status"], body["attempts"], body["result"]) == ("failed", 1, None)
-    assert problem["type"] == "urn:problem-type:item-report-too-early"
 
 
 async def test_requests_do_not_wait_for_a_broker_that_is_away(

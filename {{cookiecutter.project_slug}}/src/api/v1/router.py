@@ -10,10 +10,6 @@ from src.api.v1.endpoints import (
     health,
     # % if cookiecutter.__queue
     item_imports,
-    item_report_requests,
-    # % endif
-    # % if cookiecutter.__reports
-    item_reports,
     # % endif
     items,
     # % if cookiecutter.__scheduler
@@ -27,11 +23,7 @@ from src.api.v1.endpoints import (
 router = APIRouter(responses=problems(422, 503))
 router.include_router(health.router)
 router.include_router(items.router)
-# % if cookiecutter.__reports
-router.include_router(item_reports.router)
-# % endif
 # % if cookiecutter.__queue
-router.include_router(item_report_requests.router)
 router.include_router(item_imports.router)
 router.include_router(tasks.router)
 # % endif
