@@ -20,7 +20,7 @@ from sqlalchemy import make_url
 import cli
 from src.core.config import ROOT, get_settings
 from src.db.setup import drop_database
-from tests.conftest import TEMPLATE_URL
+from tests.fixtures.database import TEMPLATE_URL
 from tests.leash import Leash
 
 LIMIT = 60.0  # seconds; only a test that fails waits so long

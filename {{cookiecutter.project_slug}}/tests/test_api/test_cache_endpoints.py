@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from src.cache import Cache, MemoryBackend
 from src.core.config import Settings
 from src.db.session import Database
-from tests.client import connect
+from tests.fixtures.client import connect
 
 INFO = "/api/v1/cache/info"
 CLEAR = "/api/v1/cache/clear"

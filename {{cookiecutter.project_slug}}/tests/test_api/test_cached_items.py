@@ -14,7 +14,7 @@ from src.cache import Cache, MemoryBackend, invalidate, use_cache
 from src.db import session as db_session
 from src.db.models.item import Item
 from src.db.session import Database
-from tests.client import connect
+from tests.fixtures.client import connect
 from tests.test_api.test_statements import recorded
 
 ITEMS = "/api/v1/items/"
@@ -27,99 +27,99 @@ def _patient_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def item(own_client: AsyncClient) -> str:
-    path: str = (await own_client.post(ITEMS, json={"name": "Lamp"})).headers["location"]
+async def item(committing_client: AsyncClient) -> str:
+    path: str = (await committing_client.post(ITEMS, json={"name": "Lamp"})).headers["location"]
     return path
 
 
 @pytest.mark.parametrize("path", ["{item}", ITEMS, f"{ITEMS}search?q=lamp"])
 async def test_a_second_read_sends_no_statement(
-    own_client: AsyncClient, own_database: Database, item: str, path: str
+    committing_client: AsyncClient, committing_database: Database, item: str, path: str
 ) -> None:
     path = path.replace("{item}", item)
-    first = await own_client.get(path)
-    with recorded(own_database) as sent:
-        second = await own_client.get(path)
+    first = await committing_client.get(path)
+    with recorded(committing_database) as sent:
+        second = await committing_client.get(path)
 
     assert sent == []
     assert second.content == first.content
     assert second.headers["etag"] == first.headers["etag"]
 
 
-async def test_a_change_is_seen_at_once(own_client: AsyncClient, item: str) -> None:
+async def test_a_change_is_seen_at_once(committing_client: AsyncClient, item: str) -> None:
     """In the item, in the list and in what is found."""
     for _ in range(2):
-        await own_client.get(item)
-        await own_client.get(ITEMS)
-        await own_client.get(f"{ITEMS}search?q=table")
+        await committing_client.get(item)
+        await committing_client.get(ITEMS)
+        await committing_client.get(f"{ITEMS}search?q=table")
 
-    await own_client.patch(item, json={"name": "Table"})
+    await committing_client.patch(item, json={"name": "Table"})
 
-    assert (await own_client.get(item)).json()["name"] == "Table"
-    assert (await own_client.get(ITEMS)).json()["items"][0]["name"] == "Table"
-    assert len((await own_client.get(f"{ITEMS}search?q=table")).json()["items"]) == 1
+    assert (await committing_client.get(item)).json()["name"] == "Table"
+    assert (await committing_client.get(ITEMS)).json()["items"][0]["name"] == "Table"
+    assert len((await committing_client.get(f"{ITEMS}search?q=table")).json()["items"]) == 1
 
-    await own_client.delete(item)
+    await committing_client.delete(item)
 
-    assert (await own_client.get(item)).status_code == 404
-    assert (await own_client.get(ITEMS)).json()["items"] == []
+    assert (await committing_client.get(item)).status_code == 404
+    assert (await committing_client.get(ITEMS)).json()["items"] == []
 
 
-async def test_a_missing_item_is_asked_for_again(own_client: AsyncClient, item: str) -> None:
+async def test_a_missing_item_is_asked_for_again(committing_client: AsyncClient, item: str) -> None:
     """That there is none is not kept, or a new one would not be found."""
     missing = f"{ITEMS}019ab1f0-0000-7000-8000-000000000000"
-    assert (await own_client.get(missing)).status_code == 404
-    assert (await own_client.get(item)).status_code == 200
+    assert (await committing_client.get(missing)).status_code == 404
+    assert (await committing_client.get(item)).status_code == 200
 
 
 async def test_another_item_stays_cached(
-    own_client: AsyncClient, own_database: Database, item: str
+    committing_client: AsyncClient, committing_database: Database, item: str
 ) -> None:
-    other = (await own_client.post(ITEMS, json={"name": "Chair"})).headers["location"]
-    await own_client.get(item)
-    await own_client.patch(other, json={"name": "Bench"})
-    with recorded(own_database) as sent:
-        await own_client.get(item)
+    other = (await committing_client.post(ITEMS, json={"name": "Chair"})).headers["location"]
+    await committing_client.get(item)
+    await committing_client.patch(other, json={"name": "Bench"})
+    with recorded(committing_database) as sent:
+        await committing_client.get(item)
 
     assert sent == []
 
 
 async def test_the_etag_of_a_cached_item_serves_a_change(
-    own_client: AsyncClient, item: str
+    committing_client: AsyncClient, item: str
 ) -> None:
     """It is the version, as ever; and it tells a client that nothing has changed."""
     for _ in range(2):
-        read = await own_client.get(item)
+        read = await committing_client.get(item)
     known = {"If-None-Match": read.headers["etag"]}
-    assert (await own_client.get(item, headers=known)).status_code == 304
+    assert (await committing_client.get(item, headers=known)).status_code == 304
 
     change = {"If-Match": read.headers["etag"]}
-    changed = await own_client.patch(item, json={"name": "Table"}, headers=change)
+    changed = await committing_client.patch(item, json={"name": "Table"}, headers=change)
     assert changed.status_code == 200
-    assert (await own_client.get(item, headers=known)).json()["name"] == "Table"
+    assert (await committing_client.get(item, headers=known)).json()["name"] == "Table"
 
 
 async def test_a_change_that_is_rolled_back_invalidates_nothing(
-    own_client: AsyncClient, own_database: Database, item: str
+    committing_client: AsyncClient, committing_database: Database, item: str
 ) -> None:
-    await own_client.get(item)
-    await own_client.patch(item, json={"status": "archived"})
-    await own_client.get(item)
-    refused = await own_client.patch(item, json={"name": "Table"})
-    with recorded(own_database) as sent:
-        await own_client.get(item)
+    await committing_client.get(item)
+    await committing_client.patch(item, json={"status": "archived"})
+    await committing_client.get(item)
+    refused = await committing_client.patch(item, json={"name": "Table"})
+    with recorded(committing_database) as sent:
+        await committing_client.get(item)
 
     assert refused.status_code == 409
     assert sent == []
 
 
 async def test_a_read_under_way_during_a_change_is_not_kept(
-    app: FastAPI, own_database: Database, item: str
+    app: FastAPI, committing_database: Database, item: str
 ) -> None:
     """It began before the commit and ends after it, with what was true before."""
-    client = connect(app, own_database)
+    client = connect(app, committing_database)
     has_read, may_answer = asyncio.Event(), asyncio.Event()
-    engine = own_database.reads.kw["bind"]
+    engine = committing_database.reads.kw["bind"]
     assert isinstance(engine, AsyncEngine)
 
     async def hold() -> None:
@@ -144,7 +144,7 @@ async def test_a_read_under_way_during_a_change_is_not_kept(
 
 
 async def test_no_read_is_older_than_the_last_change_that_was_confirmed(
-    own_client: AsyncClient, item: str
+    committing_client: AsyncClient, item: str
 ) -> None:
     """With writers and readers at once, of the item and of the list."""
     confirmed = 1
@@ -154,17 +154,17 @@ async def test_no_read_is_older_than_the_last_change_that_was_confirmed(
     async def write() -> None:
         nonlocal confirmed
         for _ in range(8):
-            changed = await own_client.patch(item, json={"name": f"Lamp {next(numbers)}"})
+            changed = await committing_client.patch(item, json={"name": f"Lamp {next(numbers)}"})
             confirmed = max(confirmed, changed.json()["version"])
 
     async def read() -> int:
         reads = 0
         while not done.is_set():
             least = confirmed
-            version = (await own_client.get(item)).json()["version"]
+            version = (await committing_client.get(item)).json()["version"]
             assert version >= least
             least = confirmed
-            listed = (await own_client.get(ITEMS)).json()["items"][0]["version"]
+            listed = (await committing_client.get(ITEMS)).json()["items"][0]["version"]
             assert listed >= least
             reads += 2
             await asyncio.sleep(0)  # a hit in memory waits for nothing, and lets nobody else on
@@ -179,14 +179,14 @@ async def test_no_read_is_older_than_the_last_change_that_was_confirmed(
 
 
 async def test_a_statement_over_rows_invalidates_what_it_is_told_to(
-    app: FastAPI, own_database: Database, item: str
+    app: FastAPI, committing_database: Database, item: str
 ) -> None:
     """It tells nobody which rows it has changed."""
     cache = Cache(MemoryBackend(), ttl=60)
-    client = connect(app, own_database, own_cache=cache)
+    client = connect(app, committing_database, own_cache=cache)
     await client.get(item)
     with use_cache(cache):
-        async with own_database.transaction() as session:
+        async with committing_database.transaction() as session:
             await session.execute(update(Item).values(name="Table"))
             await invalidate(tags=[f"item:{item.rpartition('/')[2]}"])
             assert (await client.get(item)).json()["name"] == "Lamp"

@@ -19,7 +19,7 @@ from src.api.deps import ApiKey
 from src.api.metrics import REQUESTS
 from src.cache import Cache, MemoryBackend, use_cache
 from src.db.session import Database
-from tests.client import connect
+from tests.fixtures.client import connect
 
 PATIENCE_SECONDS = 60
 
@@ -54,15 +54,15 @@ Serve = Callable[[APIRouter], AsyncClient]
 
 
 @pytest.fixture
-async def serve(own_app: FastAPI, database: Database, cache: Cache) -> AsyncGenerator[Serve]:
+async def serve(fresh_app: FastAPI, database: Database, cache: Cache) -> AsyncGenerator[Serve]:
     """Return what puts a router into an application, and gives a client of that."""
     clients: list[AsyncClient] = []
 
     def serve(router: APIRouter) -> AsyncClient:
         outer = APIRouter()
         outer.include_router(router)
-        own_app.include_router(outer, prefix="/x")
-        clients.append(connect(own_app, database, own_cache=cache))
+        fresh_app.include_router(outer, prefix="/x")
+        clients.append(connect(fresh_app, database, own_cache=cache))
         return clients[-1]
 
     yield serve
@@ -458,12 +458,12 @@ async def test_errors_are_not_kept(client_of: Callable[..., AsyncClient], counte
     assert counter.calls == 3
 
 
-async def test_the_wrong_router_is_named(own_app: FastAPI, database: Database) -> None:
+async def test_the_wrong_router_is_named(fresh_app: FastAPI, database: Database) -> None:
     """A rule that nobody follows must not go unnoticed."""
     router = APIRouter()
     router.get("/n", dependencies=[cached_response()])(nothing)
-    own_app.include_router(router)
-    async with connect(own_app, database) as client:
+    fresh_app.include_router(router)
+    async with connect(fresh_app, database) as client:
         assert (await client.get("/n")).status_code == 500
 
     with pytest.raises(TypeError, match="route_class=CachedRoute"):

@@ -16,12 +16,12 @@ def _patient_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(db_session, "POOL_TIMEOUT_SECONDS", 60)
 
 
-async def test_of_many_changes_to_one_version_one_wins(own_client: AsyncClient) -> None:
-    item = (await own_client.post(ITEMS, json={"name": "Lamp"})).json()
+async def test_of_many_changes_to_one_version_one_wins(committing_client: AsyncClient) -> None:
+    item = (await committing_client.post(ITEMS, json={"name": "Lamp"})).json()
 
     responses = await asyncio.gather(
         *(
-            own_client.patch(
+            committing_client.patch(
                 ITEMS + item["id"], json={"name": f"Lamp {n}"}, headers={"If-Match": '"1"'}
             )
             for n in range(8)
@@ -29,23 +29,25 @@ async def test_of_many_changes_to_one_version_one_wins(own_client: AsyncClient) 
     )
 
     assert sorted(response.status_code for response in responses) == [200] + [412] * 7
-    assert (await own_client.get(ITEMS + item["id"])).json()["version"] == 2
+    assert (await committing_client.get(ITEMS + item["id"])).json()["version"] == 2
 
 
-async def test_changes_without_a_condition_all_happen(own_client: AsyncClient) -> None:
-    item = (await own_client.post(ITEMS, json={"name": "Lamp"})).json()
+async def test_changes_without_a_condition_all_happen(committing_client: AsyncClient) -> None:
+    item = (await committing_client.post(ITEMS, json={"name": "Lamp"})).json()
 
     responses = await asyncio.gather(
-        *(own_client.patch(ITEMS + item["id"], json={"name": f"Lamp {n}"}) for n in range(8))
+        *(committing_client.patch(ITEMS + item["id"], json={"name": f"Lamp {n}"}) for n in range(8))
     )
 
     assert {response.status_code for response in responses} == {200}
-    assert (await own_client.get(ITEMS + item["id"])).json()["version"] == 9
+    assert (await committing_client.get(ITEMS + item["id"])).json()["version"] == 9
 
 
-async def test_more_requests_than_connections_wait_their_turn(own_client: AsyncClient) -> None:
+async def test_more_requests_than_connections_wait_their_turn(
+    committing_client: AsyncClient,
+) -> None:
     responses = await asyncio.gather(
-        *(own_client.post(ITEMS, json={"name": f"Lamp {n}"}) for n in range(60))
+        *(committing_client.post(ITEMS, json={"name": f"Lamp {n}"}) for n in range(60))
     )
 
     assert {response.status_code for response in responses} == {201}

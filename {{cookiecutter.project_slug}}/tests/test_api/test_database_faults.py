@@ -16,7 +16,7 @@ from src.db import session as db_session
 from src.db.models.item import Item
 from src.db.session import Database, open_database
 from src.repositories.item import ItemRepository
-from tests.client import connect
+from tests.fixtures.client import connect
 from tests.proxy import Proxy
 
 ITEMS = "/api/v1/items/"
@@ -24,8 +24,8 @@ PATIENCE_SECONDS = 60
 
 
 @pytest.fixture
-async def proxy(own_url: URL) -> AsyncGenerator[Proxy]:
-    proxy = Proxy(own_url)
+async def proxy(committing_url: URL) -> AsyncGenerator[Proxy]:
+    proxy = Proxy(committing_url)
     await proxy.start()
     yield proxy
     await proxy.stop()
@@ -101,21 +101,21 @@ async def test_a_server_that_hangs_is_503(
 
 
 async def test_of_two_that_wait_for_each_other_one_is_asked_to_come_again(
-    own_app: FastAPI, own_database: Database
+    fresh_app: FastAPI, committing_database: Database
 ) -> None:
     first, second = uuid4(), uuid4()
-    async with own_database.transaction() as session:
+    async with committing_database.transaction() as session:
         session.add_all([Item(id=first, name="first"), Item(id=second, name="second")])
     both_locked = asyncio.Barrier(2)
 
-    @own_app.post("/lock/{one}/{other}")
+    @fresh_app.post("/lock/{one}/{other}")
     async def lock(one: UUID, other: UUID, db: DbSession) -> None:
         repository = ItemRepository(db)
         await repository.get_for_update(one)
         await both_locked.wait()
         await repository.get_for_update(other)
 
-    client = connect(own_app, own_database)
+    client = connect(fresh_app, committing_database)
     answers = await asyncio.gather(
         client.post(f"/lock/{first}/{second}"), client.post(f"/lock/{second}/{first}")
     )
@@ -124,9 +124,9 @@ async def test_of_two_that_wait_for_each_other_one_is_asked_to_come_again(
 
 
 async def test_requests_that_are_given_up_return_their_connection(
-    app: FastAPI, own_url: URL
+    app: FastAPI, committing_url: URL
 ) -> None:
-    async with open_database(own_url, pool_size=2) as database:
+    async with open_database(committing_url, pool_size=2) as database:
         client = connect(app, database)
         for n in range(40):
             request = asyncio.create_task(client.post(ITEMS, json={"name": f"Lamp {n}"}))
@@ -139,10 +139,10 @@ async def test_requests_that_are_given_up_return_their_connection(
         assert (await client.get(ITEMS)).status_code == 200
 
 
-async def test_a_cancellation_is_no_fault_of_postgresql(own_database: Database) -> None:
+async def test_a_cancellation_is_no_fault_of_postgresql(committing_database: Database) -> None:
     """Whoever set a time-out of its own gets that, and not an unavailable database."""
     with pytest.raises(TimeoutError):
-        async with own_database.reads() as session, asyncio.timeout(0.1):
+        async with committing_database.reads() as session, asyncio.timeout(0.1):
             await session.execute(text("SELECT pg_sleep(60)"))
 
 
@@ -163,19 +163,22 @@ async def test_a_read_in_the_wake_of_a_migration_may_be_tried_again(
 
 
 async def test_no_free_connection_is_503(
-    own_url: URL, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+    committing_url: URL, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db_session, "POOL_TIMEOUT_SECONDS", 0.1)
-    async with open_database(own_url, pool_size=1) as database, database.transaction() as busy:
+    async with (
+        open_database(committing_url, pool_size=1) as database,
+        database.transaction() as busy,
+    ):
         await busy.connection()
         await assert_unavailable(connect(app, database))
 
 
 async def test_a_backend_that_is_killed_costs_one_request(
-    client: AsyncClient, own_database: Database
+    client: AsyncClient, committing_database: Database
 ) -> None:
     await client.get(ITEMS)
-    async with own_database.reads() as session:
+    async with committing_database.reads() as session:
         await session.execute(
             text(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

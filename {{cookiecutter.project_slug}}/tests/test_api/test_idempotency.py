@@ -12,14 +12,14 @@ from httpx import AsyncClient, Response
 from pydantic import SecretStr
 from sqlalchemy import URL, func, select, text
 
-from main import MAX_BODY_BYTES
+from main import MAX_BODY_BYTES, create_application
 from src.api.deps import DbSession
 from src.core.config import Settings
 from src.db.models.idempotency import IdempotencyKey
 from src.db.models.item import Item
 from src.db.session import Database, open_database
 from src.services import idempotency
-from tests.client import connect
+from tests.fixtures.client import connect
 from tests.proxy import Proxy
 from tests.test_api.test_statements import recorded
 
@@ -56,19 +56,19 @@ def assert_problem(response: Response, status: int, kind: str = "about:blank") -
 
 
 @pytest.fixture
-def own(own_app: FastAPI, own_database: Database) -> AsyncClient:
+def own(fresh_app: FastAPI, committing_database: Database) -> AsyncClient:
     """A client of the application that a test adds its endpoints to."""
-    return connect(own_app, own_database)
+    return connect(fresh_app, committing_database)
 
 
 class TestReplay:
     async def test_is_the_first_response_byte_for_byte(
-        self, own_client: AsyncClient, own_database: Database
+        self, committing_client: AsyncClient, committing_database: Database
     ) -> None:
         headers = keyed()
 
-        first = await own_client.post(ITEMS, json=LAMP, headers=headers)
-        second = await own_client.post(ITEMS, json=LAMP, headers=headers)
+        first = await committing_client.post(ITEMS, json=LAMP, headers=headers)
+        second = await committing_client.post(ITEMS, json=LAMP, headers=headers)
 
         assert (first.status_code, second.status_code) == (201, 201)
         assert second.content == first.content
@@ -80,7 +80,7 @@ class TestReplay:
             each.headers.pop("idempotency-replayed", None)
         assert second.headers.multi_items() == first.headers.multi_items()
         assert "location" in second.headers
-        assert await count(own_database) == 1
+        assert await count(committing_database) == 1
 
     async def test_another_key_is_another_request(self, client: AsyncClient) -> None:
         first = await client.post(ITEMS, json=LAMP, headers=keyed())
@@ -94,11 +94,11 @@ class TestReplay:
         assert (await client.post(ITEMS, json=LAMP, headers=keyed("one"))).json() == first.json()
 
     async def test_of_an_endpoint_that_takes_no_session(
-        self, own: AsyncClient, own_app: FastAPI
+        self, own: AsyncClient, fresh_app: FastAPI
     ) -> None:
         calls = []
 
-        @own_app.post(WORK, status_code=204)
+        @fresh_app.post(WORK, status_code=204)
         async def work() -> None:
             calls.append(WORK)
 
@@ -108,8 +108,8 @@ class TestReplay:
         assert [answer.status_code for answer in answers] == [204, 204]
         assert calls == [WORK]
 
-    async def test_of_a_stream(self, own: AsyncClient, own_app: FastAPI) -> None:
-        @own_app.post(WORK)
+    async def test_of_a_stream(self, own: AsyncClient, fresh_app: FastAPI) -> None:
+        @fresh_app.post(WORK)
         async def work(db: DbSession) -> StreamingResponse:
             async def chunks() -> AsyncGenerator[bytes]:
                 for _ in range(3):
@@ -123,9 +123,9 @@ class TestReplay:
         assert first.content == second.content != b""
 
     async def test_of_a_redirection(
-        self, own: AsyncClient, own_app: FastAPI, own_database: Database
+        self, own: AsyncClient, fresh_app: FastAPI, committing_database: Database
     ) -> None:
-        @own_app.post(WORK)
+        @fresh_app.post(WORK)
         async def work(db: DbSession) -> RedirectResponse:
             db.add(Item(**LAMP))
             return RedirectResponse(ITEMS, 303)
@@ -136,7 +136,7 @@ class TestReplay:
         assert [(each.status_code, each.headers["location"]) for each in answers] == [
             (303, ITEMS)
         ] * 2
-        assert await count(own_database) == 1
+        assert await count(committing_database) == 1
 
     async def test_counts_as_a_request_to_the_route(self, client: AsyncClient) -> None:
         async def counted() -> float:
@@ -151,37 +151,39 @@ class TestReplay:
 
         assert await counted() == before + 2
 
-    async def test_outlives_no_day(self, own_client: AsyncClient, own_database: Database) -> None:
+    async def test_outlives_no_day(
+        self, committing_client: AsyncClient, committing_database: Database
+    ) -> None:
         headers = keyed()
-        first = await own_client.post(ITEMS, json=LAMP, headers=headers)
-        await make_older(own_database, hours=25)
+        first = await committing_client.post(ITEMS, json=LAMP, headers=headers)
+        await make_older(committing_database, hours=25)
 
-        second = await own_client.post(ITEMS, json={"name": "Light"}, headers=headers)
-        third = await own_client.post(ITEMS, json={"name": "Light"}, headers=headers)
+        second = await committing_client.post(ITEMS, json={"name": "Light"}, headers=headers)
+        third = await committing_client.post(ITEMS, json={"name": "Light"}, headers=headers)
 
         assert second.json()["id"] != first.json()["id"]
         assert third.json() == second.json()
 
     async def test_lasts_for_nearly_a_day(
-        self, own_client: AsyncClient, own_database: Database
+        self, committing_client: AsyncClient, committing_database: Database
     ) -> None:
         headers = keyed()
-        await own_client.post(ITEMS, json=LAMP, headers=headers)
-        await make_older(own_database, hours=23)
+        await committing_client.post(ITEMS, json=LAMP, headers=headers)
+        await make_older(committing_database, hours=23)
 
-        assert is_replay(await own_client.post(ITEMS, json=LAMP, headers=headers))
+        assert is_replay(await committing_client.post(ITEMS, json=LAMP, headers=headers))
 
     async def test_that_expired_is_deleted_bit_by_bit(
-        self, own_client: AsyncClient, own_database: Database
+        self, committing_client: AsyncClient, committing_database: Database
     ) -> None:
         for _ in range(12):
-            await own_client.post(ITEMS, json=LAMP, headers=keyed())
-        await make_older(own_database, hours=25)
+            await committing_client.post(ITEMS, json=LAMP, headers=keyed())
+        await make_older(committing_database, hours=25)
 
-        await own_client.post(ITEMS, json=LAMP, headers=keyed())
-        assert await count(own_database, IdempotencyKey) == 3
-        await own_client.post(ITEMS, json=LAMP, headers=keyed())
-        assert await count(own_database, IdempotencyKey) == 2
+        await committing_client.post(ITEMS, json=LAMP, headers=keyed())
+        assert await count(committing_database, IdempotencyKey) == 3
+        await committing_client.post(ITEMS, json=LAMP, headers=keyed())
+        assert await count(committing_database, IdempotencyKey) == 2
 
 
 async def make_older(database: Database, *, hours: int) -> None:
@@ -203,17 +205,17 @@ class TestRefusal:
         ids=["body", "query", "content-type"],
     )
     async def test_of_another_request_with_the_key(
-        self, own_client: AsyncClient, own_database: Database, other: dict[str, Any]
+        self, committing_client: AsyncClient, committing_database: Database, other: dict[str, Any]
     ) -> None:
         headers = keyed()
-        first = await own_client.post(ITEMS, json=LAMP, headers=headers)
+        first = await committing_client.post(ITEMS, json=LAMP, headers=headers)
 
         other["headers"] = other.get("headers", {}) | headers
-        second = await own_client.post(ITEMS, **other)
+        second = await committing_client.post(ITEMS, **other)
 
         assert first.request.content == b'{"name":"Lamp"}'
         assert_problem(second, 422, "urn:problem-type:idempotency-key-reused")
-        assert await count(own_database) == 1
+        assert await count(committing_database) == 1
 
     @pytest.mark.parametrize("key", ["", '""', "two words", "x" * 256, "tab\there"])
     async def test_of_what_is_no_key(self, client: AsyncClient, key: str) -> None:
@@ -232,8 +234,8 @@ class TestRefusal:
 
         assert_problem(response, 413)
 
-    async def test_while_the_database_is_away(self, app: FastAPI, own_url: URL) -> None:
-        proxy = Proxy(own_url)
+    async def test_while_the_database_is_away(self, app: FastAPI, committing_url: URL) -> None:
+        proxy = Proxy(committing_url)
         await proxy.start()
         await proxy.stop()
         async with open_database(proxy.url, pool_size=1) as database:
@@ -256,38 +258,40 @@ class TestCallers:
         assert again.json()["id"] == first.json()["id"]
 
     async def test_that_may_not_write_leave_nothing(
-        self, app: FastAPI, own_database: Database
+        self, app: FastAPI, committing_database: Database
     ) -> None:
         locked = Settings(ENV="test", API_KEYS=[SecretStr("a-key")])
 
-        response = await connect(app, own_database, locked).post(ITEMS, json=LAMP, headers=keyed())
+        response = await connect(app, committing_database, locked).post(
+            ITEMS, json=LAMP, headers=keyed()
+        )
 
         assert response.status_code == 401
-        assert await count(own_database, IdempotencyKey) == 0
+        assert await count(committing_database, IdempotencyKey) == 0
 
 
 class TestTwins:
     async def test_run_once_and_both_hear_of_it(
-        self, own_client: AsyncClient, own_database: Database
+        self, committing_client: AsyncClient, committing_database: Database
     ) -> None:
         headers = keyed()
 
         answers = await asyncio.gather(
-            *(own_client.post(ITEMS, json=LAMP, headers=headers) for _ in range(6))
+            *(committing_client.post(ITEMS, json=LAMP, headers=headers) for _ in range(6))
         )
 
         assert [answer.status_code for answer in answers] == [201] * 6
         assert len({answer.content for answer in answers}) == 1
         assert sorted(map(is_replay, answers)) == [False] + [True] * 5
-        assert await count(own_database) == 1
+        assert await count(committing_database) == 1
 
     async def test_run_twice_if_the_first_fails(
-        self, own: AsyncClient, own_app: FastAPI, own_database: Database
+        self, own: AsyncClient, fresh_app: FastAPI, committing_database: Database
     ) -> None:
         second_waits = asyncio.Event()
         calls = []
 
-        @own_app.post(WORK, status_code=201)
+        @fresh_app.post(WORK, status_code=201)
         async def work(db: DbSession) -> None:
             db.add(Item(**LAMP))
             await db.flush()
@@ -298,26 +302,26 @@ class TestTwins:
 
         headers = keyed()
         twins = [asyncio.create_task(own.post(WORK, headers=headers)) for _ in range(2)]
-        await until_somebody_waits(own_database)
+        await until_somebody_waits(committing_database)
         second_waits.set()
 
         answers = await asyncio.gather(*twins)
 
         assert sorted(answer.status_code for answer in answers) == [201, 500]
         assert len(calls) == 2
-        assert await count(own_database) == 1
+        assert await count(committing_database) == 1
 
     async def test_do_not_wait_for_each_other_for_ever(
         self,
         own: AsyncClient,
-        own_app: FastAPI,
+        fresh_app: FastAPI,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(idempotency, "PATIENCE_SECONDS", 0.05)
         done = asyncio.Event()
         limits = []
 
-        @own_app.post(WORK, status_code=201)
+        @fresh_app.post(WORK, status_code=201)
         async def work(db: DbSession) -> None:
             limits.append(await db.scalar(text("SHOW lock_timeout")))
             await done.wait()
@@ -353,12 +357,12 @@ class TestFailure:
         assert (response.status_code, is_replay(response)) == (201, False)
 
     async def test_of_the_process_takes_the_key_with_the_work(
-        self, own: AsyncClient, own_app: FastAPI, own_database: Database
+        self, own: AsyncClient, fresh_app: FastAPI, committing_database: Database
     ) -> None:
         """PostgreSQL sees the same of a process that was killed: a connection that ends."""
         working = asyncio.Event()
 
-        @own_app.post(WORK, status_code=201)
+        @fresh_app.post(WORK, status_code=201)
         async def work(db: DbSession) -> UUID:
             item = Item(**LAMP)
             db.add(item)
@@ -371,64 +375,68 @@ class TestFailure:
         headers = keyed()
         killed = asyncio.create_task(own.post(WORK, headers=headers))
         await working.wait()
-        await end_other_connections(own_database)
+        await end_other_connections(committing_database)
         response = await asyncio.wait_for(own.post(WORK, headers=headers), PATIENCE_SECONDS)
         killed.cancel()
         await asyncio.gather(killed, return_exceptions=True)
 
         assert (response.status_code, is_replay(response)) == (201, False)
         assert is_replay(await own.post(WORK, headers=headers))
-        assert await count(own_database) == 1
+        assert await count(committing_database) == 1
 
     async def test_of_the_commit_is_no_success(
-        self, own: AsyncClient, own_app: FastAPI, own_database: Database
+        self, own: AsyncClient, fresh_app: FastAPI, committing_database: Database
     ) -> None:
         ran_behind: list[str] = []
 
-        @own_app.post(WORK, status_code=201)
+        @fresh_app.post(WORK, status_code=201)
         async def work(db: DbSession, tasks: BackgroundTasks) -> None:
             tasks.add_task(ran_behind.append, WORK)
             await db.execute(text("INSERT INTO deferred VALUES (1), (1)"))
 
         await execute(
-            own_database,
+            committing_database,
             "CREATE TABLE deferred (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)",
         )
         response = await own.post(WORK, headers=keyed())
-        await execute(own_database, "DROP TABLE deferred")
+        await execute(committing_database, "DROP TABLE deferred")
 
         assert_problem(response, 500)
         assert ran_behind == []
-        assert await count(own_database, IdempotencyKey) == 0
+        assert await count(committing_database, IdempotencyKey) == 0
 
     @pytest.mark.parametrize("notices", [False, True])
     async def test_of_the_connection_is_503(
-        self, own: AsyncClient, own_app: FastAPI, own_database: Database, *, notices: bool
+        self, own: AsyncClient, fresh_app: FastAPI, committing_database: Database, *, notices: bool
     ) -> None:
-        @own_app.post(WORK, status_code=201)
+        @fresh_app.post(WORK, status_code=201)
         async def work(db: DbSession) -> None:
             db.add(Item(**LAMP))
             await db.flush()
-            await end_other_connections(own_database)
+            await end_other_connections(committing_database)
             if notices:
                 await db.execute(select(1))
 
         response = await own.post(WORK, headers=keyed())
 
         assert_problem(response, 503)
-        assert await count(own_database) == await count(own_database, IdempotencyKey) == 0
+        assert (
+            await count(committing_database)
+            == await count(committing_database, IdempotencyKey)
+            == 0
+        )
 
     async def test_rolls_back_whatever_a_handler_answers(
-        self, own: AsyncClient, own_app: FastAPI, own_database: Database
+        self, own: AsyncClient, fresh_app: FastAPI, committing_database: Database
     ) -> None:
         class LoginNeededError(Exception):
             pass
 
-        @own_app.exception_handler(LoginNeededError)
+        @fresh_app.exception_handler(LoginNeededError)
         async def go_to_login(_request: Request, _error: Exception) -> RedirectResponse:
             return RedirectResponse("/login", 303)
 
-        @own_app.post(WORK)
+        @fresh_app.post(WORK)
         async def work(db: DbSession) -> None:
             db.add(Item(**LAMP))
             await db.flush()
@@ -439,7 +447,11 @@ class TestFailure:
 
         assert [answer.status_code for answer in answers] == [303, 303]
         assert not any(map(is_replay, answers))
-        assert await count(own_database) == await count(own_database, IdempotencyKey) == 0
+        assert (
+            await count(committing_database)
+            == await count(committing_database, IdempotencyKey)
+            == 0
+        )
 
 
 async def execute(database: Database, statement: str) -> None:
@@ -456,14 +468,16 @@ async def end_other_connections(database: Database) -> None:
 
 
 async def test_tasks_behind_the_response_find_the_work_committed(
-    own: AsyncClient, own_app: FastAPI, own_database: Database
+    own: AsyncClient, fresh_app: FastAPI, committing_database: Database
 ) -> None:
     found = []
 
     async def look() -> None:
-        found.append((await count(own_database), await count(own_database, IdempotencyKey)))
+        found.append(
+            (await count(committing_database), await count(committing_database, IdempotencyKey))
+        )
 
-    @own_app.post(WORK, status_code=201)
+    @fresh_app.post(WORK, status_code=201)
     async def work(db: DbSession, tasks: BackgroundTasks) -> None:
         db.add(Item(**LAMP))
         tasks.add_task(look)
@@ -472,27 +486,27 @@ async def test_tasks_behind_the_response_find_the_work_committed(
     assert found == [(1, 1)]
 
 
-async def test_what_was_done_is_read_at_once(own_client: AsyncClient) -> None:
+async def test_what_was_done_is_read_at_once(committing_client: AsyncClient) -> None:
     """Also where an answer was kept that lacked it."""
     for _ in range(2):
-        assert (await own_client.get(ITEMS)).json()["items"] == []
+        assert (await committing_client.get(ITEMS)).json()["items"] == []
 
-    created = await own_client.post(ITEMS, json=LAMP, headers=keyed())
+    created = await committing_client.post(ITEMS, json=LAMP, headers=keyed())
 
-    assert (await own_client.get(ITEMS)).json()["items"] == [created.json()]
+    assert (await committing_client.get(ITEMS)).json()["items"] == [created.json()]
 
 
 async def test_a_key_costs_two_statements_and_none_costs_nothing(
-    own_client: AsyncClient, own_database: Database
+    committing_client: AsyncClient, committing_database: Database
 ) -> None:
     headers = keyed()
-    await own_client.post(ITEMS, json=LAMP, headers=keyed())  # warms up the connection
-    with recorded(own_database) as without:
-        await own_client.post(ITEMS, json=LAMP)
-    with recorded(own_database) as first:
-        await own_client.post(ITEMS, json=LAMP, headers=headers)
-    with recorded(own_database) as again:
-        await own_client.post(ITEMS, json=LAMP, headers=headers)
+    await committing_client.post(ITEMS, json=LAMP, headers=keyed())  # warms up the connection
+    with recorded(committing_database) as without:
+        await committing_client.post(ITEMS, json=LAMP)
+    with recorded(committing_database) as first:
+        await committing_client.post(ITEMS, json=LAMP, headers=headers)
+    with recorded(committing_database) as again:
+        await committing_client.post(ITEMS, json=LAMP, headers=headers)
 
     assert without == ["BEGIN", "INSERT", "COMMIT"]
     assert first == ["BEGIN", "WITH", "INSERT", "WITH", "COMMIT"]
@@ -504,11 +518,15 @@ async def test_a_key_costs_two_statements_and_none_costs_nothing(
     [("GET", "/api/v1/health/live", 200), ("POST", "/nowhere", 404), ("POST", "/metrics", 405)],
 )
 async def test_whatever_happens_in_no_post_is_left_alone(
-    own_client: AsyncClient, own_database: Database, method: str, path: str, status: int
+    committing_client: AsyncClient,
+    committing_database: Database,
+    method: str,
+    path: str,
+    status: int,
 ) -> None:
     """Also if the key is none."""
-    with recorded(own_database) as sent:
-        response = await own_client.request(method, path, headers=keyed("no key"))
+    with recorded(committing_database) as sent:
+        response = await committing_client.request(method, path, headers=keyed("no key"))
 
     assert response.status_code == status
     assert sent == []
@@ -527,8 +545,6 @@ async def test_the_document_offers_the_header_for_each_post(client: AsyncClient)
 
 
 async def test_browsers_may_see_what_is_a_replay(database: Database) -> None:
-    from main import create_application  # noqa: PLC0415 - it reads the settings when imported
-
     app = create_application(Settings(ENV="test", CORS_ORIGINS=["https://shop.example"]))
     headers = {"Origin": "https://shop.example"}
 

@@ -12,7 +12,7 @@ from main import MAX_BODY_BYTES
 from src.api.deps import ReadSession
 from src.db.models.item import Item
 from src.db.session import Database
-from tests.client import connect
+from tests.fixtures.client import connect
 
 
 def assert_problem(response: Response, status: int) -> None:
@@ -79,26 +79,26 @@ async def test_too_long_without_saying_so_first(client: AsyncClient) -> None:
 
 
 @pytest.fixture
-def faulty(own_app: FastAPI, database: Database) -> AsyncClient:
+def faulty(fresh_app: FastAPI, database: Database) -> AsyncClient:
     """The service with endpoints that fail in ways of their own."""
 
-    @own_app.get("/faulty/bug")
+    @fresh_app.get("/faulty/bug")
     async def bug() -> None:
         raise RuntimeError("the password is hunter2")
 
-    @own_app.get("/faulty/nul")
+    @fresh_app.get("/faulty/nul")
     async def nul(db: ReadSession) -> None:
         await db.execute(select(Item.id).where(Item.name == "\x00"))
 
-    @own_app.get("/faulty/teapot")
+    @fresh_app.get("/faulty/teapot")
     async def teapot() -> None:
         raise HTTPException(418, {"tea": "none"}, headers={"X-Tea": "none"})
 
-    @own_app.get("/faulty/unheard-of")
+    @fresh_app.get("/faulty/unheard-of")
     async def unheard_of() -> None:
         raise HTTPException(499)
 
-    @own_app.get("/faulty/half-way")
+    @fresh_app.get("/faulty/half-way")
     async def half_way() -> StreamingResponse:
         async def chunks() -> AsyncGenerator[bytes]:
             yield b"half"
@@ -106,7 +106,7 @@ def faulty(own_app: FastAPI, database: Database) -> AsyncClient:
 
         return StreamingResponse(chunks())
 
-    return connect(own_app, database)
+    return connect(fresh_app, database)
 
 
 async def test_text_that_no_schema_refused_is_the_caller_s_fault(faulty: AsyncClient) -> None:

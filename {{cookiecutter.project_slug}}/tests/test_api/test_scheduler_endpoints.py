@@ -11,7 +11,7 @@ from src.db.models.scheduler import SchedulerJob, SchedulerRun
 from src.db.session import Database
 from src.domain.scheduler import RunOutcome
 from src.schedulers.ledger import Ledger
-from tests.client import connect
+from tests.fixtures.client import connect
 
 JOBS = "/api/v1/scheduler/jobs"
 KEY = "k" * 32
@@ -22,18 +22,20 @@ async def test_nothing_has_run_yet(client: AsyncClient) -> None:
     assert (await client.get(JOBS)).json() == {"leader": None, "jobs": []}
 
 
-async def test_jobs_with_their_last_runs(own_client: AsyncClient, own_database: Database) -> None:
+async def test_jobs_with_their_last_runs(
+    committing_client: AsyncClient, committing_database: Database
+) -> None:
     """Any process can tell, whether it schedules or not."""
-    await Ledger(own_database).take_lease("web-1:7:1f3c9a52")
+    await Ledger(committing_database).take_lease("web-1:7:1f3c9a52")
     failed = {"outcome": RunOutcome.FAILED, "error": "ValueError: no", "holder": "x"}
-    async with own_database.transaction() as db:
+    async with committing_database.transaction() as db:
         db.add(SchedulerJob(id="a", trigger="interval[1:00:00]", next_tick=NOW))
         db.add(SchedulerJob(id="b", trigger="date", next_tick=None))
         for hours in range(1, 4):
             tick = NOW - timedelta(hours=hours)
             db.add(SchedulerRun(job="a", tick=tick, started_at=NOW, **failed))
 
-    body = (await own_client.get(JOBS, params={"runs": 2})).json()
+    body = (await committing_client.get(JOBS, params={"runs": 2})).json()
 
     assert body["leader"]["holder"] == "web-1:7:1f3c9a52"
     first, second = body["jobs"]

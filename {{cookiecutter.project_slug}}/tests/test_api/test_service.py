@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from main import create_application
 from src.core.config import Settings
 from src.db.session import Database
-from tests.client import connect
+from tests.fixtures.client import connect
 
 KEY = "a-key-of-sixteen-characters"
 

@@ -11,7 +11,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from src.db.session import Database
-from tests.client import connect
+from tests.fixtures.client import connect
 
 ITEMS = "/api/v1/items/"
 
@@ -50,11 +50,11 @@ def recorded(database: Database) -> Iterator[list[str]]:
 
 
 @pytest.fixture
-async def item(own_client: AsyncClient) -> str:
+async def item(committing_client: AsyncClient) -> str:
     """The path of an item; making it has warmed up the connection too."""
-    created = await own_client.post(ITEMS, json={"name": "Lamp"})
+    created = await committing_client.post(ITEMS, json={"name": "Lamp"})
     path: str = created.headers["location"]
-    await own_client.get(path)
+    await committing_client.get(path)
     return path
 
 
@@ -70,11 +70,11 @@ async def item(own_client: AsyncClient) -> str:
     ],
 )
 async def test_a_read_is_one_statement(
-    app: FastAPI, own_database: Database, item: str, path: str, statements: list[str]
+    app: FastAPI, committing_database: Database, item: str, path: str, statements: list[str]
 ) -> None:
     """In a process that has not read it before."""
-    client = connect(app, own_database)
-    with recorded(own_database) as sent:
+    client = connect(app, committing_database)
+    with recorded(committing_database) as sent:
         response = await client.get(path.replace("{item}", item))
 
     assert response.status_code == 200
@@ -82,16 +82,16 @@ async def test_a_read_is_one_statement(
 
 
 async def test_writes_do_no_more_than_they_must(
-    own_client: AsyncClient, own_database: Database, item: str
+    committing_client: AsyncClient, committing_database: Database, item: str
 ) -> None:
-    with recorded(own_database) as created:
-        await own_client.post(ITEMS, json={"name": "Lamp"})
-    with recorded(own_database) as changed:
-        await own_client.patch(item, json={"name": "Light"})
-    with recorded(own_database) as unchanged:
-        await own_client.patch(item, json={})
-    with recorded(own_database) as deleted:
-        await own_client.delete(item)
+    with recorded(committing_database) as created:
+        await committing_client.post(ITEMS, json={"name": "Lamp"})
+    with recorded(committing_database) as changed:
+        await committing_client.patch(item, json={"name": "Light"})
+    with recorded(committing_database) as unchanged:
+        await committing_client.patch(item, json={})
+    with recorded(committing_database) as deleted:
+        await committing_client.delete(item)
 
     assert created == ["BEGIN", "INSERT", "COMMIT"]
     assert changed == ["BEGIN", "SELECT", "UPDATE", "COMMIT"]
@@ -100,9 +100,9 @@ async def test_writes_do_no_more_than_they_must(
 
 
 async def test_a_refused_request_sends_nothing(
-    own_client: AsyncClient, own_database: Database
+    committing_client: AsyncClient, committing_database: Database
 ) -> None:
-    with recorded(own_database) as sent:
-        assert (await own_client.post(ITEMS, json={})).status_code == 422
+    with recorded(committing_database) as sent:
+        assert (await committing_client.post(ITEMS, json={})).status_code == 422
 
     assert sent == []

@@ -16,7 +16,7 @@ from src.db.models.task import OutboxMessage
 from src.db.session import Database
 from src.domain.task import TaskStatus
 from src.repositories.task import TaskRepository
-from tests.client import connect
+from tests.fixtures.client import connect
 from tests.test_api.test_statements import recorded
 
 IMPORTS = "/api/v1/item-imports/"
@@ -184,19 +184,21 @@ async def test_the_request_is_named_in_the_message(client: AsyncClient, database
 
 
 async def test_to_accept_is_one_transaction(
-    own_client: AsyncClient, own_database: Database
+    committing_client: AsyncClient, committing_database: Database
 ) -> None:
     """A statement each for the file, the task and the message."""
-    await own_client.post(IMPORTS, content="name\nLamp\n", headers=CSV)
-    with recorded(own_database) as sent:
-        await own_client.post(IMPORTS, content="name\nLamp\n", headers=CSV)
+    await committing_client.post(IMPORTS, content="name\nLamp\n", headers=CSV)
+    with recorded(committing_database) as sent:
+        await committing_client.post(IMPORTS, content="name\nLamp\n", headers=CSV)
 
     assert sent == ["BEGIN", "INSERT", "INSERT", "INSERT", "COMMIT"]
 
 
-async def test_to_follow_is_one_statement(own_client: AsyncClient, own_database: Database) -> None:
-    location = (await post_import(own_client)).headers["Location"]
-    with recorded(own_database) as sent:
-        await own_client.get(location)
+async def test_to_follow_is_one_statement(
+    committing_client: AsyncClient, committing_database: Database
+) -> None:
+    location = (await post_import(committing_client)).headers["Location"]
+    with recorded(committing_database) as sent:
+        await committing_client.get(location)
 
     assert sent == ["SELECT"]

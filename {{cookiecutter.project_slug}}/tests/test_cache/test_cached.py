@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from src.cache import Cache, CacheBackend, MemoryBackend, cached, use_cache
 from src.db.models.item import Item
 from src.db.session import Database
-from tests.client import connect
+from tests.fixtures.client import connect
 from tests.test_cache.caching_contract import PATIENCE_SECONDS, CachingContract
 
 
@@ -64,14 +64,14 @@ async def test_without_a_cache_the_function_runs() -> None:
     assert await get_user("1") == {"id": "1", "details": False}
 
 
-async def test_it_can_be_a_dependency(own_app: FastAPI, database: Database) -> None:
-    @own_app.get("/users/{user_id}")
+async def test_it_can_be_a_dependency(fresh_app: FastAPI, database: Database) -> None:
+    @fresh_app.get("/users/{user_id}")
     async def show(
         user: Annotated[dict[str, Any], Depends(get_user)],
     ) -> dict[str, Any]:
         return user
 
-    client: AsyncClient = connect(own_app, database)
+    client: AsyncClient = connect(fresh_app, database)
     for _ in range(2):
         found = await client.get("/users/7?details=true")
         assert found.json() == {"id": "7", "details": True}

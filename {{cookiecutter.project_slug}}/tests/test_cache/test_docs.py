@@ -15,7 +15,7 @@ from src.cache import Cache, MemoryBackend, use_cache
 from src.core.config import ROOT
 from src.db.models.item import Item
 from src.db.session import Database
-from tests.client import connect
+from tests.fixtures.client import connect
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -71,11 +71,11 @@ def cache() -> Cache:
 
 
 @pytest.fixture
-async def visitor(examples: Examples, own_app: FastAPI, database: Database) -> AsyncClient:
+async def visitor(examples: Examples, fresh_app: FastAPI, database: Database) -> AsyncClient:
     """A client of an application that has the routers of the examples too."""
     for router in examples.routers:
-        own_app.include_router(router)
-    return connect(own_app, database)
+        fresh_app.include_router(router)
+    return connect(fresh_app, database)
 
 
 async def test_functions_and_invalidation(examples: Examples, cache: Cache) -> None:
@@ -169,7 +169,7 @@ async def test_the_test(examples: Examples) -> None:
     assert calls == ["fetch 7"]
 
 
-async def test_the_guide(own_app: FastAPI, database: Database, cache: Cache) -> None:
+async def test_the_guide(fresh_app: FastAPI, database: Database, cache: Cache) -> None:
     """What DEVELOPER-GUIDE.md shows of the cache is true as well."""
     guide = (ROOT / "DEVELOPER-GUIDE.md").read_text("utf-8")
     names: dict[str, Any] = {
@@ -185,8 +185,8 @@ async def test_the_guide(own_app: FastAPI, database: Database, cache: Cache) -> 
         before = [await names["get_user"]("7") for _ in range(2)]
         await names["update_user"]("7", "EUR")
         after = await names["get_user"]("7")
-    own_app.include_router(names["router"])
-    async with connect(own_app, database) as visitor:
+    fresh_app.include_router(names["router"])
+    async with connect(fresh_app, database) as visitor:
         greetings = [(await visitor.get("/greetings/Ann")).json() for _ in range(2)]
 
     assert [user.currency for user in (*before, after)] == ["CHF", "CHF", "EUR"]

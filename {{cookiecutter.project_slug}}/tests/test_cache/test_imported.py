@@ -5,15 +5,15 @@ from fastapi import FastAPI
 from src.cache import Cache, MemoryBackend, use_cache
 from src.db.session import Database
 from src.services.item_import import ItemImportService
-from tests.client import connect
+from tests.fixtures.client import connect
 
 ITEMS = "/api/v1/items/"
 
 
-async def test_an_import_invalidates_lists(app: FastAPI, own_database: Database) -> None:
+async def test_an_import_invalidates_lists(app: FastAPI, committing_database: Database) -> None:
     """With each batch, once it is committed."""
     cache = Cache(MemoryBackend(), ttl=60)
-    client = connect(app, own_database, own_cache=cache)
+    client = connect(app, committing_database, own_cache=cache)
 
     async def read() -> list[str]:
         listed = (await client.get(ITEMS)).json()["items"]
@@ -21,15 +21,15 @@ async def test_an_import_invalidates_lists(app: FastAPI, own_database: Database)
         assert len(listed) == len(found)
         return [item["name"] for item in listed]
 
-    async with own_database.transaction() as db:
+    async with committing_database.transaction() as db:
         started = await ItemImportService.start(db, b"name\nLamp 1\nLamp 2\n")
     assert await read() == []
     with use_cache(cache):
-        async with own_database.transaction() as db:
+        async with committing_database.transaction() as db:
             await ItemImportService.import_batch(db, started.id, limit=1)
             assert await read() == []
         assert await read() == ["Lamp 1"]
-        async with own_database.transaction() as db:
+        async with committing_database.transaction() as db:
             await ItemImportService.import_batch(db, started.id, limit=1)
 
     assert await read() == ["Lamp 2", "Lamp 1"]

@@ -88,7 +88,7 @@ async def test_after_a_rollback_all_is_as_it_was(
 
 
 async def test_a_function_that_commits_by_itself_invalidates_though_it_reads_on(
-    own_database: Database, read: Callable[[], Awaitable[int]], store: Store
+    committing_database: Database, read: Callable[[], Awaitable[int]], store: Store
 ) -> None:
     @invalidate_cache("value")
     async def change(session: AsyncSession) -> None:
@@ -98,7 +98,7 @@ async def test_a_function_that_commits_by_itself_invalidates_though_it_reads_on(
         await session.execute(text("SELECT 1"))
 
     await read()
-    async with own_database.writes() as session:
+    async with committing_database.writes() as session:
         await change(session)
     assert await read() == 2
 
@@ -108,9 +108,11 @@ async def names(session: AsyncSession) -> list[str]:
     return list(await session.scalars(select(Item.name)))
 
 
-async def test_what_is_uncommitted_is_seen_by_its_writer_alone(own_database: Database) -> None:
-    async with own_database.reads() as reads:
-        async with own_database.transaction() as session:
+async def test_what_is_uncommitted_is_seen_by_its_writer_alone(
+    committing_database: Database,
+) -> None:
+    async with committing_database.reads() as reads:
+        async with committing_database.transaction() as session:
             assert await names(reads) == []
             session.add(Item(name="Lamp"))
             await session.flush()

@@ -46,9 +46,9 @@ def cache(backend: Recording) -> Iterator[Cache]:
 
 
 @pytest.fixture
-async def session(own_database: Database) -> AsyncGenerator[AsyncSession]:
+async def session(committing_database: Database) -> AsyncGenerator[AsyncSession]:
     """A session that expires objects as it commits, as SQLAlchemy's own do."""
-    engine = own_database.writes.kw["bind"]
+    engine = committing_database.writes.kw["bind"]
     async with async_sessionmaker(engine)() as session:
         await session.execute(text("CREATE TABLE book (id serial PRIMARY KEY, shelf text)"))
         await session.commit()

@@ -18,7 +18,9 @@ from src.schedulers.context import transaction
 
 
 @pytest.fixture
-async def scheduled(own_url: URL, own_database: Database) -> AsyncGenerator[asyncio.Event]:
+async def scheduled(
+    committing_url: URL, committing_database: Database
+) -> AsyncGenerator[asyncio.Event]:
     """Yield what lets a job write, and is cleared once it has."""
     written = asyncio.Event()
 
@@ -33,21 +35,21 @@ async def scheduled(own_url: URL, own_database: Database) -> AsyncGenerator[asyn
         scheduler.add_job(write, "interval", hours=1, id="write", next_run_time=now)
 
     settings = Settings(
-        ENV="test", DATABASE_URL=SecretStr(own_url.render_as_string(hide_password=False))
+        ENV="test", DATABASE_URL=SecretStr(committing_url.render_as_string(hide_password=False))
     )
     with use_cache(Cache(MemoryBackend(), ttl=60)):
-        async with open_scheduler(settings, own_database, setup=setup):
+        async with open_scheduler(settings, committing_database, setup=setup):
             yield written
 
 
-async def test_a_job_invalidates(scheduled: asyncio.Event, own_database: Database) -> None:
+async def test_a_job_invalidates(scheduled: asyncio.Event, committing_database: Database) -> None:
     reads = 0
 
     @cached(key="names", tags=["items"])
     async def names() -> list[str]:
         nonlocal reads
         reads += 1
-        async with own_database.reads() as session:
+        async with committing_database.reads() as session:
             return list(await session.scalars(select(Item.name)))
 
     assert (await names(), await names(), reads) == ([], [], 1)

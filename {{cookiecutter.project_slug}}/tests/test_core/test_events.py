@@ -5,11 +5,11 @@ from sqlalchemy import URL
 
 from main import create_application
 from src.core.config import Settings
-from tests.client import connect
+from tests.fixtures.client import connect
 
 
-async def test_the_process_opens_and_closes_what_requests_use(own_url: URL) -> None:
-    url = SecretStr(own_url.render_as_string(hide_password=False))
+async def test_the_process_opens_and_closes_what_requests_use(committing_url: URL) -> None:
+    url = SecretStr(committing_url.render_as_string(hide_password=False))
     settings = Settings(ENV="test", DATABASE_URL=url)
     app: FastAPI = create_application(settings)
 

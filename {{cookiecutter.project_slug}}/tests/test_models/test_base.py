@@ -58,14 +58,14 @@ async def test_keys_are_in_order_of_creation(db: AsyncSession) -> None:
     assert [item.name for item in found] == [f"Lamp {n}" for n in range(20)]
 
 
-async def test_a_locked_row_is_read_anew(own_database: Database) -> None:
+async def test_a_locked_row_is_read_anew(committing_database: Database) -> None:
     """What the session knows of it from before the lock may be old."""
-    async with own_database.transaction() as session:
+    async with committing_database.transaction() as session:
         item = await ItemRepository(session).add(Item(name="Lamp"))
-    async with own_database.transaction() as session:
+    async with committing_database.transaction() as session:
         repository = ItemRepository(session)
         assert await repository.get(item.id) is not None
-        async with own_database.transaction() as other:
+        async with committing_database.transaction() as other:
             (await ItemRepository(other).get_for_update(item.id) or item).name = "Light"
 
         found = await repository.get_for_update(item.id)

@@ -47,8 +47,10 @@ async def test_a_callback_waits_for_the_commit(database: Database, calls: Calls)
     assert len(calls) == 1
 
 
-async def test_a_session_of_any_sessionmaker_will_do(own_database: Database, calls: Calls) -> None:
-    engine = own_database.writes.kw["bind"]
+async def test_a_session_of_any_sessionmaker_will_do(
+    committing_database: Database, calls: Calls
+) -> None:
+    engine = committing_database.writes.kw["bind"]
     async with async_sessionmaker(engine)() as session:
         await session.execute(text("SELECT 1"))
         await after_commit(calls.note)
@@ -68,8 +70,8 @@ async def test_after_a_rollback_nothing_happens(database: Database, calls: Calls
     assert not calls
 
 
-async def test_a_commit_that_fails_is_none(own_database: Database, calls: Calls) -> None:
-    async with own_database.writes() as session:
+async def test_a_commit_that_fails_is_none(committing_database: Database, calls: Calls) -> None:
+    async with committing_database.writes() as session:
         await session.execute(
             text("CREATE TEMPORARY TABLE one (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
         )
@@ -95,13 +97,13 @@ async def test_savepoints_count_with_what_becomes_of_them(db: AsyncSession, call
 
 
 async def test_of_two_sessions_either_may_have_written(
-    own_database: Database, calls: Calls
+    committing_database: Database, calls: Calls
 ) -> None:
     """Neither hides what the other has not committed yet."""
-    async with own_database.transaction() as session:
+    async with committing_database.transaction() as session:
         session.add(Item(name="Lamp"))
         await session.flush()
-        async with own_database.transaction() as other:
+        async with committing_database.transaction() as other:
             await other.execute(text("SELECT 1"))
             assert has_uncommitted_changes()
             await after_commit(calls.note, [session.sync_session])
@@ -112,19 +114,19 @@ async def test_of_two_sessions_either_may_have_written(
 
 
 async def test_a_reading_session_does_not_hide_the_transaction(
-    own_database: Database, calls: Calls
+    committing_database: Database, calls: Calls
 ) -> None:
-    async with own_database.transaction(), own_database.reads() as reads:
+    async with committing_database.transaction(), committing_database.reads() as reads:
         await after_commit(calls.note, [reads.sync_session])
         assert not calls
     assert len(calls) == 1
 
 
 async def test_what_begins_after_the_commit_is_not_waited_for(
-    own_database: Database, calls: Calls
+    committing_database: Database, calls: Calls
 ) -> None:
     """A session that commits and then refreshes has begun anew, and may never commit again."""
-    async with own_database.writes() as session:
+    async with committing_database.writes() as session:
         with watch_commits() as watch:
             await session.execute(text("SELECT 1"))
             await session.commit()
@@ -134,7 +136,7 @@ async def test_what_begins_after_the_commit_is_not_waited_for(
 
 
 async def test_a_task_that_outlives_the_transaction_is_not_in_it(
-    own_database: Database, calls: Calls
+    committing_database: Database, calls: Calls
 ) -> None:
     ended = asyncio.Event()
 
@@ -144,7 +146,7 @@ async def test_a_task_that_outlives_the_transaction_is_not_in_it(
         assert not has_uncommitted_changes()
         await after_commit(calls.note)
 
-    async with own_database.transaction() as session:
+    async with committing_database.transaction() as session:
         await session.execute(text("CREATE TEMPORARY TABLE one (id int)"))
         task = asyncio.create_task(outlive())
         await asyncio.sleep(0)
@@ -166,7 +168,7 @@ async def test_a_callback_that_fails_neither_undoes_nor_stops_anything(
 
 
 async def test_who_is_cancelled_while_committing_may_have_committed(
-    own_database: Database,
+    committing_database: Database,
 ) -> None:
     called = asyncio.Event()
 
@@ -174,7 +176,7 @@ async def test_who_is_cancelled_while_committing_may_have_committed(
         called.set()
 
     async def change() -> None:
-        async with own_database.writes() as session:
+        async with committing_database.writes() as session:
             for statement in SLOW_COMMIT:
                 await session.execute(text(statement))
             await after_commit(note)
@@ -193,7 +195,9 @@ async def test_who_is_cancelled_while_committing_may_have_committed(
         await called.wait()
 
 
-async def test_who_is_cancelled_after_the_commit_has_committed(own_database: Database) -> None:
+async def test_who_is_cancelled_after_the_commit_has_committed(
+    committing_database: Database,
+) -> None:
     begun, gate, called = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def note() -> None:
@@ -202,7 +206,7 @@ async def test_who_is_cancelled_after_the_commit_has_committed(own_database: Dat
         called.set()
 
     async def change() -> None:
-        async with own_database.writes() as session:
+        async with committing_database.writes() as session:
             await session.execute(text("SELECT 1"))
             await after_commit(note)
             await session.commit()

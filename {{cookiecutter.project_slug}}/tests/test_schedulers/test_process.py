@@ -105,15 +105,18 @@ def test_help_is_there(call: Call, capsys: pytest.CaptureFixture[str], command: 
 
 
 async def test_jobs_are_laid_out_for_a_terminal(
-    own_database: Database, own_url: URL, call: Call, capsys: pytest.CaptureFixture[str]
+    committing_database: Database,
+    committing_url: URL,
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    url = own_url.render_as_string(hide_password=False)
+    url = committing_url.render_as_string(hide_password=False)
     now = in_time()
     assert await asyncio.to_thread(call, "scheduler", "jobs", DATABASE_URL=url) == 0
     assert capsys.readouterr().out == "No leader.\n"
 
-    await Ledger(own_database).take_lease("web-1:7:1f3c9a52")
-    async with own_database.transaction() as session:
+    await Ledger(committing_database).take_lease("web-1:7:1f3c9a52")
+    async with committing_database.transaction() as session:
         session.add(SchedulerJob(id="job", trigger="interval[1:00:00]", next_tick=now))
         session.add(
             SchedulerRun(
@@ -141,9 +144,9 @@ def test_dev_runs_it_beside_the_api_unless_it_is_off() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
-async def test_the_process_runs_jobs_until_it_is_told_to_stop(own_url: URL) -> None:
+async def test_the_process_runs_jobs_until_it_is_told_to_stop(committing_url: URL) -> None:
     """With the jobs of the service, one of which runs at once, the first time of all."""
-    url = own_url.render_as_string(hide_password=False)
+    url = committing_url.render_as_string(hide_password=False)
     running = await asyncio.create_subprocess_exec(
         sys.executable, "cli.py", "scheduler",
         cwd=ROOT, env=os.environ | {"DATABASE_URL": url, "LOG_LEVEL": "INFO"},
@@ -165,13 +168,13 @@ async def test_the_process_runs_jobs_until_it_is_told_to_stop(own_url: URL) -> N
     assert b"scheduler_stopped" in told
 
 
-async def test_a_signal_ends_it(own_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_signal_ends_it(committing_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its metrics served meanwhile where a port is given."""
     handlers: dict[int, Callable[..., None]] = {}
     served: list[int] = []
     monkeypatch.setattr(signal, "signal", handlers.__setitem__)
     monkeypatch.setattr(process, "start_http_server", served.append)
-    url = SecretStr(own_url.render_as_string(hide_password=False))
+    url = SecretStr(committing_url.render_as_string(hide_password=False))
     settings = Settings(ENV="test", DATABASE_URL=url)
     running = asyncio.create_task(
         process.run(settings, drain=1, metrics_port=9000, setup=lambda _: None)

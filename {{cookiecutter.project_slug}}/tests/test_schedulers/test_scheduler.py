@@ -46,15 +46,15 @@ def _stable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def settings(own_url: URL) -> Settings:
-    return settings_for(own_url)
+def settings(committing_url: URL) -> Settings:
+    return settings_for(committing_url)
 
 
 Schedule = Callable[..., Any]
 
 
 @pytest.fixture
-def schedule(settings: Settings, own_database: Database) -> Schedule:
+def schedule(settings: Settings, committing_database: Database) -> Schedule:
     @asynccontextmanager
     async def schedule(
         job: Callable[..., object], *, drain: float = 1, **options: Any
@@ -64,7 +64,7 @@ def schedule(settings: Settings, own_database: Database) -> Schedule:
         def setup(scheduler: AsyncIOScheduler) -> None:
             scheduler.add_job(job, id="job", **options)
 
-        async with open_scheduler(settings, own_database, setup=setup, drain=drain):
+        async with open_scheduler(settings, committing_database, setup=setup, drain=drain):
             yield
 
     return schedule
@@ -110,7 +110,9 @@ async def remember(database: Database, *, next_tick: datetime | None, trigger: s
 async def nothing() -> None: ...
 
 
-async def test_a_tick_is_run_recorded_and_shown(schedule: Schedule, own_database: Database) -> None:
+async def test_a_tick_is_run_recorded_and_shown(
+    schedule: Schedule, committing_database: Database
+) -> None:
     ticks = []
 
     async def job() -> None:
@@ -118,8 +120,8 @@ async def test_a_tick_is_run_recorded_and_shown(schedule: Schedule, own_database
 
     before = counted(RunOutcome.SUCCEEDED)
     async with schedule(job):
-        (run,) = await runs_of(own_database)
-        shown = await overview(own_database)
+        (run,) = await runs_of(committing_database)
+        shown = await overview(committing_database)
 
     assert (run.outcome, run.error, run.tick) == (RunOutcome.SUCCEEDED, None, ticks[0])
     assert run.finished_at is not None
@@ -131,7 +133,7 @@ async def test_a_tick_is_run_recorded_and_shown(schedule: Schedule, own_database
 
 
 async def test_a_job_that_fails_is_told_of_and_the_next_tick_runs(
-    schedule: Schedule, own_database: Database
+    schedule: Schedule, committing_database: Database
 ) -> None:
     """The log has the traceback, the history its last line; `sys.exit` is no way out either."""
     errors = iter([ValueError("no lamps\0"), SystemExit(3)])
@@ -144,7 +146,7 @@ async def test_a_job_that_fails_is_told_of_and_the_next_tick_runs(
         async with schedule(job, hours=0, seconds=0.2):
             await until(lambda: counted(RunOutcome.FAILED) >= before + 3)
 
-    runs = await runs_of(own_database, count=3)
+    runs = await runs_of(committing_database, count=3)
     second, first = [run for run in runs if run.outcome is RunOutcome.FAILED][-2:]
     assert (first.outcome, first.error) == (RunOutcome.FAILED, "ValueError: no lamps\\0")
     assert second.error == "SystemExit: 3"
@@ -152,7 +154,9 @@ async def test_a_job_that_fails_is_told_of_and_the_next_tick_runs(
     assert next(log for log in logs if log["event"] == "job_failed")["exc_info"] is True
 
 
-async def test_a_job_never_overlaps_itself(schedule: Schedule, own_database: Database) -> None:
+async def test_a_job_never_overlaps_itself(
+    schedule: Schedule, committing_database: Database
+) -> None:
     """Not even where it says that it may; the ticks in between are skipped, and said to be."""
     running = most = 0
 
@@ -164,7 +168,7 @@ async def test_a_job_never_overlaps_itself(schedule: Schedule, own_database: Dat
         running -= 1
 
     async with schedule(job, hours=0, seconds=0.1, max_instances=5):
-        runs = await runs_of(own_database, count=6)
+        runs = await runs_of(committing_database, count=6)
 
     assert most == 1
     assert RunOutcome.SKIPPED in {run.outcome for run in runs}
@@ -174,15 +178,15 @@ async def test_a_job_never_overlaps_itself(schedule: Schedule, own_database: Dat
     ("grace", "outcome"), [(None, RunOutcome.SUCCEEDED), (60, RunOutcome.MISSED)]
 )
 async def test_ticks_of_an_outage_are_caught_up_once_or_skipped(
-    schedule: Schedule, own_database: Database, grace: int | None, outcome: RunOutcome
+    schedule: Schedule, committing_database: Database, grace: int | None, outcome: RunOutcome
 ) -> None:
     """By the job's policy. Ticks keep their rhythm, whoever leads and whenever it started."""
     missed = datetime.now(UTC) - timedelta(days=400, minutes=20)
-    await remember(own_database, next_tick=missed, trigger="interval[1:00:00]")
+    await remember(committing_database, next_tick=missed, trigger="interval[1:00:00]")
 
     async with schedule(nothing, next_run_time=in_time() + HOUR, misfire_grace_time=grace):
-        (run,) = await runs_of(own_database)
-        shown = await overview(own_database)
+        (run,) = await runs_of(committing_database)
+        shown = await overview(committing_database)
 
     assert (run.outcome, (run.tick - missed) % HOUR) == (outcome, timedelta(0))
     assert timedelta(0) < datetime.now(UTC) - run.tick < HOUR
@@ -190,64 +194,66 @@ async def test_ticks_of_an_outage_are_caught_up_once_or_skipped(
 
 
 async def test_without_coalescing_every_missed_tick_runs(
-    schedule: Schedule, own_database: Database
+    schedule: Schedule, committing_database: Database
 ) -> None:
     missed = datetime.now(UTC) - timedelta(hours=2, minutes=20)
-    await remember(own_database, next_tick=missed, trigger="interval[1:00:00]")
+    await remember(committing_database, next_tick=missed, trigger="interval[1:00:00]")
 
     async with schedule(nothing, coalesce=False, misfire_grace_time=None):
-        runs = await runs_of(own_database, count=3)
+        runs = await runs_of(committing_database, count=3)
 
     assert [run.tick for run in runs] == [missed + n * HOUR for n in (2, 1, 0)]
 
 
 async def test_a_restart_neither_repeats_nor_puts_off(
-    schedule: Schedule, own_database: Database
+    schedule: Schedule, committing_database: Database
 ) -> None:
     """An hourly job of a service that is deployed every half hour runs all the same."""
     async with schedule(nothing):
-        (run,) = await runs_of(own_database)
+        (run,) = await runs_of(committing_database)
     async with schedule(nothing):
-        await leader_of(own_database)
+        await leader_of(committing_database)
         await asyncio.sleep(2 * SOON.total_seconds())  # for a tick that must not come
-        shown = await overview(own_database)
+        shown = await overview(committing_database)
 
     assert len(shown.jobs[0].runs) == 1
     assert shown.jobs[0].next_tick == run.tick + HOUR
 
 
-async def test_a_job_of_one_tick_is_over_then(settings: Settings, own_database: Database) -> None:
+async def test_a_job_of_one_tick_is_over_then(
+    settings: Settings, committing_database: Database
+) -> None:
     at = datetime.now(UTC)
 
     def setup(scheduler: AsyncIOScheduler) -> None:
         scheduler.add_job(nothing, "date", run_date=at, id="job")
 
     for _ in range(2):
-        async with open_scheduler(settings, own_database, setup=setup):
-            await runs_of(own_database)
-    (job,) = (await overview(own_database)).jobs
+        async with open_scheduler(settings, committing_database, setup=setup):
+            await runs_of(committing_database)
+    (job,) = (await overview(committing_database)).jobs
 
     assert ([run.tick for run in job.runs], job.next_tick) == ([at], None)
 
 
 async def test_a_job_that_runs_by_another_clock_now_begins_anew(
-    schedule: Schedule, own_database: Database
+    schedule: Schedule, committing_database: Database
 ) -> None:
     """And one that is gone from the code is gone from the table."""
     far = datetime.now(UTC) + timedelta(days=1)
-    await remember(own_database, next_tick=far, trigger="interval[1 day, 0:00:00]")
-    async with own_database.transaction() as session:
+    await remember(committing_database, next_tick=far, trigger="interval[1 day, 0:00:00]")
+    async with committing_database.transaction() as session:
         session.add(SchedulerJob(id="gone", trigger="date", next_tick=None))
 
     async with schedule(nothing):
-        await runs_of(own_database)
-        assert [job.id for job in (await overview(own_database)).jobs] == ["job"]
+        await runs_of(committing_database)
+        assert [job.id for job in (await overview(committing_database)).jobs] == ["job"]
 
 
 async def test_what_a_dead_leader_left_running_is_lost(
-    schedule: Schedule, own_database: Database
+    schedule: Schedule, committing_database: Database
 ) -> None:
-    async with own_database.transaction() as session:
+    async with committing_database.transaction() as session:
         long_ago = datetime.now(UTC) - HOUR
         session.add(
             SchedulerRun(
@@ -257,16 +263,16 @@ async def test_what_a_dead_leader_left_running_is_lost(
         )  # fmt: skip
 
     async with schedule(nothing):
-        runs = await runs_of(own_database, count=2)
+        runs = await runs_of(committing_database, count=2)
 
     assert [run.outcome for run in runs] == [RunOutcome.SUCCEEDED, RunOutcome.LOST]
 
 
 async def test_only_who_has_the_lease_may_claim_and_each_tick_once(
-    own_database: Database,
+    committing_database: Database,
 ) -> None:
     """The fence: neither a leader that woke up too late nor the next one can run it again."""
-    ledger = Ledger(own_database)
+    ledger = Ledger(committing_database)
     tick = datetime.now(UTC)
     claims: list[bool] = []
     for holder in ("one", "one", "two"):
@@ -291,7 +297,11 @@ async def test_only_who_has_the_lease_may_claim_and_each_tick_once(
     ],
 )
 async def test_what_runs_at_shutdown_gets_a_while_to_finish(
-    schedule: Schedule, own_database: Database, drain: float, seconds: float, outcome: RunOutcome
+    schedule: Schedule,
+    committing_database: Database,
+    drain: float,
+    seconds: float,
+    outcome: RunOutcome,
 ) -> None:
     """Then it is cancelled; either way the history says so, and the lease is free at once."""
     started = asyncio.Event()
@@ -303,15 +313,15 @@ async def test_what_runs_at_shutdown_gets_a_while_to_finish(
     async with asyncio.timeout(PATIENCE_SECONDS), schedule(job, drain=drain):
         await started.wait()
 
-    (run,) = await runs_of(own_database)
+    (run,) = await runs_of(committing_database)
     assert run.outcome is outcome
-    assert (await overview(own_database)).leader is None
+    assert (await overview(committing_database)).leader is None
 
 
 async def test_a_database_that_is_away_is_said_once_and_holds_up_no_shutdown(
-    own_url: URL, own_database: Database, monkeypatch: pytest.MonkeyPatch
+    committing_url: URL, committing_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proxy = Proxy(own_url)
+    proxy = Proxy(committing_url)
     await proxy.start()
     await proxy.stop()
     attempts: list[str] = []
@@ -326,7 +336,7 @@ async def test_a_database_that_is_away_is_said_once_and_holds_up_no_shutdown(
     monkeypatch.setattr(Ledger, "take_lease", try_to_take_lease)
     with capture_logs() as logs:
         async with asyncio.timeout(PATIENCE_SECONDS):
-            async with open_scheduler(settings_for(proxy.url), own_database):
+            async with open_scheduler(settings_for(proxy.url), committing_database):
                 await until(lambda: len(attempts) == 3)
 
     assert [log["event"] for log in logs] == ["scheduler_waits_for_database"]
@@ -341,7 +351,7 @@ async def test_a_database_that_is_away_is_said_once_and_holds_up_no_shutdown(
 )
 async def test_a_job_that_cannot_work_is_refused_at_the_start(
     settings: Settings,
-    own_database: Database,
+    committing_database: Database,
     job: Callable[..., object],
     options: dict[str, str],
     error: type[Exception],
@@ -352,22 +362,22 @@ async def test_a_job_that_cannot_work_is_refused_at_the_start(
         scheduler.add_job(job, "interval", hours=1, **options)
 
     with pytest.raises(error, match="job"):
-        async with open_scheduler(settings, own_database, setup=setup):
+        async with open_scheduler(settings, committing_database, setup=setup):
             pass
 
 
-async def test_the_lease_is_one_row(own_database: Database) -> None:
+async def test_the_lease_is_one_row(committing_database: Database) -> None:
     """Of those who try at once, one gets it."""
 
     async def take(n: int) -> bool:
-        async with own_database.reads() as session:
+        async with committing_database.reads() as session:
             return await SchedulerRepository(session).take_lease(f"{n}", seconds=60)
 
     assert sum(await asyncio.gather(*map(take, range(10)))) == 1
 
 
 async def test_who_loses_the_lead_stops_at_once_and_stands_by(
-    schedule: Schedule, own_database: Database
+    schedule: Schedule, committing_database: Database
 ) -> None:
     """What it was running is cancelled: another may have begun the next tick."""
     cancelled = asyncio.Event()
@@ -379,12 +389,12 @@ async def test_who_loses_the_lead_stops_at_once_and_stands_by(
             cancelled.set()
 
     async with schedule(job):
-        first = await leader_of(own_database)
-        await Ledger(own_database).release_lease(first)
+        first = await leader_of(committing_database)
+        await Ledger(committing_database).release_lease(first)
         async with asyncio.timeout(PATIENCE_SECONDS):
             await cancelled.wait()
-        (run,) = await runs_of(own_database)
-        second = await leader_of(own_database)
+        (run,) = await runs_of(committing_database)
+        second = await leader_of(committing_database)
 
     assert run.outcome is RunOutcome.CANCELLED
     assert second != first
@@ -400,10 +410,10 @@ async def leader_of(database: Database) -> str:
 
 
 async def test_a_short_outage_costs_neither_the_lead_nor_a_tick(
-    own_url: URL, own_database: Database
+    committing_url: URL, committing_database: Database
 ) -> None:
     """The claim is tried again, and so is the record of how the run ended."""
-    proxy = Proxy(own_url)
+    proxy = Proxy(committing_url)
     await proxy.start()
     stopped = 0
 
@@ -417,16 +427,16 @@ async def test_a_short_outage_costs_neither_the_lead_nor_a_tick(
         scheduler.add_job(job, "interval", seconds=0.5, id="job", next_run_time=in_time())
 
     with capture_logs() as logs:
-        async with open_scheduler(settings_for(proxy.url), own_database, setup=setup):
-            await leader_of(own_database)
+        async with open_scheduler(settings_for(proxy.url), committing_database, setup=setup):
+            await leader_of(committing_database)
             await until(lambda: "scheduler_waits_for_database" in [log["event"] for log in logs])
             await asyncio.sleep(0.6)  # for a tick, and for what is tried again
             await proxy.start()
             async with asyncio.timeout(PATIENCE_SECONDS):
-                runs = await runs_of(own_database, count=4)
+                runs = await runs_of(committing_database, count=4)
                 while not all(run.finished_at for run in runs[-2:]):
                     await asyncio.sleep(0.02)
-                    runs = await runs_of(own_database, count=4)
+                    runs = await runs_of(committing_database, count=4)
 
     assert len({run.holder for run in runs}) == 1
     assert {run.outcome for run in runs[-2:]} <= {RunOutcome.SUCCEEDED, RunOutcome.SKIPPED}

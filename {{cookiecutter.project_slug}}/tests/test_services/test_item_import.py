@@ -155,56 +155,60 @@ async def test_a_file_of_bad_rows_alone(database: Database) -> None:
     assert await names(database) == []
 
 
-async def test_a_batch_that_was_killed_is_imported_again(own_database: Database) -> None:
-    import_id = await start(own_database, lamps(5))
+async def test_a_batch_that_was_killed_is_imported_again(committing_database: Database) -> None:
+    import_id = await start(committing_database, lamps(5))
 
     async def die_after_a_batch() -> None:
-        async with own_database.transaction() as db:
+        async with committing_database.transaction() as db:
             await ItemImportService.import_batch(db, import_id, limit=2)
             imported.set()
             await asyncio.Event().wait()
 
-    async with own_database.transaction() as db:
+    async with committing_database.transaction() as db:
         await ItemImportService.import_batch(db, import_id, limit=2)
     imported = asyncio.Event()
     task = asyncio.create_task(die_after_a_batch())
     await imported.wait()
     task.cancel()
     await asyncio.wait([task])
-    assert await names(own_database) == ["Lamp 0", "Lamp 1"]
+    assert await names(committing_database) == ["Lamp 0", "Lamp 1"]
 
-    await work(own_database, import_id, limit=2)
+    await work(committing_database, import_id, limit=2)
 
-    assert await names(own_database) == [f"Lamp {n}" for n in range(5)]
+    assert await names(committing_database) == [f"Lamp {n}" for n in range(5)]
 
 
-async def test_workers_at_once_import_each_row_once(own_database: Database) -> None:
-    import_id = await start(own_database, lamps(200))
+async def test_workers_at_once_import_each_row_once(committing_database: Database) -> None:
+    import_id = await start(committing_database, lamps(200))
 
     async with asyncio.timeout(PATIENCE_SECONDS):
-        seen = await asyncio.gather(*(work(own_database, import_id, limit=7) for _ in range(4)))
+        seen = await asyncio.gather(
+            *(work(committing_database, import_id, limit=7) for _ in range(4))
+        )
 
     assert seen == [Progress(done=200, total=200, created=200, rejected=0, is_over=True)] * 4
-    assert await names(own_database) == [f"Lamp {n}" for n in range(200)]
+    assert await names(committing_database) == [f"Lamp {n}" for n in range(200)]
 
 
-async def test_a_batch_goes_on_from_what_another_worker_has_done(own_database: Database) -> None:
+async def test_a_batch_goes_on_from_what_another_worker_has_done(
+    committing_database: Database,
+) -> None:
     """And not from what its own session read before."""
-    import_id = await start(own_database, lamps(3))
-    async with own_database.transaction() as db:
+    import_id = await start(committing_database, lamps(3))
+    async with committing_database.transaction() as db:
         known = await ItemImportService.get(db, import_id)
-        await work(own_database, import_id, limit=2)
+        await work(committing_database, import_id, limit=2)
 
         progress = await ItemImportService.import_batch(db, import_id, limit=2)
 
     assert (progress.is_over, known.done) == (True, 3)
-    assert len(await names(own_database)) == 3
+    assert len(await names(committing_database)) == 3
 
 
-async def test_a_batch_is_three_statements(own_database: Database) -> None:
-    import_id = await start(own_database, lamps(600))
-    with recorded(own_database) as sent:
-        async with own_database.transaction() as db:
+async def test_a_batch_is_three_statements(committing_database: Database) -> None:
+    import_id = await start(committing_database, lamps(600))
+    with recorded(committing_database) as sent:
+        async with committing_database.transaction() as db:
             await ItemImportService.import_batch(db, import_id, limit=500)
 
     assert sent == ["BEGIN", "SELECT", "INSERT", "UPDATE", "COMMIT"]

@@ -63,11 +63,11 @@ def queue() -> str:
 
 
 @pytest.fixture
-def variables(server: Server, queue: str, own_url: URL) -> dict[str, str]:
+def variables(server: Server, queue: str, committing_url: URL) -> dict[str, str]:
     """The environment of a process that works on the queue."""
     return {
         **server.variables(queue),
-        "DATABASE_URL": text_of(own_url),
+        "DATABASE_URL": text_of(committing_url),
         # % if cookiecutter.cache_backend != "none"
         "CACHE_BACKEND_TYPE": "memory",
         # % endif
@@ -76,8 +76,8 @@ def variables(server: Server, queue: str, own_url: URL) -> dict[str, str]:
 
 
 @pytest.fixture
-def queue_settings(server: Server, queue: str, own_url: URL) -> Settings:
-    return settings_for(own_url, server.variables(queue))
+def queue_settings(server: Server, queue: str, committing_url: URL) -> Settings:
+    return settings_for(committing_url, server.variables(queue))
 
 
 @pytest.fixture
@@ -113,9 +113,9 @@ def logs(queue_settings: Settings) -> Iterator[Logs]:
 
 
 @pytest.fixture
-async def line(own_url: URL) -> AsyncGenerator[Proxy]:
+async def line(committing_url: URL) -> AsyncGenerator[Proxy]:
     """A way to PostgreSQL that can fail."""
-    line = Proxy(own_url)
+    line = Proxy(committing_url)
     await line.start()
     yield line
     await line.stop()
@@ -143,15 +143,17 @@ async def wire(server: Server) -> AsyncGenerator[Wire]:
 
 
 @pytest.fixture
-def distant(server: Server, queue: str, own_url: URL, wire: Wire) -> Iterator[TaskBroker]:
+def distant(server: Server, queue: str, committing_url: URL, wire: Wire) -> Iterator[TaskBroker]:
     """As `broker`, at the other end of the wire."""
-    with opened(settings_for(own_url, server.via(wire.port).variables(queue)), queue) as distant:
+    with opened(
+        settings_for(committing_url, server.via(wire.port).variables(queue)), queue
+    ) as distant:
         yield distant
 
 
 @pytest.fixture
-def nobody_there(server: Server, queue: str, own_url: URL) -> Iterator[TaskBroker]:
-    with opened(settings_for(own_url, server.via(1).variables(queue)), queue) as broker:
+def nobody_there(server: Server, queue: str, committing_url: URL) -> Iterator[TaskBroker]:
+    with opened(settings_for(committing_url, server.via(1).variables(queue)), queue) as broker:
         yield broker
 
 

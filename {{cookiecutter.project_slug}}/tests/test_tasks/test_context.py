@@ -36,14 +36,14 @@ def request(name: str, trace: str) -> Iterator[None]:
 
 @pytest.mark.usefixtures("relay")
 async def test_log_lines_name_the_request_the_trace_and_the_task(
-    own_database: Database,
+    committing_database: Database,
     broker: TaskBroker,
     logs: Logs,
 ) -> None:
     """Each of its own, one after another in the same thread."""
     with request("the request", TRACE):
-        task_id = await send(own_database, broker, "say", "from a request")
-    await send(own_database, broker, "say", "from elsewhere")
+        task_id = await send(committing_database, broker, "say", "from a request")
+    await send(committing_database, broker, "say", "from elsewhere")
     async with working(broker, threads=1):
         await eventually(lambda: len(events(logs, "said")) == 2, "two lines")
 
@@ -124,7 +124,7 @@ async def test_tasks_share_what_is_open(
 
 
 async def test_an_actor_that_is_not_async_may_call_what_is(
-    own_database: Database, broker: TaskBroker, tmp_path: Path
+    committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     path = tmp_path / "words"
     message = broker.enqueue(broker.get_actor("call").message(str(path)))
@@ -132,7 +132,7 @@ async def test_an_actor_that_is_not_async_may_call_what_is(
         await eventually(lambda: words(path), "its end")
 
     assert words(path) == [message.message_id]
-    async with own_database.reads() as session:
+    async with committing_database.reads() as session:
         assert await session.scalar(select(func.count(Item.id))) == 1
 
 
@@ -144,22 +144,22 @@ async def test_outside_a_worker_there_is_no_loop_to_run_on() -> None:
 
 
 async def test_an_actor_can_be_called_in_a_test_without_a_worker(
-    own_database: Database, settings: Settings
+    committing_database: Database, settings: Settings
 ) -> None:
-    with context.use_context(context.TaskContext(settings, own_database)):
+    with context.use_context(context.TaskContext(settings, committing_database)):
         assert context.message_id() is None
         assert context.task_settings() is settings
         async with context.transaction() as db:
             await context.report_progress(db, done=1)
             db.add(Item(name="Lamp"))
 
-    async with own_database.reads() as session:
+    async with committing_database.reads() as session:
         assert await session.scalar(select(func.count(Item.id))) == 1
 
 
 @pytest.mark.usefixtures("relay")
 async def test_what_a_task_enqueues_carries_the_request_on(
-    own_database: Database, broker: TaskBroker, queue: str
+    committing_database: Database, broker: TaskBroker, queue: str
 ) -> None:
     seen: list[str | None] = []
 
@@ -173,7 +173,7 @@ async def test_what_a_task_enqueues_carries_the_request_on(
     for fn in (ask, answer):
         dramatiq.actor(queue_name=queue, broker=broker)(fn)
     with request("the request", TRACE):
-        await send(own_database, broker, "ask")
+        await send(committing_database, broker, "ask")
     async with working(broker):
         await eventually(lambda: seen, "the answer")
 

@@ -84,18 +84,22 @@ async def test_show_tells_what_it_failed_of(broker: TaskBroker, dead: Dead, tmp_
 
 @pytest.mark.usefixtures("relay")
 async def test_a_requeued_task_is_done_as_if_it_had_never_failed(
-    broker: TaskBroker, successor: TaskBroker, own_database: Database, dead: Dead, tmp_path: Path
+    broker: TaskBroker,
+    successor: TaskBroker,
+    committing_database: Database,
+    dead: Dead,
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / "words"
-    task_id = await send(own_database, broker, "followed_fail", str(path), 4)
+    task_id = await send(committing_database, broker, "followed_fail", str(path), 4)
     async with working(broker):
-        failed = await over(own_database, task_id)
+        failed = await over(committing_database, task_id)
         await eventually(lambda: broker.queue_state(queue_of(broker)).dead, "a dead letter")
     result = await asyncio.to_thread(dead, "requeue", task_id)
-    queued = await state_of(own_database, task_id)
+    queued = await state_of(committing_database, task_id)
     left = broker.queue_state(queue_of(broker)).dead
     async with working(successor):
-        done = await over(own_database, task_id)
+        done = await over(committing_database, task_id)
 
     assert failed.status is TaskStatus.FAILED
     assert (result.status, result.out, left) == (0, "Requeued: 1.\n", 0)

@@ -29,20 +29,20 @@ pytestmark = pytest.mark.usefixtures("relay")
 
 
 async def test_a_task_is_queued_then_runs_and_is_done(
-    own_database: Database, broker: TaskBroker, tmp_path: Path
+    committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     path = tmp_path / "go on"
-    task_id = await send(own_database, broker, "followed_count", str(path), 4)
-    queued = await state_of(own_database, task_id)
+    task_id = await send(committing_database, broker, "followed_count", str(path), 4)
+    queued = await state_of(committing_database, task_id)
 
     async def is_half_done() -> Task | None:
-        task = await state_of(own_database, task_id)
+        task = await state_of(committing_database, task_id)
         return task if task.done == 2 else None
 
     async with working(broker):
         running: Task = await eventually(is_half_done, "half of it")
         write(str(path), "go on")
-        done = await over(own_database, task_id)
+        done = await over(committing_database, task_id)
 
     assert (queued.status, queued.attempts, queued.started_at) == (TaskStatus.QUEUED, 0, None)
     assert (running.status, running.attempts, running.total) == (TaskStatus.RUNNING, 1, 4)
@@ -55,36 +55,36 @@ async def test_a_task_is_queued_then_runs_and_is_done(
 
 
 async def test_an_actor_that_is_not_followed_leaves_no_trace(
-    own_database: Database, broker: TaskBroker, tmp_path: Path
+    committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
-    await send(own_database, broker, "count", str(tmp_path), 2)
-    task_id = await send(own_database, broker, "followed_note", str(tmp_path / "a"), "a")
+    await send(committing_database, broker, "count", str(tmp_path), 2)
+    task_id = await send(committing_database, broker, "followed_note", str(tmp_path / "a"), "a")
     async with working(broker, threads=1):
-        await over(own_database, task_id)
+        await over(committing_database, task_id)
 
-    async with own_database.reads() as session:
+    async with committing_database.reads() as session:
         assert [str(key) for key in await session.scalars(select(Task.id))] == [task_id]
 
 
 async def test_one_that_is_sent_past_the_outbox_is_followed_from_its_beginning(
-    own_database: Database, broker: TaskBroker, tmp_path: Path
+    committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     path = tmp_path / "words"
     message = await asyncio.to_thread(broker.get_actor("followed_note").send, str(path), "a")
     async with working(broker):
         await eventually(lambda: words(path), "the task's work")
-        done = await over(own_database, message.message_id)
+        done = await over(committing_database, message.message_id)
 
     assert (done.actor, done.status, done.attempts) == ("followed_note", TaskStatus.DONE, 1)
 
 
 async def test_a_broken_rule_is_told_as_the_api_tells_it(
-    own_database: Database, broker: TaskBroker, tmp_path: Path
+    committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     path = tmp_path / "words"
-    task_id = await send(own_database, broker, "followed_refuse", str(path))
+    task_id = await send(committing_database, broker, "followed_refuse", str(path))
     async with working(broker):
-        failed = await over(own_database, task_id)
+        failed = await over(committing_database, task_id)
 
     assert (failed.status, failed.attempts, failed.result) == (TaskStatus.FAILED, 1, None)
     assert failed.problem == {
@@ -96,11 +96,11 @@ async def test_a_broken_rule_is_told_as_the_api_tells_it(
 
 
 async def test_other_errors_tell_nothing_internal(
-    own_database: Database, broker: TaskBroker, tmp_path: Path
+    committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
-    task_id = await send(own_database, broker, "followed_fail", str(tmp_path / "words"), 9)
+    task_id = await send(committing_database, broker, "followed_fail", str(tmp_path / "words"), 9)
     async with working(broker):
-        failed = await over(own_database, task_id)
+        failed = await over(committing_database, task_id)
 
     assert (failed.status, failed.attempts) == (TaskStatus.FAILED, 4)
     assert failed.problem == {
@@ -111,25 +111,25 @@ async def test_other_errors_tell_nothing_internal(
 
 
 async def test_between_two_attempts_a_task_is_queued(
-    own_database: Database, broker: TaskBroker, tmp_path: Path
+    committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     broker.get_actor("followed_fail").options |= {"min_backoff": 600_000, "max_backoff": 600_000}
-    task_id = await send(own_database, broker, "followed_fail", str(tmp_path / "words"), 1)
+    task_id = await send(committing_database, broker, "followed_fail", str(tmp_path / "words"), 1)
 
     async def is_put_back() -> bool:
-        task = await state_of(own_database, task_id)
+        task = await state_of(committing_database, task_id)
         return task.attempts == 1 and task.status is TaskStatus.QUEUED
 
     async with working(broker):
         await eventually(is_put_back, "the end of the first attempt")
 
-    assert (await state_of(own_database, task_id)).finished_at is None
+    assert (await state_of(committing_database, task_id)).finished_at is None
 
 
 async def test_an_attempt_that_ends_late_does_not_put_back_the_next_one(
-    own_database: Database,
+    committing_database: Database,
 ) -> None:
-    async with own_database.transaction() as db:
+    async with committing_database.transaction() as db:
         tasks = TaskRepository(db)
         (task_id,) = await tasks.add_all(["act"])
         first, second = await tasks.start(task_id, "act"), await tasks.start(task_id, "act")
@@ -139,15 +139,15 @@ async def test_an_attempt_that_ends_late_does_not_put_back_the_next_one(
 
 
 async def test_a_message_that_comes_twice_is_done_once(
-    own_database: Database, broker: TaskBroker, queue: str, tmp_path: Path
+    committing_database: Database, broker: TaskBroker, queue: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "words"
-    task_id = await send(own_database, broker, "followed_note", str(path), "first")
+    task_id = await send(committing_database, broker, "followed_note", str(path), "first")
     async with working(broker, threads=1):
-        await over(own_database, task_id)
+        await over(committing_database, task_id)
         actor = broker.get_actor("followed_note")
         broker.enqueue(actor.message(str(path), "second").copy(message_id=task_id))
-        await send(own_database, broker, "note", str(path), "third")
+        await send(committing_database, broker, "note", str(path), "third")
         await eventually(lambda: "third" in words(path), "the third message")
 
     assert words(path) == ["first", "third"]
@@ -156,13 +156,13 @@ async def test_a_message_that_comes_twice_is_done_once(
 
 @pytest.mark.parametrize("what", ["set", "nan", "surrogate"])
 async def test_a_result_that_json_cannot_hold_is_a_failure(
-    own_database: Database, broker: TaskBroker, queue: str, tmp_path: Path, what: str
+    committing_database: Database, broker: TaskBroker, queue: str, tmp_path: Path, what: str
 ) -> None:
     """And a dead letter that says so; the task is not done again, since its result is no better."""
     path = tmp_path / "words"
-    task_id = await send(own_database, broker, "followed_bring", str(path), what)
+    task_id = await send(committing_database, broker, "followed_bring", str(path), what)
     async with working(broker):
-        failed = await over(own_database, task_id)
+        failed = await over(committing_database, task_id)
         (letter,) = await eventually(lambda: broker.dead_letters(queue, limit=9), "a dead letter")
 
     assert failed.status is TaskStatus.FAILED
@@ -172,7 +172,7 @@ async def test_a_result_that_json_cannot_hold_is_a_failure(
 
 
 async def test_the_end_waits_for_the_database(
-    own_database: Database,
+    committing_database: Database,
     remote: TaskBroker,
     line: Proxy,
     *,
@@ -183,15 +183,15 @@ async def test_the_end_waits_for_the_database(
     """It is recorded when PostgreSQL is back; only then is the message acknowledged."""
     monkeypatch.setattr(following, "RETRY_SECONDS", 0.1)
     path = tmp_path / "words"
-    task_id = await send(own_database, remote, "followed_nap", str(path), 0.5)
+    task_id = await send(committing_database, remote, "followed_nap", str(path), 0.5)
     async with working(remote, threads=1) as worker:
         await eventually(lambda: words(path), "its begin")
         await line.stop()
         await eventually(lambda: events(logs, "task_waits_to_be_recorded"), "a warning")
-        running = await state_of(own_database, task_id)
+        running = await state_of(committing_database, task_id)
         unfinished = worker.work_queue.unfinished_tasks
         await line.start()
-        done = await over(own_database, task_id)
+        done = await over(committing_database, task_id)
 
     assert words(path) == ["begun", "ended"]
     assert (running.status, unfinished) == (TaskStatus.RUNNING, 1)
@@ -200,7 +200,7 @@ async def test_the_end_waits_for_the_database(
 
 @pytest.mark.slow
 async def test_no_attempt_is_lost_while_the_database_is_away(
-    own_database: Database,
+    committing_database: Database,
     remote: TaskBroker,
     line: Proxy,
     *,
@@ -213,10 +213,10 @@ async def test_no_attempt_is_lost_while_the_database_is_away(
     delays = Delays()
     remote.add_middleware(delays)
     await line.stop()
-    task_id = await send(own_database, remote, "followed_note", str(path), "done")
+    task_id = await send(committing_database, remote, "followed_note", str(path), "done")
     async with working(remote):
         await eventually(lambda: len(delays.noted) > 4, "more attempts than it has")
         await line.start()
-        done = await over(own_database, task_id)
+        done = await over(committing_database, task_id)
 
     assert (done.status, done.attempts, words(path)) == (TaskStatus.DONE, 1, ["done"])

@@ -69,40 +69,42 @@ async def test_a_message_that_kills_its_workers_dies_alone(
 
 @pytest.mark.usefixtures("redelivered", "relay")
 async def test_a_task_that_is_delivered_again_is_counted_while_it_runs(
-    own_database: Database, broker: TaskBroker, tmp_path: Path
+    committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     """And no longer: who comes to an end, well or not, has killed nobody."""
     path = tmp_path / "words"
-    await send(own_database, broker, "fail", str(path), 99)
-    task_id = await send(own_database, broker, "followed_count", str(path), 2)
+    await send(committing_database, broker, "fail", str(path), 99)
+    task_id = await send(committing_database, broker, "followed_count", str(path), 2)
     async with working(broker, threads=2):
-        await over(own_database, task_id)
+        await over(committing_database, task_id)
         await eventually(lambda: broker.queue_state(queue_of(broker)).dead, "the other one's end")
 
-    assert await counted(own_database) == {}
+    assert await counted(committing_database) == {}
 
 
 @pytest.mark.usefixtures("redelivered", "relay")
 async def test_a_task_that_was_started_too_often_is_given_up(
-    own_database: Database, broker: TaskBroker, tmp_path: Path
+    committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     path = tmp_path / "words"
-    ids = [await send(own_database, broker, "followed_note", str(path), word) for word in "ab"]
-    async with own_database.transaction() as db:
+    ids = [
+        await send(committing_database, broker, "followed_note", str(path), word) for word in "ab"
+    ]
+    async with committing_database.transaction() as db:
         guard = RedeliveryRepository(db)
         for _ in range(MAX_STARTS):
             await guard.count_start(ids[0])
         for _ in range(MAX_STARTS - 1):
             await guard.count_start(ids[1])
     async with working(broker):
-        tasks = [await over(own_database, each) for each in ids]
+        tasks = [await over(committing_database, each) for each in ids]
         await eventually(lambda: broker.dead_letters(queue_of(broker), limit=9), "a dead letter")
 
     assert [task.status for task in tasks] == [TaskStatus.FAILED, TaskStatus.DONE]
     assert tasks[0].problem is not None
     assert tasks[0].problem["detail"] == "It was given up."
     assert words(path) == ["b"]
-    assert await counted(own_database) == {}
+    assert await counted(committing_database) == {}
 
 
 @pytest.mark.usefixtures("relay")
@@ -128,17 +130,17 @@ async def test_while_nobody_can_count_it_is_not_begun(
 
 @pytest.mark.usefixtures("redelivered", "relay")
 async def test_a_task_that_is_over_is_not_counted(
-    own_database: Database, broker: TaskBroker, tmp_path: Path, logs: Logs
+    committing_database: Database, broker: TaskBroker, tmp_path: Path, logs: Logs
 ) -> None:
     """Nor does it trouble the guard, which has not seen it begin."""
     path = tmp_path / "words"
-    task_id = await send(own_database, broker, "followed_note", str(path), "a")
-    async with own_database.transaction() as db:
+    task_id = await send(committing_database, broker, "followed_note", str(path), "a")
+    async with committing_database.transaction() as db:
         await TaskRepository(db).finish(UUID(task_id), TaskStatus.FAILED)
-    await send(own_database, broker, "note", str(path), "b")
+    await send(committing_database, broker, "note", str(path), "b")
     async with working(broker, threads=1):
         await eventually(lambda: words(path), "the other one")
 
     assert words(path) == ["b"]
-    assert await counted(own_database) == {}
+    assert await counted(committing_database) == {}
     assert not [line for line in logs if line["level"] in {"error", "critical"}]

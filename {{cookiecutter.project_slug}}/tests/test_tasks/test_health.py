@@ -92,7 +92,7 @@ async def test_without_a_database_it_is_not_ready(
 
 
 async def test_metrics_tell_what_waits(
-    queue_settings: Settings, own_database: Database, broker: TaskBroker, tmp_path: Path
+    queue_settings: Settings, committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     queue = queue_of(broker)
     async with working(broker):
@@ -100,7 +100,7 @@ async def test_metrics_tell_what_waits(
         await eventually(lambda: broker.queue_state(queue).dead, "a dead letter")
     for _ in range(3):
         enqueue(broker, "note", str(tmp_path / "words"), "a")
-    await send(own_database, broker, "note", str(tmp_path / "words"), "b")
+    await send(committing_database, broker, "note", str(tmp_path / "words"), "b")
     await asyncio.sleep(0.05)
     metrics = (await ask(queue_settings, broker, "/metrics")).text
 

@@ -37,12 +37,15 @@ async def followed(client: AsyncClient, location: str) -> dict[str, object]:
 
 
 async def test_an_import_is_accepted_followed_and_done(
-    own_client: AsyncClient, own_database: Database, employer: TaskBroker, queue_settings: Settings
+    committing_client: AsyncClient,
+    committing_database: Database,
+    employer: TaskBroker,
+    queue_settings: Settings,
 ) -> None:
     rows = "".join(f"Lamp {number}\n" for number in range(250))
     async with open_relay(queue_settings, employer), working(employer):
-        accepted = await own_client.post(IMPORTS, content=f'name\n{rows}""\n', headers=CSV)
-        body = await followed(own_client, accepted.headers["Location"])
+        accepted = await committing_client.post(IMPORTS, content=f'name\n{rows}""\n', headers=CSV)
+        body = await followed(committing_client, accepted.headers["Location"])
 
     assert accepted.status_code == 202
     assert body["status"] == "done"
@@ -50,15 +53,15 @@ async def test_an_import_is_accepted_followed_and_done(
     result = body["result"]
     assert isinstance(result, dict)
     assert (result["created"], result["rejected"]) == (250, 0)
-    imported = (await own_client.get(f"{IMPORTS}{result['import_id']}")).json()
+    imported = (await committing_client.get(f"{IMPORTS}{result['import_id']}")).json()
     assert (imported["done"], imported["total"]) == (250, 250)
-    async with own_database.reads() as session:
+    async with committing_database.reads() as session:
         assert await session.scalar(select(func.count(Item.id))) == 250
 
 
 async def test_requests_do_not_wait_for_a_broker_that_is_away(
-    own_client: AsyncClient,
-    own_database: Database,
+    committing_client: AsyncClient,
+    committing_database: Database,
     employer: TaskBroker,
     *,
     nobody_there: TaskBroker,
@@ -69,8 +72,8 @@ async def test_requests_do_not_wait_for_a_broker_that_is_away(
     monkeypatch.setattr(relay, "POLL_SECONDS", 0.05)
     async with open_relay(queue_settings, nobody_there):
         for _ in range(5):
-            accepted = await own_client.post(IMPORTS, content="name\nLamp\n", headers=CSV)
+            accepted = await committing_client.post(IMPORTS, content="name\nLamp\n", headers=CSV)
             assert accepted.status_code == 202
-        assert await unsent(own_database) == 5
+        assert await unsent(committing_database) == 5
     async with open_relay(queue_settings, employer), working(employer):
-        await over(own_database, accepted.json()["task_id"])
+        await over(committing_database, accepted.json()["task_id"])

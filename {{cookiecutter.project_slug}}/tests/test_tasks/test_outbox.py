@@ -44,13 +44,13 @@ def _frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_rare_looks", "relay")
 async def test_what_is_committed_is_sent_at_once(
-    own_database: Database, broker: TaskBroker, queue: str
+    committing_database: Database, broker: TaskBroker, queue: str
 ) -> None:
     """Long before the relay would look for it by itself."""
     for word in "abcd":
-        async with own_database.transaction() as db:
+        async with committing_database.transaction() as db:
             await enqueue(db, broker.get_actor("note"), "path", word)
-        await eventually(lambda: _is_sent(own_database), "the message's departure")
+        await eventually(lambda: _is_sent(committing_database), "the message's departure")
 
     messages = await received(broker, queue, 4)
     assert [message.args for message in messages] == [("path", word) for word in "abcd"]
@@ -62,26 +62,26 @@ async def _is_sent(database: Database) -> bool:
 
 @pytest.mark.usefixtures("relay")
 async def test_what_is_rolled_back_is_never_sent(
-    own_database: Database, broker: TaskBroker, queue: str
+    committing_database: Database, broker: TaskBroker, queue: str
 ) -> None:
-    async with own_database.transaction() as db:
+    async with committing_database.transaction() as db:
         await enqueue(db, broker.get_actor("followed_note"), "path", "rolled back")
         await db.rollback()
-    async with own_database.transaction() as db:
+    async with committing_database.transaction() as db:
         await enqueue(db, broker.get_actor("note"), "path", "committed")
 
     (message,) = await received(broker, queue)
     assert message.args == ("path", "committed")
-    async with own_database.reads() as session:
+    async with committing_database.reads() as session:
         assert (await session.scalars(select(Task))).all() == []
 
 
 async def test_a_savepoint_takes_its_messages_with_it(
-    own_database: Database, broker: TaskBroker, queue: str, relay: Relay
+    committing_database: Database, broker: TaskBroker, queue: str, relay: Relay
 ) -> None:
     """And none is sent before the transaction around it commits."""
     note = broker.get_actor("note")
-    async with own_database.transaction() as db:
+    async with committing_database.transaction() as db:
         async with db.begin_nested() as kept_one:
             await enqueue(db, note, "path", "released")
         assert not kept_one.is_active
@@ -97,11 +97,11 @@ async def test_a_savepoint_takes_its_messages_with_it(
 
 @pytest.mark.usefixtures("relay")
 async def test_messages_of_a_transaction_keep_their_order(
-    own_database: Database, broker: TaskBroker, queue: str
+    committing_database: Database, broker: TaskBroker, queue: str
 ) -> None:
     """However they were enqueued, and more than one batch of the relay."""
     note = broker.get_actor("note")
-    async with own_database.transaction() as db:
+    async with committing_database.transaction() as db:
         for number in range(20):
             await enqueue(db, note, "path", str(number))
         many = [note.message("path", str(number)) for number in range(20, 1200)]
@@ -114,11 +114,11 @@ async def test_messages_of_a_transaction_keep_their_order(
 
 @pytest.mark.usefixtures("_frequent_looks", "relay")
 async def test_a_delay_is_kept_in_the_database(
-    own_database: Database, broker: TaskBroker, queue: str
+    committing_database: Database, broker: TaskBroker, queue: str
 ) -> None:
     note = broker.get_actor("note")
     began = time.time()
-    async with own_database.transaction() as db:
+    async with committing_database.transaction() as db:
         await enqueue_message(db, note.message("path", "soon"), delay=timedelta(seconds=0.3))
         await enqueue_message(db, note.message("path", "next year"), delay=timedelta(days=400))
         await enqueue(db, note, "path", "now")
@@ -128,14 +128,14 @@ async def test_a_delay_is_kept_in_the_database(
     assert due.keys() == {"now", "soon"}
     assert time.time() - began >= 0.3
     assert due["soon"] >= (began + 0.3) * 1000 - 1  # so that its age is none either
-    assert await unsent(own_database) == 1
+    assert await unsent(committing_database) == 1
 
 
 async def test_a_followed_message_has_the_id_of_its_task(
-    own_database: Database, broker: TaskBroker
+    committing_database: Database, broker: TaskBroker
 ) -> None:
     note, followed = broker.get_actor("note"), broker.get_actor("followed_note")
-    async with own_database.transaction() as db:
+    async with committing_database.transaction() as db:
         ids = await enqueue_messages(
             db, [followed.message("p", "a"), note.message("p", "b"), followed.message("p", "c")]
         )
@@ -149,10 +149,10 @@ async def test_a_followed_message_has_the_id_of_its_task(
 
 
 async def test_a_message_tells_where_it_comes_from(
-    own_database: Database, broker: TaskBroker
+    committing_database: Database, broker: TaskBroker
 ) -> None:
     tokens = correlation_id.set("the request"), traceparent.set(TRACE)
-    async with own_database.transaction() as db:
+    async with committing_database.transaction() as db:
         await enqueue(db, broker.get_actor("note"), "path", "a")
         correlation_id.reset(tokens[0])
         traceparent.reset(tokens[1])
@@ -165,9 +165,9 @@ async def test_a_message_tells_where_it_comes_from(
     ]
 
 
-async def test_options_of_dramatiq_pass(own_database: Database, broker: TaskBroker) -> None:
+async def test_options_of_dramatiq_pass(committing_database: Database, broker: TaskBroker) -> None:
     wanted = broker.get_actor("note").message_with_options(args=("p", "a"), max_retries=0)
-    async with own_database.transaction() as db:
+    async with committing_database.transaction() as db:
         await enqueue_message(db, wanted)
         (message,) = await kept(db)
 
@@ -175,35 +175,37 @@ async def test_options_of_dramatiq_pass(own_database: Database, broker: TaskBrok
     assert wanted.options == {"max_retries": 0}
 
 
-async def test_large_arguments_are_refused(own_database: Database, broker: TaskBroker) -> None:
-    async with own_database.transaction() as db:
+async def test_large_arguments_are_refused(
+    committing_database: Database, broker: TaskBroker
+) -> None:
+    async with committing_database.transaction() as db:
         await enqueue(db, broker.get_actor("note"), "path", "x" * (MAX_BYTES - 1000))
         with pytest.raises(ValueError, match="put the data in a table, and send the key"):
             await enqueue(db, broker.get_actor("note"), "path", "x" * MAX_BYTES)
         assert len(await kept(db)) == 1
 
 
-async def test_arguments_must_be_json(own_database: Database, broker: TaskBroker) -> None:
+async def test_arguments_must_be_json(committing_database: Database, broker: TaskBroker) -> None:
     with pytest.raises(TypeError, match="UUID is not JSON serializable"):
-        async with own_database.transaction() as db:
+        async with committing_database.transaction() as db:
             await enqueue(db, broker.get_actor("note"), "path", uuid4())
 
 
 async def test_a_session_that_reads_cannot_enqueue(
-    own_database: Database, broker: TaskBroker
+    committing_database: Database, broker: TaskBroker
 ) -> None:
-    async with own_database.reads() as session:
+    async with committing_database.reads() as session:
         with pytest.raises(ReadOnlySessionError, match="take `DbSession`"):
             await enqueue(session, broker.get_actor("note"), "path", "a")
         assert await kept(session) == []
 
 
 async def test_an_actor_that_nobody_knows_is_refused(
-    own_database: Database, broker: TaskBroker, queue: str
+    committing_database: Database, broker: TaskBroker, queue: str
 ) -> None:
     unknown: Message[None] = Message(queue, "nobody", (), {}, {})
     assert "nobody" not in broker.actors
-    async with own_database.transaction() as db:
+    async with committing_database.transaction() as db:
         with pytest.raises(ActorNotFound):
             await enqueue_message(db, unknown)
         assert await kept(db) == []
@@ -214,14 +216,14 @@ async def test_an_actor_that_nobody_knows_is_refused(
     [("note", ["INSERT"]), ("followed_note", ["INSERT", "INSERT"])],
 )
 async def test_to_enqueue_is_a_statement_for_the_message_and_one_for_its_task(
-    own_database: Database, broker: TaskBroker, actor: str, statements: list[str]
+    committing_database: Database, broker: TaskBroker, actor: str, statements: list[str]
 ) -> None:
     """And no more for many messages than for two."""
     message = broker.get_actor(actor).message("path", "a")
     sent: dict[int, list[str]] = {}
     for number in (1, 1, 2, 50):
-        with recorded(own_database) as sent[number]:
-            async with own_database.transaction() as db:
+        with recorded(committing_database) as sent[number]:
+            async with committing_database.transaction() as db:
                 await enqueue_messages(db, [replace(message) for _ in range(number)])
 
     assert sent[1] == ["BEGIN", *statements, "COMMIT"]

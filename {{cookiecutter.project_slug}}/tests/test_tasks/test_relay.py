@@ -70,32 +70,32 @@ async def die(variables: dict[str, str], when: str) -> int:
 
 @pytest.mark.slow
 async def test_another_relay_sends_what_a_killed_process_has_committed(
-    own_database: Database,
+    committing_database: Database,
     broker: TaskBroker,
     queue: str,
     variables: dict[str, str],
     queue_settings: Settings,
 ) -> None:
-    await send(own_database, broker, "note", "path", "a")
+    await send(committing_database, broker, "note", "path", "a")
     assert await die(variables, "before") == -signal.SIGKILL
     assert await received(broker, queue, 0) == []
     async with open_relay(queue_settings, broker):
         (message,) = await received(broker, queue)
 
     assert message.args == ("path", "a")
-    assert await unsent(own_database) == 0
+    assert await unsent(committing_database) == 0
 
 
 @pytest.mark.slow
 async def test_what_was_sent_by_a_relay_that_was_killed_is_sent_again(
-    own_database: Database,
+    committing_database: Database,
     broker: TaskBroker,
     queue: str,
     variables: dict[str, str],
     queue_settings: Settings,
 ) -> None:
     """Its transaction has not committed, and nobody knows."""
-    task_id = await send(own_database, broker, "followed_note", "path", "a")
+    task_id = await send(committing_database, broker, "followed_note", "path", "a")
     assert await die(variables, "after") == -signal.SIGKILL
     async with open_relay(queue_settings, broker):
         messages = await received(broker, queue, 2)
@@ -105,14 +105,14 @@ async def test_what_was_sent_by_a_relay_that_was_killed_is_sent_again(
 
 @pytest.mark.slow
 async def test_a_frozen_relay_does_not_hold_up_others(
-    own_database: Database,
+    committing_database: Database,
     broker: TaskBroker,
     queue: str,
     variables: dict[str, str],
     queue_settings: Settings,
 ) -> None:
     """But for what it has taken, until it is killed or the server ends its transaction."""
-    await send(own_database, broker, "note", "path", "frozen")
+    await send(committing_database, broker, "note", "path", "frozen")
     frozen = subprocess.Popen(  # noqa: ASYNC220 - it only starts it
         [sys.executable, "-m", "tests.test_tasks.relaying", "frozen"],
         cwd=ROOT,
@@ -125,7 +125,7 @@ async def test_a_frozen_relay_does_not_hold_up_others(
             lambda: os.waitid(os.P_PID, frozen.pid, os.WSTOPPED | os.WNOHANG), "a stop"
         )
         async with open_relay(queue_settings, broker):
-            await send(own_database, broker, "note", "path", "free")
+            await send(committing_database, broker, "note", "path", "free")
             (first,) = await received(broker, queue)
             leash.pull()
             (second,) = await received(broker, queue)
@@ -138,13 +138,13 @@ async def test_a_frozen_relay_does_not_hold_up_others(
 
 @pytest.mark.slow
 async def test_the_server_ends_the_transaction_of_a_frozen_relay(
-    own_database: Database,
+    committing_database: Database,
     broker: TaskBroker,
     queue_settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(relays, "FREEZE_SECONDS", 1.0)
-    await send(own_database, broker, "note", "path", "a")
+    await send(committing_database, broker, "note", "path", "a")
     has_taken, may_go_on = asyncio.Event(), asyncio.Event()
 
     class Frozen(Post):
@@ -166,14 +166,14 @@ async def test_the_server_ends_the_transaction_of_a_frozen_relay(
 
 
 async def test_relays_at_once_send_each_message_once(
-    own_database: Database, broker: TaskBroker, monkeypatch: pytest.MonkeyPatch
+    committing_database: Database, broker: TaskBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relays, "BATCH", 7)
-    numbers = await fill(own_database, broker, 100)
+    numbers = await fill(committing_database, broker, 100)
     posts = [Post() for _ in range(4)]
 
     async def work(post: Post) -> None:
-        relay = Relay(own_database, post)
+        relay = Relay(committing_database, post)
         while await relay.sweep():
             pass
 
@@ -184,17 +184,17 @@ async def test_relays_at_once_send_each_message_once(
 
 
 async def test_while_the_broker_is_away_messages_wait(
-    own_database: Database, broker: TaskBroker, monkeypatch: pytest.MonkeyPatch, logs: Logs
+    committing_database: Database, broker: TaskBroker, monkeypatch: pytest.MonkeyPatch, logs: Logs
 ) -> None:
     """With one warning; and the relay does not hurry, however much is committed."""
     monkeypatch.setattr(relays, "POLL_SECONDS", 0.2)
     post = Post()
     post.is_away = True
-    relay = Relay(own_database, post)
+    relay = Relay(committing_database, post)
     running = asyncio.create_task(relay.run())
     began = time.monotonic()
     for _ in range(20):
-        await send(own_database, broker, "note", "path", "a")
+        await send(committing_database, broker, "note", "path", "a")
         relay.wake()
     await eventually(lambda: post.asked >= 2, "another try")
     asked, seconds = post.asked, time.monotonic() - began
@@ -210,7 +210,7 @@ async def test_while_the_broker_is_away_messages_wait(
 
 
 async def test_a_relay_recovers_from_an_outage_of_the_database(
-    own_database: Database,
+    committing_database: Database,
     broker: TaskBroker,
     queue: str,
     *,
@@ -222,7 +222,7 @@ async def test_a_relay_recovers_from_an_outage_of_the_database(
     """Be it down as the process starts, or go down later."""
     monkeypatch.setattr(relays, "POLL_SECONDS", 0.05)
     await line.stop()
-    await send(own_database, broker, "note", "path", "a")
+    await send(committing_database, broker, "note", "path", "a")
     async with open_relay(remote_settings, broker):
         for word in ("a", "b"):
             await eventually(lambda: events(logs, "outbox_waits"), "an outage")
@@ -231,11 +231,11 @@ async def test_a_relay_recovers_from_an_outage_of_the_database(
             assert message.args[1] == word
             await line.stop()
             logs.clear()
-            await send(own_database, broker, "note", "path", "b")
+            await send(committing_database, broker, "note", "path", "b")
 
 
 async def test_a_relay_goes_on_whatever_happens(
-    own_database: Database, broker: TaskBroker, monkeypatch: pytest.MonkeyPatch, logs: Logs
+    committing_database: Database, broker: TaskBroker, monkeypatch: pytest.MonkeyPatch, logs: Logs
 ) -> None:
     monkeypatch.setattr(relays, "POLL_SECONDS", 0.05)
 
@@ -247,8 +247,8 @@ async def test_a_relay_goes_on_whatever_happens(
             await super().publish(messages)
 
     post = Faulty()
-    relay = Relay(own_database, post)
-    await send(own_database, broker, "note", "path", "a")
+    relay = Relay(committing_database, post)
+    await send(committing_database, broker, "note", "path", "a")
     running = asyncio.create_task(relay.run())
     await eventually(lambda: post.sent, "the message")
     relay.stop()
@@ -259,17 +259,17 @@ async def test_a_relay_goes_on_whatever_happens(
 
 
 async def test_what_is_committed_last_is_sent_before_the_process_ends(
-    own_database: Database, broker: TaskBroker, queue: str, queue_settings: Settings
+    committing_database: Database, broker: TaskBroker, queue: str, queue_settings: Settings
 ) -> None:
     async with open_relay(queue_settings, broker):
-        await send(own_database, broker, "note", "path", "a")
+        await send(committing_database, broker, "note", "path", "a")
 
-    assert await unsent(own_database) == 0
+    assert await unsent(committing_database) == 0
     await received(broker, queue)
 
 
 async def test_a_process_ends_in_time_while_the_broker_is_away(
-    own_database: Database,
+    committing_database: Database,
     broker: TaskBroker,
     nobody_there: TaskBroker,
     queue_settings: Settings,
@@ -280,15 +280,15 @@ async def test_a_process_ends_in_time_while_the_broker_is_away(
     """And not when the relay would have tried again."""
     monkeypatch.setattr(relays, "STOP_SECONDS", 0.1)
     monkeypatch.setattr(relays, "POLL_SECONDS", 2 * LIMIT)
-    await send(own_database, broker, "note", "path", "a")
+    await send(committing_database, broker, "note", "path", "a")
     async with asyncio.timeout(LIMIT), open_relay(queue_settings, nobody_there):
         await eventually(lambda: events(logs, "outbox_waits"), "an outage")
 
-    assert await unsent(own_database) == 1
+    assert await unsent(committing_database) == 1
 
 
 async def test_messages_go_out_when_the_broker_is_back(
-    own_database: Database,
+    committing_database: Database,
     distant: TaskBroker,
     wire: Wire,
     broker: TaskBroker,
@@ -296,10 +296,10 @@ async def test_messages_go_out_when_the_broker_is_back(
 ) -> None:
     """As they were enqueued; to enqueue waits for nobody."""
     async with open_relay(queue_settings, distant):
-        await send(own_database, broker, "note", "path", "0")
+        await send(committing_database, broker, "note", "path", "0")
         await received(broker, queue_of(broker))
         await wire.stop()
-        numbers = await fill(own_database, broker, 30)
+        numbers = await fill(committing_database, broker, 30)
         await wire.start()
         messages = await received(broker, queue_of(broker), 30)
 

@@ -19,19 +19,19 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.usefixtures("relay")
 async def test_another_worker_does_what_a_killed_one_has_begun(
-    broker: TaskBroker, own_database: Database, start: Start, tmp_path: Path
+    broker: TaskBroker, committing_database: Database, start: Start, tmp_path: Path
 ) -> None:
     """And what it had only taken too."""
     path, other = tmp_path / "words", tmp_path / "other"
     killed = start(threads=1)
-    task_id = await send(own_database, broker, "followed_nap", str(path), 1.0)
+    task_id = await send(committing_database, broker, "followed_nap", str(path), 1.0)
     await eventually(lambda: words(path), "its begin")
     for word in ("a", "b"):
         enqueue(broker, "note", str(other), word)
     start(threads=1)
     killed.kill()
-    running = await state_of(own_database, task_id)
-    done = await over(own_database, task_id)
+    running = await state_of(committing_database, task_id)
+    done = await over(committing_database, task_id)
     await eventually(lambda: len(words(other)) == 2, "what the killed one had taken in advance")
 
     assert running.status is TaskStatus.RUNNING

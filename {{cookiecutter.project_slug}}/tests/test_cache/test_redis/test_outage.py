@@ -14,7 +14,7 @@ from src.cache.resilience import ResilientBackend
 from src.core import redis_url
 from src.db import session as db_session
 from src.db.session import Database
-from tests.client import connect
+from tests.fixtures.client import connect
 from tests.proxy import Relay
 from tests.test_cache.contract import until
 
@@ -36,8 +36,10 @@ async def cache(line: Relay, namespace: str) -> AsyncGenerator[Cache]:
 
 
 @pytest.fixture
-async def client(app: FastAPI, own_database: Database, cache: Cache) -> AsyncGenerator[AsyncClient]:
-    async with connect(app, own_database, own_cache=cache) as client:
+async def client(
+    app: FastAPI, committing_database: Database, cache: Cache
+) -> AsyncGenerator[AsyncClient]:
+    async with connect(app, committing_database, own_cache=cache) as client:
         yield client
 
 
