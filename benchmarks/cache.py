@@ -29,7 +29,7 @@ from main import create_application
 from src.cache import Cache, CacheBackend, MemoryBackend, cached, use_cache
 from src.cache.backends.file import FileBackend
 from src.cache.backends.redis import RedisBackend
-from src.cache.resilience import ResilientBackend
+from src.cache.engine.circuit_breaker import CircuitBreakerBackend
 from src.core import redis_url
 from src.core.config import get_settings
 from src.db.session import open_database
@@ -64,7 +64,7 @@ async def answers(url: URL, valkey: str) -> None:
         return found
 
     redis = RedisBackend(redis_url.parse(valkey), namespace="bench")
-    backends = {"memory": MemoryBackend(), "Valkey": ResilientBackend(redis)}
+    backends = {"memory": MemoryBackend(), "Valkey": CircuitBreakerBackend(redis)}
     bares = {"memory": bare(from_dict), "Valkey": bare(from_valkey)}
     async with open_database(url, pool_size=5) as database:
         path = await an_item(database)

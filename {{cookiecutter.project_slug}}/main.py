@@ -6,11 +6,11 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_standalone_docs import StandaloneDocs
 
 from src.api import (
-    # % if cookiecutter.cache_backend != "none"
-    caching,
-    # % endif
     idempotency,
     openapi,
+    # % if cookiecutter.cache_backend != "none"
+    response_cache,
+    # % endif
 )
 from src.api.metrics import MetricsMiddleware, metrics
 from src.api.middleware import (
@@ -54,7 +54,7 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
     """Wrap the application; what is added last is outermost and sees a request first."""
     app.add_middleware(idempotency.IdempotencyMiddleware, handlers=app.exception_handlers)
     # % if cookiecutter.cache_backend != "none"
-    app.add_middleware(caching.CacheMiddleware)
+    app.add_middleware(response_cache.CacheMiddleware)
     # % endif
     app.add_middleware(BodyLimitMiddleware, limit=MAX_BODY_BYTES)
     if not settings.DEBUG:  # Starlette's page with the traceback is of more use there

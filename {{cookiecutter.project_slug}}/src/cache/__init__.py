@@ -2,10 +2,10 @@
 
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError
 from src.cache.backends.memory import MemoryBackend
-from src.cache.cache import Cache, Policy, current_cache, open_cache, use_cache
 from src.cache.decorators import cached, invalidate, invalidate_cache
 from src.cache.dependencies import get_cache
-from src.cache.models import watch_models
+from src.cache.engine.cache import Cache, Policy, current_cache, open_cache, use_cache
+from src.cache.engine.models import watch_models
 
 __all__ = [
     "Cache",

@@ -8,10 +8,10 @@ from typing import Any, ParamSpec, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from src.cache.cache import Policy, current_cache
-from src.cache.codec import codec_for
-from src.cache.keys import Arguments, Template, is_tool, key_maker
-from src.db.transaction import Watch, after_commit, watch_commits
+from src.cache.engine.after_commit import Watch, after_commit, watch_commits
+from src.cache.engine.cache import Policy, current_cache
+from src.cache.engine.codec import codec_for
+from src.cache.engine.keys import Arguments, Template, is_tool, key_maker
 
 P = ParamSpec("P")
 T = TypeVar("T")

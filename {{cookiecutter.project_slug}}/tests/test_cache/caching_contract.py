@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from src.cache import Cache, CacheBackend, cached, invalidate, invalidate_cache, use_cache
-from src.cache import cache as cache_module
+from src.cache.engine import cache as cache_module
 from src.core.config import ROOT
 
 PATIENCE_SECONDS = 20  # less than WAIT_SECONDS, after which nobody waits any more

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from src.cache import Cache, CacheUnavailableError, MemoryBackend, cached, use_cache
-from src.cache.cache import WAIT_SECONDS
-from src.cache.resilience import ResilientBackend
+from src.cache.engine.cache import WAIT_SECONDS
+from src.cache.engine.circuit_breaker import CircuitBreakerBackend
 
 
 class Away(MemoryBackend):
@@ -27,7 +27,7 @@ async def test_while_the_cache_is_away_each_call_runs(tags: tuple[str, ...]) -> 
         calls += 1
         return calls
 
-    async with ResilientBackend(Away()) as backend:
+    async with CircuitBreakerBackend(Away()) as backend:
         with use_cache(Cache(backend, ttl=60)):
             async with asyncio.timeout(WAIT_SECONDS / 2):
                 assert await asyncio.gather(*(count() for _ in range(5))) == [1, 2, 3, 4, 5]

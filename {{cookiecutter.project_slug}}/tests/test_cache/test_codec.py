@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from src.cache.codec import codec_for
+from src.cache.engine.codec import codec_for
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from src.cache.keys import MAX_LENGTH, key_maker
+from src.cache.engine.keys import MAX_LENGTH, key_maker
 
 UserId = NewType("UserId", int)
 ID = UUID("018f0000-0000-7000-8000-000000000000")

@@ -11,17 +11,18 @@ def create_backend(settings: Settings) -> CacheBackend:
     # % if cookiecutter.cache_backend in ["redis", "all"]
     if settings.CACHE_BACKEND_TYPE == "redis":
         from src.cache.backends.redis import RedisBackend  # noqa: PLC0415 - loaded where it is used
-        from src.cache.resilience import ResilientBackend  # noqa: PLC0415 - as above
+        from src.cache.engine.circuit_breaker import CircuitBreakerBackend  # noqa: PLC0415 - as above
 
         namespace = settings.CACHE_NAMESPACE
-        return ResilientBackend(RedisBackend(settings.redis_url, namespace=namespace, ttl=ttl))
+        return CircuitBreakerBackend(RedisBackend(settings.redis_url, namespace=namespace, ttl=ttl))
     # % endif
     # % if cookiecutter.cache_backend in ["file", "all"]
     if settings.CACHE_BACKEND_TYPE == "file":
         from src.cache.backends.file import FileBackend  # noqa: PLC0415 - loaded where it is used
-        from src.cache.resilience import ResilientBackend  # noqa: PLC0415 - as above
+        from src.cache.engine.circuit_breaker import CircuitBreakerBackend  # noqa: PLC0415 - as above
 
         max_bytes = settings.CACHE_FILE_MAX_MEGABYTES * 2**20
-        return ResilientBackend(FileBackend(settings.cache_folder, ttl=ttl, max_bytes=max_bytes))
+        backend = FileBackend(settings.cache_folder, ttl=ttl, max_bytes=max_bytes)
+        return CircuitBreakerBackend(backend)
     # % endif
     return MemoryBackend(ttl=ttl, max_bytes=settings.CACHE_MEMORY_MAX_MEGABYTES * 2**20)

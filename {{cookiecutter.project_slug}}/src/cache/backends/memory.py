@@ -10,7 +10,7 @@ from typing import Any
 
 from src.cache.backends.base import CacheBackend, Value
 from src.cache.backends.integers import add_to
-from src.cache.backends.patterns import compile_pattern
+from src.cache.engine.glob import compile_pattern
 
 # What an entry takes beside its key and value: the tuple, its numbers, and its places in the
 # dictionary and in the heap; as measured with tracemalloc.

@@ -13,7 +13,7 @@ import structlog
 
 from src.cache.backends.base import CacheError, CacheUnavailableError, Value
 from src.cache.backends.integers import add_to
-from src.cache.backends.patterns import compile_pattern, literal_prefix
+from src.cache.engine.glob import compile_pattern, literal_prefix
 
 FILE_NAME = "cache.sqlite3"
 LOCK_NAME = "cache.lock"

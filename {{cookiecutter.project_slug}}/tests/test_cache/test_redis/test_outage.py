@@ -10,7 +10,7 @@ from httpx import AsyncClient
 
 from src.cache import Cache
 from src.cache.backends.redis import RedisBackend
-from src.cache.resilience import ResilientBackend
+from src.cache.engine.circuit_breaker import CircuitBreakerBackend
 from src.core import redis_url
 from src.db import session as db_session
 from src.db.session import Database
@@ -31,7 +31,7 @@ def _patient_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def cache(line: Relay, namespace: str) -> AsyncGenerator[Cache]:
     url = redis_url.parse(f"redis://127.0.0.1:{line.port}")
-    async with ResilientBackend(RedisBackend(url, namespace=namespace)) as backend:
+    async with CircuitBreakerBackend(RedisBackend(url, namespace=namespace)) as backend:
         yield Cache(backend, ttl=60)
 
 

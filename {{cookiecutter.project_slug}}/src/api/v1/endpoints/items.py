@@ -7,10 +7,10 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response, status
 
 from src.api import (
-    # % if cookiecutter.cache_backend != "none"
-    caching,
-    # % endif
     openapi,
+    # % if cookiecutter.cache_backend != "none"
+    response_cache,
+    # % endif
 )
 from src.api.deps import ApiKey, DbSession, ExpectedVersions, ReadSession
 from src.db.models.item import Item
@@ -29,7 +29,7 @@ router = APIRouter(
     prefix="/items",
     tags=["items"],
     # % if cookiecutter.cache_backend != "none"
-    route_class=caching.CachedRoute,
+    route_class=response_cache.CachedRoute,
     # % endif
 )
 
@@ -54,7 +54,7 @@ async def create_item(
     "/",
     response_model=ItemPage,
     # % if cookiecutter.cache_backend != "none"
-    dependencies=[caching.cached_response(tags=["items"])],
+    dependencies=[response_cache.cached_response(tags=["items"])],
     # % endif
 )
 async def list_items(query: Annotated[ItemListQuery, Query()], db: ReadSession) -> Page:
@@ -66,7 +66,7 @@ async def list_items(query: Annotated[ItemListQuery, Query()], db: ReadSession) 
     "/search",
     response_model=ItemMatches,
     # % if cookiecutter.cache_backend != "none"
-    dependencies=[caching.cached_response(tags=["items"])],
+    dependencies=[response_cache.cached_response(tags=["items"])],
     # % endif
 )
 async def search_items(
@@ -80,7 +80,7 @@ async def search_items(
     "/{item_id}",
     response_model=ItemResponse,
     # % if cookiecutter.cache_backend != "none"
-    dependencies=[caching.cached_response(tags=["item:{item_id}"])],
+    dependencies=[response_cache.cached_response(tags=["item:{item_id}"])],
     # % endif
     responses=openapi.problems(404),
 )

@@ -14,9 +14,9 @@ from typing import Any
 from sqlalchemy import event, inspect, select
 from sqlalchemy.orm import Session
 
-from src.cache.cache import current_cache
-from src.cache.keys import plain
-from src.db.transaction import call_after_commit
+from src.cache.engine.after_commit import call_after_commit
+from src.cache.engine.cache import current_cache
+from src.cache.engine.keys import plain
 
 _parse = Formatter().parse
 

@@ -10,7 +10,11 @@ from structlog.testing import LogCapture
 
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError
 from src.cache.backends.memory import MemoryBackend
-from src.cache.resilience import MAX_PENDING, MAX_PENDING_PATTERNS, ResilientBackend
+from src.cache.engine.circuit_breaker import (
+    MAX_PENDING,
+    MAX_PENDING_PATTERNS,
+    CircuitBreakerBackend,
+)
 
 Logs = list[MutableMapping[str, Any]]
 
@@ -122,9 +126,9 @@ async def inner() -> FaultyBackend:
 
 
 @pytest.fixture
-async def backend(inner: FaultyBackend) -> AsyncGenerator[ResilientBackend]:
+async def backend(inner: FaultyBackend) -> AsyncGenerator[CircuitBreakerBackend]:
     before = other_tasks()
-    async with ResilientBackend(inner, retry_seconds=0.01) as backend:
+    async with CircuitBreakerBackend(inner, retry_seconds=0.01) as backend:
         yield backend
         inner.away = None
         inner.errors.clear()
@@ -136,7 +140,7 @@ async def backend(inner: FaultyBackend) -> AsyncGenerator[ResilientBackend]:
 def logs(monkeypatch: pytest.MonkeyPatch) -> Logs:
     capture = LogCapture()
     log = structlog.wrap_logger(None, [capture], wrapper_class=structlog.stdlib.BoundLogger)
-    monkeypatch.setattr("src.cache.resilience.log", log)
+    monkeypatch.setattr("src.cache.engine.circuit_breaker.log", log)
     return capture.entries
 
 
@@ -144,7 +148,7 @@ def events(logs: Logs) -> list[str]:
     return [entry["event"] for entry in logs]
 
 
-async def fail(backend: ResilientBackend, inner: FaultyBackend) -> None:
+async def fail(backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
     """Let an outage begin."""
     inner.away = AWAY
     await backend.get("key")
@@ -152,13 +156,15 @@ async def fail(backend: ResilientBackend, inner: FaultyBackend) -> None:
     inner.calls.clear()
 
 
-async def recover(backend: ResilientBackend, inner: FaultyBackend) -> None:
+async def recover(backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
     inner.away = None
     await until(lambda: backend.available)
 
 
 @pytest.mark.parametrize("operation", CALLS)
-async def test_healthy(operation: str, backend: ResilientBackend, inner: FaultyBackend) -> None:
+async def test_healthy(
+    operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
+) -> None:
     """While all is well, a call reaches the inner backend as it is, and its answer comes back."""
     call, _ = CALLS[operation]
     direct = await make_inner()
@@ -171,7 +177,7 @@ async def test_healthy(operation: str, backend: ResilientBackend, inner: FaultyB
 class TestDefaults:
     @pytest.mark.parametrize("operation", CALLS)
     async def test_away(
-        self, operation: str, backend: ResilientBackend, inner: FaultyBackend
+        self, operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
     ) -> None:
         """The failing call answers as if there were no cache, and so does the next one, at once."""
         call, default = CALLS[operation]
@@ -185,7 +191,7 @@ class TestDefaults:
 
     @pytest.mark.parametrize("operation", OTHERS)
     async def test_single_failure(
-        self, operation: str, backend: ResilientBackend, inner: FaultyBackend, logs: Logs
+        self, operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
     ) -> None:
         """What one operation could not do is no reason to leave the backend alone."""
         call, default = OTHERS[operation]
@@ -196,7 +202,9 @@ class TestDefaults:
         assert backend.available
         assert events(logs) == ["cache_error"]
 
-    async def test_scan_fails_midway(self, backend: ResilientBackend, inner: FaultyBackend) -> None:
+    async def test_scan_fails_midway(
+        self, backend: CircuitBreakerBackend, inner: FaultyBackend
+    ) -> None:
         """A scan ends where the backend fails."""
         found = []
 
@@ -206,7 +214,7 @@ class TestDefaults:
 
         assert len(found) == 1
 
-    async def test_ping(self, backend: ResilientBackend, inner: FaultyBackend) -> None:
+    async def test_ping(self, backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
         """A ping reports a failure, and an outage without asking the backend."""
         await backend.ping()
         inner.away = AWAY
@@ -218,7 +226,7 @@ class TestDefaults:
         with pytest.raises(CacheUnavailableError):
             await backend.ping()
 
-    async def test_info(self, backend: ResilientBackend, inner: FaultyBackend) -> None:
+    async def test_info(self, backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
         """The inner backend is described while it is there."""
         assert await backend.info() == await inner.info()
 
@@ -230,12 +238,12 @@ class TestDefaults:
         """Its default time to live is the inner one's."""
         inner.ttl = 7
 
-        assert ResilientBackend(inner).ttl == 7
+        assert CircuitBreakerBackend(inner).ttl == 7
 
     @pytest.mark.parametrize("operation", ["get", "delete"])
     @pytest.mark.parametrize("error", [ValueError("bad ex"), TypeError("a bug")])
     async def test_other_errors(
-        self, error: Exception, operation: str, backend: ResilientBackend, inner: FaultyBackend
+        self, error: Exception, operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
     ) -> None:
         """Mistakes of the caller and bugs are not hidden."""
         inner.errors[operation] = error
@@ -245,7 +253,9 @@ class TestDefaults:
 
         assert backend.available
 
-    async def test_cancelled_read(self, backend: ResilientBackend, inner: FaultyBackend) -> None:
+    async def test_cancelled_read(
+        self, backend: CircuitBreakerBackend, inner: FaultyBackend
+    ) -> None:
         """A caller who gives up says nothing about the backend."""
         inner.gates["get"] = asyncio.Event()
 
@@ -257,7 +267,7 @@ class TestDefaults:
 
 class TestBreaker:
     async def test_many_failures(
-        self, backend: ResilientBackend, inner: FaultyBackend, logs: Logs
+        self, backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
     ) -> None:
         """However many calls fail together, it is one outage with one line in the log."""
         inner.away = AWAY
@@ -279,7 +289,7 @@ class TestBreaker:
         ]
 
     async def test_recovery(
-        self, backend: ResilientBackend, inner: FaultyBackend, logs: Logs
+        self, backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
     ) -> None:
         """It heals by itself, says so, and leaves no task behind."""
         tasks = other_tasks()
@@ -295,7 +305,7 @@ class TestBreaker:
         assert 0 < logs[1]["away_seconds"] < 2 * PATIENCE_SECONDS
 
     async def test_second_outage(
-        self, backend: ResilientBackend, inner: FaultyBackend, logs: Logs
+        self, backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
     ) -> None:
         """Each outage is told of, and heals."""
         for _ in range(2):
@@ -305,7 +315,7 @@ class TestBreaker:
         assert events(logs) == ["cache_unavailable", "cache_available"] * 2
 
     async def test_late_failure(
-        self, backend: ResilientBackend, inner: FaultyBackend, logs: Logs
+        self, backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
     ) -> None:
         """A call from before the outage that fails after it does not begin another one."""
         gate = inner.gates["set"] = asyncio.Event()
@@ -322,7 +332,7 @@ class TestBreaker:
         assert events(logs) == ["cache_unavailable", "cache_available"]
 
     async def test_context(
-        self, backend: ResilientBackend, inner: FaultyBackend, monkeypatch: pytest.MonkeyPatch
+        self, backend: CircuitBreakerBackend, inner: FaultyBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The task that heals does not run in the context of the request that met the failure."""
         seen = []
@@ -339,7 +349,7 @@ class TestBreaker:
         assert seen == ["none"]
 
     async def test_bug_while_healing(
-        self, backend: ResilientBackend, inner: FaultyBackend, logs: Logs
+        self, backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
     ) -> None:
         """A bug that healing meets is logged, and does not end it."""
         inner.errors["ping"] = TypeError("a bug")
@@ -355,7 +365,7 @@ class TestBreaker:
 
     async def test_errors_are_logged_now_and_then(
         self,
-        backend: ResilientBackend,
+        backend: CircuitBreakerBackend,
         inner: FaultyBackend,
         logs: Logs,
         monkeypatch: pytest.MonkeyPatch,
@@ -363,7 +373,7 @@ class TestBreaker:
         """Of each operation's errors one a minute is logged."""
         inner.errors = {"set": READ_ONLY, "add": READ_ONLY}
         now = 1000.0
-        monkeypatch.setattr("src.cache.resilience.monotonic", lambda: now)
+        monkeypatch.setattr("src.cache.engine.circuit_breaker.monotonic", lambda: now)
 
         for _ in range(3):
             await backend.set("key", "new")
@@ -379,7 +389,7 @@ class TestBreaker:
 class TestDeletions:
     @pytest.mark.parametrize("operation", DELETIONS)
     async def test_while_away(
-        self, operation: str, backend: ResilientBackend, inner: FaultyBackend
+        self, operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
     ) -> None:
         """What is deleted in an outage is gone before anything is read again."""
         await fail(backend, inner)
@@ -397,7 +407,11 @@ class TestDeletions:
     @pytest.mark.parametrize("operation", ["set", "set_many"])
     @pytest.mark.parametrize("error", [AWAY, READ_ONLY])
     async def test_of_what_could_not_be_replaced(
-        self, error: CacheError, operation: str, backend: ResilientBackend, inner: FaultyBackend
+        self,
+        error: CacheError,
+        operation: str,
+        backend: CircuitBreakerBackend,
+        inner: FaultyBackend,
     ) -> None:
         """A value whose successor was not stored is outdated."""
         inner.errors[operation] = error
@@ -411,7 +425,11 @@ class TestDeletions:
     @pytest.mark.parametrize("error", [AWAY, READ_ONLY])
     @pytest.mark.parametrize("operation", DELETIONS)
     async def test_that_fail(
-        self, operation: str, error: CacheError, backend: ResilientBackend, inner: FaultyBackend
+        self,
+        operation: str,
+        error: CacheError,
+        backend: CircuitBreakerBackend,
+        inner: FaultyBackend,
     ) -> None:
         """While a deletion cannot be carried out, nothing is read, though the backend answers."""
         inner.errors[operation] = error
@@ -426,7 +444,7 @@ class TestDeletions:
         assert await backend.get("key") is None
         assert inner.requests[-1] == "get"
 
-    async def test_cancelled(self, backend: ResilientBackend, inner: FaultyBackend) -> None:
+    async def test_cancelled(self, backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
         """A deletion whose caller gives up is carried out nevertheless."""
         gate = inner.gates["delete"] = asyncio.Event()
 
@@ -438,7 +456,7 @@ class TestDeletions:
         await recover(backend, inner)
         assert await backend.get("key") is None
 
-    async def test_late_failure(self, backend: ResilientBackend, inner: FaultyBackend) -> None:
+    async def test_late_failure(self, backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
         """A deletion from before an outage that fails after it is not forgotten either."""
         gate = inner.gates["delete"] = asyncio.Event()
         late = asyncio.create_task(backend.delete("key"))
@@ -455,7 +473,9 @@ class TestDeletions:
         await recover(backend, inner)
         assert await backend.get("key") is None
 
-    async def test_while_replaying(self, backend: ResilientBackend, inner: FaultyBackend) -> None:
+    async def test_while_replaying(
+        self, backend: CircuitBreakerBackend, inner: FaultyBackend
+    ) -> None:
         """A deletion that comes while others are replayed is carried out at once."""
         await inner.set("other", "old")
         gate = inner.gates["delete"] = asyncio.Event()
@@ -472,7 +492,7 @@ class TestDeletions:
         assert await backend.get_many("key", "other") == [None, None]
 
     async def test_that_fail_while_replaying(
-        self, backend: ResilientBackend, inner: FaultyBackend
+        self, backend: CircuitBreakerBackend, inner: FaultyBackend
     ) -> None:
         """A deletion that fails while others are replayed is replayed as well."""
         await inner.set("other", "old")
@@ -492,7 +512,7 @@ class TestDeletions:
         assert inner.called("ping") == 1
 
     async def test_after_failed_replay(
-        self, backend: ResilientBackend, inner: FaultyBackend
+        self, backend: CircuitBreakerBackend, inner: FaultyBackend
     ) -> None:
         """Once a replay has failed, deletions leave the backend alone again."""
         inner.errors["delete"] = AWAY
@@ -504,7 +524,7 @@ class TestDeletions:
 
         assert inner.called("delete_matching") == 0
 
-    async def test_each_once(self, backend: ResilientBackend, inner: FaultyBackend) -> None:
+    async def test_each_once(self, backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
         """Deletions are carried out together, and each but once."""
         await fail(backend, inner)
         for _ in range(3):
@@ -527,7 +547,7 @@ class TestDeletions:
         self,
         number: int,
         delete: Callable[[CacheBackend, int], Awaitable[int]],
-        backend: ResilientBackend,
+        backend: CircuitBreakerBackend,
         inner: FaultyBackend,
     ) -> None:
         """More deletions than are worth remembering become one of everything."""
@@ -550,7 +570,7 @@ class TestDeletions:
 class TestClosing:
     async def test_healthy(self, inner: FaultyBackend, logs: Logs) -> None:
         """The inner backend is closed with it."""
-        async with ResilientBackend(inner):
+        async with CircuitBreakerBackend(inner):
             pass
 
         assert inner.calls == [("aclose",)]
@@ -559,7 +579,7 @@ class TestClosing:
     async def test_away(self, inner: FaultyBackend) -> None:
         """Nothing goes on in the background."""
         tasks = other_tasks()
-        backend = ResilientBackend(inner)
+        backend = CircuitBreakerBackend(inner)
         await fail(backend, inner)
 
         await backend.aclose()
@@ -570,7 +590,7 @@ class TestClosing:
     async def test_call_in_flight(self, inner: FaultyBackend, logs: Logs) -> None:
         """A call that fails because of the closing starts nothing anew."""
         tasks = other_tasks()
-        backend = ResilientBackend(inner)
+        backend = CircuitBreakerBackend(inner)
         gate = inner.gates["get"] = asyncio.Event()
         late = asyncio.create_task(backend.get("key"))
         await until(lambda: inner.called("get") == 1)
@@ -596,7 +616,7 @@ class TestClosing:
 
         monkeypatch.setattr(inner, "ping", ping)
         tasks = other_tasks()
-        backend = ResilientBackend(inner, retry_seconds=0.01)
+        backend = CircuitBreakerBackend(inner, retry_seconds=0.01)
         await fail(backend, inner)
         await pinged.wait()
 
@@ -606,7 +626,7 @@ class TestClosing:
 
     async def test_last_try(self, inner: FaultyBackend, logs: Logs) -> None:
         """Pending deletions are carried out, if the backend is back."""
-        backend = ResilientBackend(inner)
+        backend = CircuitBreakerBackend(inner)
         await fail(backend, inner)
         await backend.delete("key")
         inner.away = None
@@ -618,7 +638,7 @@ class TestClosing:
 
     async def test_interrupted_replay(self, inner: FaultyBackend) -> None:
         """Deletions that were being replayed are carried out."""
-        backend = ResilientBackend(inner, retry_seconds=0.01)
+        backend = CircuitBreakerBackend(inner, retry_seconds=0.01)
         inner.gates["delete"] = asyncio.Event()
         await fail(backend, inner)
         await backend.delete("key")
@@ -632,7 +652,7 @@ class TestClosing:
 
     async def test_lost_deletions(self, inner: FaultyBackend, logs: Logs) -> None:
         """Deletions that cannot be carried out are told of."""
-        backend = ResilientBackend(inner)
+        backend = CircuitBreakerBackend(inner)
         await fail(backend, inner)
         await backend.delete("key", "other")
         await backend.delete_matching("k*")
@@ -655,8 +675,8 @@ class TestClosing:
         self, inner: FaultyBackend, logs: Logs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A backend that does not answer does not hold up the end of the process."""
-        monkeypatch.setattr("src.cache.resilience.LAST_TRY_SECONDS", 0.01)
-        backend = ResilientBackend(inner)
+        monkeypatch.setattr("src.cache.engine.circuit_breaker.LAST_TRY_SECONDS", 0.01)
+        backend = CircuitBreakerBackend(inner)
         await fail(backend, inner)
         await backend.flush()
         inner.gates["flush"] = asyncio.Event()
@@ -671,11 +691,11 @@ class TestClosing:
         """That the inner backend cannot be closed is nobody's concern."""
         inner.errors["aclose"] = AWAY
 
-        await ResilientBackend(inner).aclose()
+        await CircuitBreakerBackend(inner).aclose()
 
 
 class TestMetrics:
-    async def test_available(self, backend: ResilientBackend, inner: FaultyBackend) -> None:
+    async def test_available(self, backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
         """The gauge follows the breaker."""
         assert metric("cache_available") == 1
         await fail(backend, inner)
@@ -685,7 +705,7 @@ class TestMetrics:
 
     @pytest.mark.parametrize("operation", ["set", "delete"])
     async def test_operations(
-        self, operation: str, backend: ResilientBackend, inner: FaultyBackend
+        self, operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
     ) -> None:
         """What reached the backend is timed; what failed is counted too."""
         call, _ = CALLS[operation]

@@ -9,7 +9,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic.errors import PydanticUserError
 
-from src.cache.keys import fields_of, hints_of
+from src.cache.engine.keys import fields_of, hints_of
 
 log = structlog.get_logger(__name__)
 

@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from src.cache.engine.after_commit import after_commit, has_uncommitted_changes, watch_commits
 from src.db.models.item import Item
 from src.db.session import Database
-from src.db.transaction import after_commit, has_uncommitted_changes, watch_commits
 
 PATIENCE_SECONDS = 60
 SLOW_COMMIT = (

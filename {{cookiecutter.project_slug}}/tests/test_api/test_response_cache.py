@@ -14,9 +14,9 @@ from httpx import ASGITransport, AsyncClient
 from starlette.background import BackgroundTask
 from starlette.requests import HTTPConnection
 
-from src.api.caching import CachedRoute, CacheMiddleware, cached_response
 from src.api.deps import ApiKey
 from src.api.metrics import REQUESTS
+from src.api.response_cache import CachedRoute, CacheMiddleware, cached_response
 from src.cache import Cache, MemoryBackend, use_cache
 from src.db.session import Database
 from tests.fixtures.client import connect

@@ -70,7 +70,7 @@ class _Deletions:
             await backend.delete_matching(pattern)
 
 
-class ResilientBackend(CacheBackend):
+class CircuitBreakerBackend(CacheBackend):
     """Behave as if there were no cache for as long as the inner backend is away.
 
     Only `ping` raises CacheError. Once the inner backend was unavailable it is left alone: a task

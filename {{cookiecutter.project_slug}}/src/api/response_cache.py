@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from src.api.deps import get_app_settings, get_read_session
 from src.api.metrics import route_template
 from src.cache import Cache, Policy, current_cache, get_cache, use_cache
-from src.cache.keys import MAX_LENGTH, digest, encode, hints_of, plain, shorten
+from src.cache.engine.keys import MAX_LENGTH, digest, encode, hints_of, plain, shorten
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Headers = list[tuple[bytes, bytes]]

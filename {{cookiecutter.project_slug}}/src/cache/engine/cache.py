@@ -22,12 +22,12 @@ import structlog
 
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError, Value
 from src.cache.backends.factory import create_backend
-from src.cache.codec import Codec
-from src.cache.entry import Entry, pack, unpack
-from src.cache.keys import GLOB, shorten_pattern
-from src.cache.metrics import REQUESTS
+from src.cache.engine.after_commit import finish_callbacks, has_uncommitted_changes
+from src.cache.engine.codec import Codec
+from src.cache.engine.entry import Entry, pack, unpack
+from src.cache.engine.keys import GLOB, shorten_pattern
+from src.cache.engine.metrics import REQUESTS
 from src.core.config import Settings
-from src.db.transaction import finish_callbacks, has_uncommitted_changes
 
 log = structlog.get_logger(__name__)
 
