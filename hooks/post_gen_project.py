@@ -151,6 +151,7 @@ FEATURES = [
         "__background",
         {"yes"},
         [
+            "src/core/context.py",
             "src/db/batches.py",
             "src/repositories/statements.py",
         ],

@@ -1,8 +1,6 @@
-"""What a task finds besides its arguments: there are no globals."""
+"""What a task finds besides its arguments. See also `src.core.context`."""
 
-from collections.abc import Coroutine, Generator
-from contextlib import AbstractAsyncContextManager, contextmanager
-from contextvars import ContextVar
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
@@ -10,56 +8,39 @@ from uuid import UUID
 from dramatiq.asyncio import get_event_loop_thread
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from src.core.config import Settings
-from src.db import Database
+from src.core.context import Context, current_context, transaction, use_context
+from src.core.context import current_settings as task_settings
 from src.repositories.task import TaskRepository
+
+__all__ = [
+    "TaskContext",
+    "message_id",
+    "report_progress",
+    "run",
+    "task_settings",
+    "transaction",
+    "use_context",
+]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class TaskContext:
-    settings: Settings
-    database: Database
+class TaskContext(Context):
     message_id: str | None = None
     is_followed: bool = False
 
 
-_current: ContextVar[TaskContext] = ContextVar("task_context")
-
-
-@contextmanager
-def use_context(context: TaskContext) -> Generator[TaskContext]:
-    """Let the actors that the block calls find this context."""
-    token = _current.set(context)
-    try:
-        yield context
-    finally:
-        _current.reset(token)
-
-
-def set_context(context: TaskContext) -> None:
-    _current.set(context)
-
-
-def task_settings() -> Settings:
-    return _current.get().settings
-
-
 def message_id() -> str | None:
     """Return what stays the same however often the message is delivered; none outside a worker."""
-    return _current.get().message_id
-
-
-def transaction() -> AbstractAsyncContextManager[AsyncSession]:
-    """Open a session for the task; it commits when the block ends, and rolls back when it raises."""
-    return _current.get().database.transaction()
+    context = current_context()
+    return context.message_id if isinstance(context, TaskContext) else None
 
 
 async def report_progress(db: AsyncSession, *, done: int, total: int | None = None) -> None:
-    """Let those who follow the task see how far it is, once the transaction of `db` commits."""
-    context = _current.get()
-    if context.is_followed:
+    """Show how far a followed task is, once the transaction of `db` commits."""
+    context = current_context()
+    if isinstance(context, TaskContext) and context.is_followed:
         await TaskRepository(db).set_progress(UUID(context.message_id), done=done, total=total)
 
 

@@ -18,10 +18,10 @@ from src.schedulers.scheduler import build_scheduler
 
 
 @pytest.fixture(autouse=True)
-def context(database: Database) -> Iterator[JobContext]:
+def context(database: Database) -> Iterator[None]:
     settings = Settings(ENV="test", ITEMS_STALE_AFTER_DAYS=10, SCHEDULER_HISTORY_DAYS=5)
-    with use_context(JobContext(settings, database)) as context:
-        yield context
+    with use_context(JobContext(settings, database)):
+        yield
 
 
 def item(name: str, status: ItemStatus, *, days: int) -> Item:

@@ -14,6 +14,7 @@ from asgi_correlation_id import correlation_id
 from sqlalchemy import func, select
 
 from src.core.config import Settings
+from src.core.context import current_context
 from src.core.trace import traceparent
 from src.db.models.item import Item
 from src.db.session import Database
@@ -53,10 +54,6 @@ async def test_log_lines_name_the_request_the_trace_and_the_task(
     assert (first["task"], first["actor"]) == (task_id, "say")
     assert {"request_id", "trace_id"}.isdisjoint(second)
     assert second["task"] != task_id
-
-
-def found() -> context.TaskContext | None:
-    return context._current.get(None)  # noqa: SLF001 - tasks have functions for what is in it
 
 
 async def test_nothing_leaks_into_the_next_task(broker: TaskBroker, queue: str) -> None:
@@ -111,7 +108,7 @@ async def test_tasks_share_what_is_open(
 
     def look() -> None:
         both.wait(LIMIT)
-        seen.append(found())
+        seen.append(current_context())
 
     actor = dramatiq.actor(queue_name=queue, broker=broker)(look)
     ids = [broker.enqueue(actor.message()).message_id for _ in range(2)]

@@ -4,8 +4,9 @@ import structlog
 from asgi_correlation_id import correlation_id
 from dramatiq.broker import MessageProxy
 
+from src.core.context import set_context
 from src.core.trace import traceparent
-from src.tasks.context import TaskContext, set_context
+from src.tasks.context import TaskContext
 from src.tasks.middleware.around import Around
 from src.tasks.middleware.resources import ResourcesMiddleware
 from src.tasks.outbox import REQUEST_ID, TRACEPARENT, is_followed
