@@ -15,6 +15,7 @@ from dramatiq.middleware import (
 
 from src.core.config import Settings, get_settings
 from src.tasks.engine.brokers.base import TaskBroker
+from src.tasks.engine.dramatiq_patches import DaemonAsyncIO
 from src.tasks.middleware import (
     # % if cookiecutter.cache_backend != "none"
     caching,
@@ -53,7 +54,7 @@ def middleware(settings: Settings) -> list[Middleware]:
         # They interrupt the thread wherever it is: in the task only, and not in a hook.
         ShutdownNotifications(),
         TimeLimit(time_limit=TIME_LIMIT),
-        resources.DaemonAsyncIO(),
+        DaemonAsyncIO(),
         shared,  # opened on the loop of the one before
         # % if cookiecutter.cache_backend != "none"
         caching.CachingMiddleware(shared),

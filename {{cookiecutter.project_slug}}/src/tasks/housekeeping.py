@@ -33,7 +33,7 @@ async def keep_house(
     settings: Settings, broker: TaskBroker, database: Database
 ) -> AsyncGenerator[None]:
     chores = [
-        asyncio.create_task(_look_after(broker)),
+        asyncio.create_task(_maintain_broker(broker)),
         asyncio.create_task(_show_life()),
         asyncio.create_task(_prune(settings, database)),
     ]
@@ -45,17 +45,17 @@ async def keep_house(
         await asyncio.wait(chores)
 
 
-async def _look_after(broker: TaskBroker) -> None:
+async def _maintain_broker(broker: TaskBroker) -> None:
     with suppress(BrokerUnavailableError):  # consumers tell of it
-        await asyncio.to_thread(broker.check)
+        await asyncio.to_thread(broker.warn_if_unsafe)
     while True:
         try:
-            await asyncio.to_thread(broker.look_after)
+            await asyncio.to_thread(broker.maintain)
         except BrokerUnavailableError:
             pass
         except Exception:
             # Whatever it is: nobody else may see to what dead workers have left.
-            log.exception("look_after_failed")
+            log.exception("maintenance_failed")
         await asyncio.sleep(LOOK_AFTER_SECONDS)
 
 

@@ -9,7 +9,7 @@ import pytest
 from src.db.session import Database
 from src.domain.task import TaskStatus
 from src.tasks.engine.brokers.base import TaskBroker
-from src.tasks.middleware.resources import IMPATIENT_SECONDS
+from src.tasks.engine.dramatiq_patches import DEBOUNCE_SECONDS
 from tests.test_tasks.conftest import Start
 from tests.test_tasks.deeds import STOPPING, words
 from tests.test_tasks.working import LIMIT, enqueue, eventually, over, send, state_of, working
@@ -73,7 +73,7 @@ async def test_a_second_sigterm_ends_it_at_once(
     await eventually(lambda: words(path), "its begin")
     worker.process.send_signal(signal.SIGTERM)
     await worker.until_told(STOPPING)
-    await asyncio.sleep(1.5 * IMPATIENT_SECONDS)
+    await asyncio.sleep(1.5 * DEBOUNCE_SECONDS)
     assert worker.process.poll() is None
     worker.process.send_signal(signal.SIGTERM)
 

@@ -16,7 +16,7 @@ from src.db.session import DatabaseUnavailableError
 from src.domain.errors import DomainError
 from src.domain.task import TaskStatus
 from src.repositories.task import TaskRepository
-from src.tasks.engine.brokers.base import LONGEST_ERROR, give_up
+from src.tasks.engine.brokers.base import LONGEST_ERROR, mark_dead
 from src.tasks.middleware.around import Around
 from src.tasks.middleware.guard import NotRecordedError
 from src.tasks.middleware.resources import ResourcesMiddleware
@@ -60,7 +60,7 @@ class FollowingMiddleware(Around):
             return
         task_id = UUID(message.message_id)
         if exception is None and not message.failed and (fault := _fault_of(result)):
-            give_up(message, fault)
+            mark_dead(message, fault)
             log.error("task_has_no_result", cause=fault)
         if message.failed:
             problem = _problem(exception)

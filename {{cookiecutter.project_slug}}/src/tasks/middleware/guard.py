@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from src.db.session import DatabaseUnavailableError
 from src.repositories.task import RedeliveryRepository
-from src.tasks.engine.brokers.base import give_up
+from src.tasks.engine.brokers.base import mark_dead
 from src.tasks.middleware.around import Around
 from src.tasks.middleware.resources import ResourcesMiddleware
 
@@ -45,7 +45,7 @@ class GuardMiddleware(Around):
             raise NotRecordedError(str(error)) from error
         if starts > MAX_STARTS:
             reason = f"Its worker died {MAX_STARTS} times as it ran."
-            give_up(message, reason)
+            mark_dead(message, reason)
             log.error("task_killed_its_workers", starts=MAX_STARTS)
             raise SkipMessage(reason)
 

@@ -2,18 +2,14 @@
 
 import asyncio
 import logging
-import math
-import signal
-import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from types import FrameType
 from typing import Any, TypeVar, cast
 
 import structlog
 from dramatiq import Broker, Middleware, Worker
-from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_loop_thread
-from dramatiq.middleware import AsyncIO, MiddlewareError
+from dramatiq.asyncio import get_event_loop_thread
+from dramatiq.middleware import MiddlewareError
 
 from src import (
     # % if cookiecutter.cache_backend != "none"
@@ -24,6 +20,7 @@ from src import (
 from src.core.config import Settings
 from src.core.logging import configure_logging
 from src.tasks.engine.brokers.base import TaskBroker
+from src.tasks.engine.dramatiq_patches import debounce_sigterm, silence_result_warnings
 from src.tasks.housekeeping import keep_house
 from src.tasks.relay import open_relay
 
@@ -33,8 +30,6 @@ T = TypeVar("T")
 
 # For what is done around tasks: their states, pruning.
 FURTHER_CONNECTIONS = 2
-BOOT_SECONDS = 10.0
-IMPATIENT_SECONDS = 1.0
 
 # Dramatiq tells of each step, and of retries.
 _LEVELS = {
@@ -44,34 +39,6 @@ _LEVELS = {
     "pika": "CRITICAL",  # of what Dramatiq tells too
     # % endif
 }
-
-
-class DaemonAsyncIO(AsyncIO):
-    """Dramatiq's event loop, in a thread that does not keep a process alive.
-
-    A second SIGTERM ends a worker process without stopping the loop: it would hang for ever.
-    """
-
-    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        thread = _LoopThread(self.logger)
-        thread.daemon = True
-        thread.start(timeout=BOOT_SECONDS)
-        set_event_loop_thread(thread)
-
-
-class _LoopThread(EventLoopThread):
-    def run(self) -> None:
-        """Go on when a task raises SystemExit: asyncio gives it to the task, and ends the loop."""
-        while self._is_interrupted():
-            self.logger.error("A task has raised SystemExit.")
-        self.loop.close()
-
-    def _is_interrupted(self) -> bool:
-        try:
-            self.loop.run_forever()
-        except SystemExit:
-            return True
-        return False
 
 
 class ResourcesMiddleware(Middleware):
@@ -89,8 +56,8 @@ class ResourcesMiddleware(Middleware):
         configure_logging(self.settings)
         for name, level in _LEVELS.items():
             logging.getLogger(name).setLevel(level)
-        logging.getLogger("dramatiq.worker.WorkerThread").addFilter(_is_no_result)
-        _take_two_signals_for_one()
+        silence_result_warnings()
+        debounce_sigterm()
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         self.broker = cast(TaskBroker, broker)
@@ -145,30 +112,3 @@ class ResourcesMiddleware(Middleware):
         # Tasks that are still running, beyond the time to stop, are cut off, and done again.
         self._stopping()
         await self._life
-
-
-def _take_two_signals_for_one() -> None:
-    """Let a worker process stop in order when its whole group gets the signal, as from systemd.
-
-    It then gets one of its own and one that the main process passes on, and Dramatiq takes the
-    second for impatience.
-    """
-    stop = signal.getsignal(signal.SIGTERM)
-    if getattr(stop, "__module__", None) != "dramatiq.cli" or not callable(stop):
-        return  # no worker process: a test, say
-    last = -math.inf
-
-    def stop_once(number: int, frame: FrameType | None) -> None:
-        nonlocal last
-        before, last = last, time.monotonic()
-        if last - before > IMPATIENT_SECONDS:
-            stop(number, frame)
-
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), stop_once)
-
-
-def _is_no_result(record: logging.LogRecord) -> bool:
-    """Dramatiq warns of results that it does not keep; we keep those of tasks that are followed."""
-    return "returned a value that is not None" not in str(record.msg)

@@ -83,12 +83,12 @@ def test_what_a_dead_worker_had_is_given_back_and_marked(make: Make) -> None:
     for _ in range(2):
         next(dead.consume(QUEUE, prefetch=1))
     age_heartbeat(dead, 5)
-    alive.look_after()
+    alive.maintain()
     consumer = alive.consume(QUEUE, prefetch=9)
     assert next(consumer) is None
     age_heartbeat(dead, 16)
-    alive.look_after()
-    other.look_after()
+    alive.maintain()
+    other.maintain()
 
     taken = [next(consumer), next(consumer)]
     assert sorted(each.args[0] for each in taken if each) == ["a", "b"]
@@ -117,7 +117,7 @@ def test_a_worker_that_was_frozen_does_not_bury_itself(make: Make) -> None:
     taken = next(consumer)
     assert taken
     age_heartbeat(broker, 60)
-    broker.look_after()
+    broker.maintain()
 
     assert next(make().consume(QUEUE)) is None
     consumer.ack(taken)
@@ -134,15 +134,15 @@ def test_what_a_live_worker_has_mislaid_is_given_back(make: Make) -> None:
     assert held
     assert held.args == ("in hand",)
     other = make().consume(QUEUE)
-    broker.look_after()
+    broker.maintain()
     assert next(other) is None  # it may be on its way
-    broker.look_after()
+    broker.maintain()
 
     found = next(other)
     assert found
     assert found.args == ("mislaid",)
-    broker.look_after()
-    broker.look_after()
+    broker.maintain()
+    broker.maintain()
     assert next(other) is None
 
 
@@ -154,8 +154,8 @@ def test_what_was_due_later_outlives_a_broken_connection(make: Make) -> None:
     assert next(first)
     second = broker.consume(dq_name(QUEUE), prefetch=9)
     assert next(second) is None
-    broker.look_after()
-    broker.look_after()
+    broker.maintain()
+    broker.maintain()
 
     assert next(second)
 
@@ -201,7 +201,12 @@ async def test_dramatiq_hears_of_every_fault(make: Make, line: Relay) -> None:
     ):
         with pytest.raises(ConnectionClosed):
             await asyncio.to_thread(act)
-    for ask in (broker.ping, broker.look_after, lambda: broker.queue_state(QUEUE), broker.check):
+    for ask in (
+        broker.ping,
+        broker.maintain,
+        lambda: broker.queue_state(QUEUE),
+        broker.warn_if_unsafe,
+    ):
         with pytest.raises(BrokerUnavailableError, match="Redis cannot be used"):
             await asyncio.to_thread(ask)
     await line.start()
@@ -237,7 +242,7 @@ def test_dead_letters_that_are_too_old_are_forgotten(make: Make) -> None:
     broker.client.zadd(
         f"{broker.namespace}:{QUEUE}.XQ", {old: current_millis() - broker.dead_message_ttl - 1}
     )
-    broker.look_after()
+    broker.maintain()
 
     assert [letter.message.args for letter in broker.dead_letters(QUEUE, limit=9)] == [("new",)]
     assert broker.client.hlen(f"{broker.namespace}:{QUEUE}.XQ.msgs") == 1
@@ -274,14 +279,14 @@ def test_a_server_that_may_evict_is_warned_of(
     make: Make, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broker = make()
-    broker.check()
+    broker.warn_if_unsafe()
     caplog.clear()
     capsys.readouterr()
     try:
         broker.client.config_set("maxmemory", "1gb")
         broker.client.config_set("maxmemory-policy", "allkeys-lru")
         with caplog.at_level(logging.WARNING):
-            broker.check()
+            broker.warn_if_unsafe()
     finally:
         broker.client.config_set("maxmemory", "0")
         broker.client.config_set("maxmemory-policy", "noeviction")

@@ -14,7 +14,7 @@ from dramatiq.common import current_millis
 # Ends of tasks that Dramatiq notes in the options of a message, and those that we add.
 ERROR = "error"
 DIED_AT = "died_at"
-TRACES_OF_FAILURE = frozenset({ERROR, DIED_AT, "retries", "traceback", "requeue_timestamp"})
+FAILURE_OPTIONS = frozenset({ERROR, DIED_AT, "retries", "traceback", "requeue_timestamp"})
 UNREADABLE = "?"  # instead of the actor's name, of a dead letter that is no message of Dramatiq's
 LONGEST_ERROR = 2000  # characters
 
@@ -62,10 +62,10 @@ class TaskBroker(Broker, ABC):
     def ping(self) -> None:
         """Ask the server for an answer."""
 
-    def check(self) -> None:
+    def warn_if_unsafe(self) -> None:
         """Warn of a server that may lose messages; workers call it when they start."""
 
-    def look_after(self) -> None:
+    def maintain(self) -> None:
         """Do what the server does not do by itself; workers call it every few seconds."""
 
     @abstractmethod
@@ -84,7 +84,7 @@ class TaskBroker(Broker, ABC):
         """Give the dead letters another life, all unless named; return how many.
 
         The message is on its queue before it is gone from the dead ones. It has no traces of its
-        failure (TRACES_OF_FAILURE) then.
+        failure (FAILURE_OPTIONS) then.
         """
 
     @abstractmethod
@@ -92,15 +92,15 @@ class TaskBroker(Broker, ABC):
         """Forget dead letters, all unless named; return how many."""
 
 
-def give_up(message: MessageProxy, reason: str) -> None:
+def mark_dead(message: MessageProxy, reason: str) -> None:
     """Make a dead letter of the message, once its attempt is over."""
     message.options |= {ERROR: reason, DIED_AT: current_millis()}
     message.fail()
 
 
-def revived(message: Message[Any]) -> Message[Any]:
+def without_failure_metadata(message: Message[Any]) -> Message[Any]:
     """Return the message as it was before it failed, but sent now: its age counts anew."""
     options = {
-        name: value for name, value in message.options.items() if name not in TRACES_OF_FAILURE
+        name: value for name, value in message.options.items() if name not in FAILURE_OPTIONS
     }
     return replace(message, options=options, message_timestamp=current_millis())

@@ -47,7 +47,7 @@ from src.tasks.engine.brokers.base import (
     Publisher,
     QueueState,
     TaskBroker,
-    revived,
+    without_failure_metadata,
 )
 
 log = structlog.get_logger(__name__)
@@ -251,7 +251,7 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
                 if wanted is not None and letter.id not in wanted:
                     continue
                 if letter.id not in done:
-                    message = revived(letter.message).copy(queue_name=queue_name)
+                    message = without_failure_metadata(letter.message).copy(queue_name=queue_name)
                     _publish(channel, queue_name, message)
                     done.add(letter.id)
                 each.remove()

@@ -45,7 +45,7 @@ from src.tasks.engine.brokers.base import (
     Publisher,
     QueueState,
     TaskBroker,
-    revived,
+    without_failure_metadata,
 )
 
 log = structlog.get_logger(__name__)
@@ -122,7 +122,7 @@ def _naming_faults_to_dramatiq() -> Iterator[None]:
 
 
 class RedisConsumer(_RedisConsumer):
-    """Tells the broker what it has in hand: see RedisTaskBroker.look_after."""
+    """Tells the broker what it has in hand: see RedisTaskBroker.maintain."""
 
     broker: "RedisTaskBroker"
 
@@ -173,7 +173,7 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
             middleware=middleware,
             heartbeat_timeout=HEARTBEAT_TIMEOUT,
             # Dramatiq's own care for dead workers comes at random, minutes late on a quiet queue,
-            # and does not mark what it gives back. `look_after` has taken over.
+            # and does not mark what it gives back. `maintain` has taken over.
             maintenance_chance=0,
         )
         self._give_back = self.client.register_script(_GIVE_BACK)
@@ -226,7 +226,7 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         with _naming_faults():
             self.client.ping()
 
-    def check(self) -> None:
+    def warn_if_unsafe(self) -> None:
         """Warn of a server that may throw messages away."""
         with _naming_faults():
             memory = self.client.info("memory")
@@ -234,7 +234,7 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         if memory.get("maxmemory") and policy != "noeviction":
             log.warning("queue_may_be_evicted", maxmemory_policy=policy, wanted="noeviction")
 
-    def look_after(self) -> None:
+    def maintain(self) -> None:
         """Give back what dead workers had taken; forget dead letters that are too old.
 
         This one is alive, even if it has just been frozen, or has no room for more messages. But it
@@ -335,7 +335,7 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         def revive(key: bytes, message: Message[Any]) -> int:
             if message.actor_name == UNREADABLE:
                 return 0
-            body = replace(revived(message), queue_name=queue_name).encode()
+            body = replace(without_failure_metadata(message), queue_name=queue_name).encode()
             given: int = self._revive(keys=[dead, queue], args=[key, body])
             return given
 
