@@ -15,14 +15,15 @@ from cookiecutter.main import cookiecutter
 ROOT = Path(__file__).resolve().parents[1]
 SERVICE = ROOT / "{{cookiecutter.project_slug}}"
 FILES = ("requirements.txt", "requirements-dev.txt")
-EVERYTHING = {"cache_backend": "all", "task_queue": "all"}
+BOTH_BROKERS = {"__queue_redis": "yes", "__queue_rabbitmq": "yes"}  # no answer gives both
+EVERYTHING = {"cache_backend": "all", **BOTH_BROKERS}
 # The condition of a feature that brings packages, and answers that lack nothing but that: first
 # the parts, then the whole, to which belongs what is in none of its parts.
 FEATURES = {
-    "cookiecutter.__queue_rabbitmq": {"task_queue": "redis"},
-    "cookiecutter.__queue": {"task_queue": "none"},
-    "cookiecutter.__redis": {"cache_backend": "file", "task_queue": "rabbitmq"},
-    "cookiecutter.__scheduler": {"scheduler": "no"},
+    "cookiecutter.__queue_rabbitmq": {"__queue_rabbitmq": ""},
+    "cookiecutter.__queue": dict.fromkeys(BOTH_BROKERS, ""),
+    "cookiecutter.__redis": {"cache_backend": "file", "__queue_redis": ""},
+    "cookiecutter.scheduler": {"scheduler": "no"},
 }
 # What else names the version of a pinned package: the file, what stands before, the package.
 FOLLOWERS = [

@@ -48,20 +48,17 @@ def names() -> list[str]:
     return [name for name in questions() if not name.startswith("_")]
 
 
-def prompt_of(question: str) -> str:
-    return str(questions()["__prompts__"][question])
-
-
 def asked(question: str) -> str:
-    """Return the first sentence of the prompt: the rest is a menu or an example."""
-    return re.split(r"(?<=\?) |\n", prompt_of(question))[0]
+    prompt = questions()["__prompts__"][question]
+    return str(prompt["__prompt__"] if isinstance(prompt, dict) else prompt)
 
 
 def offered(question: str) -> list[str]:
-    """Return the answers that the prompt names, the default first; none for free text."""
-    prompt = prompt_of(question)
-    words = questions()["_choices"].get(question, [])
-    return [word for word in words if re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", prompt)]
+    """Return the answers to choose from, the default first; none for free text."""
+    default = questions()[question]
+    if isinstance(default, bool):
+        return ["yes", "no"] if default else ["no", "yes"]
+    return list(default) if isinstance(default, list) else []
 
 
 def table_of_questions(folder: str) -> str:
@@ -78,7 +75,7 @@ def page_of(question: str) -> str:
 
 
 def default_of_question(question: str) -> str:
-    default = questions()[question]
+    default = next(iter(offered(question)), None) or questions()[question]
     made_of = re.search(r"cookiecutter\.(\w+)", default)
     return f"made of `{made_of[1]}`" if made_of else f"`{default}`"
 
@@ -104,7 +101,7 @@ def answers_that_bring(condition: str) -> str:
     true = [bool(holds(cookiecutter=answers)) for answers in combinations()]
     parts, explained = [], [False] * len(true)
     for question in STRUCTURAL:
-        chosen = [answers[question] for answers in combinations()]
+        chosen = [word_of(answers[question]) for answers in combinations()]
         enough = [
             word
             for word in offered(question)
@@ -115,6 +112,10 @@ def answers_that_bring(condition: str) -> str:
     if explained != true:
         raise ValueError(f"No single answer decides {condition!r}: this table cannot say it.")
     return "; ".join(parts)
+
+
+def word_of(answer: object) -> str:
+    return {True: "yes", False: "no"}[answer] if isinstance(answer, bool) else str(answer)
 
 
 def briefly(answers: list[str], question: str) -> str:

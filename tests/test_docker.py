@@ -36,7 +36,7 @@ from tests.variants import STRUCTURAL
 Stages = dict[str, Stage]
 PYTHON_VERSIONS = ["3.11", "3.12", "3.13", "3.14"]
 CACHES = STRUCTURAL["cache_backend"]
-QUEUES = ["redis", "rabbitmq", "none", "all"]
+QUEUES = STRUCTURAL["task_queue"]
 WITH_VALKEY = {"redis", "all"}
 WITH_FOLDER = {"file", "all"}
 # By the answer, what compose runs for it.
@@ -44,7 +44,6 @@ BROKERS = {
     "redis": {"queue"},
     "rabbitmq": {"rabbitmq"},
     "none": set(),
-    "all": {"queue", "rabbitmq"},
 }
 # Each cache and each queue once, and a few in which they share something, or nothing.
 ANSWERS = [

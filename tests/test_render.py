@@ -1,17 +1,17 @@
 """Guards of the template's one idea: un-rendered, it is the service with every feature on."""
 
 import ast
-import importlib.util
-import json
 import re
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
+from jinja2 import Environment
 
 from tests.baked import REPOSITORY, SERVICE, BakedProject, files_under, texts_under
 from tests.conftest import Bake
+from tests.variants import EVERYTHING
 
 TAG = re.compile(r"^[ \t]*# % *(\w+).*\n", re.MULTILINE)
 VARIABLE = re.compile(r"\{\{ cookiecutter\.(\w+) \}\}")
@@ -22,15 +22,17 @@ TAG_BUDGET = 368
 TAG_BUDGET_OF_PROSE = 180
 
 
-def hook() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "post_gen_project", REPOSITORY / "hooks/post_gen_project.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def patterns_of_unchosen(answers: dict[str, Any]) -> list[str]:
+    """Return the patterns below those conditions in the hook's table that the answers deny."""
+    source = (REPOSITORY / "hooks/post_gen_project.py").read_text("utf-8")
+    rendered = Environment(autoescape=False).from_string(source).render(cookiecutter=answers)
+    (table,) = [
+        node.value
+        for node in ast.parse(rendered).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FEATURES"
+    ]
+    rows: list[tuple[str, str]] = ast.literal_eval(table)
+    return " ".join(paths for condition, paths in rows if condition in {"", "False"}).split()
 
 
 @pytest.fixture
@@ -40,12 +42,13 @@ def service(template: Path) -> Path:
 
 def test_the_full_project_is_the_source_less_its_tags(bake: Bake, service: Path) -> None:
     """Every line is the same but for tag lines, which are gone, and plain variables, filled in."""
-    project = bake(cache_backend="all", task_queue="all")
-    unchosen = dropped(project)
+    project = bake(**EVERYTHING)
+    unchosen = patterns_of_unchosen(project.answers)
+    dropped = [path for pattern in unchosen for path in service.glob(pattern)]
     assert project.files() == [
         file
         for file in files_under(service)
-        if not any(file.is_relative_to(path) for path in unchosen)
+        if not any((service / file).is_relative_to(path) for path in dropped)
     ]
     for file, source in texts_under(service).items():
         if file == INCLUDES or not project.has_file(str(file)):
@@ -59,28 +62,12 @@ def filled(source: str, project: BakedProject) -> str:
     return VARIABLE.sub(lambda match: str(project.answers[match[1]]), TAG.sub("", source))
 
 
-def dropped(project: BakedProject) -> set[Path]:
-    features = hook().FEATURES
-    return {
-        Path(path)
-        for question, kept_by, paths in features
-        if project.answers[question] not in kept_by
-        for path in paths
-    }
-
-
 def test_the_hook_names_only_what_the_template_has(service: Path) -> None:
-    """Every path of its table exists, and every answer is one of its question's."""
-    choices = choices_of_questions()
-    for question, kept_by, paths in hook().FEATURES:
-        assert kept_by <= choices.get(question, {"yes", ""})  # a private form of one
-        for path in paths:
-            assert (service / path).exists(), path
-
-
-def choices_of_questions() -> dict[str, set[str]]:
-    questions = json.loads((REPOSITORY / "cookiecutter.json").read_text("utf-8"))
-    return {question: set(words) for question, words in questions["_choices"].items()}
+    """Each pattern of its table matches something, but for the caches of tools."""
+    source = (REPOSITORY / "hooks/post_gen_project.py").read_text("utf-8")
+    for paths in re.findall(r'}}", """(.*?)"""', source, re.DOTALL):
+        for pattern in paths.split():
+            assert list(service.glob(pattern)), pattern
 
 
 def test_every_python_file_of_the_template_is_valid_python(service: Path) -> None:
@@ -100,9 +87,3 @@ def test_tags_are_few_and_simple(service: Path) -> None:
         used[file.suffix == ".md"] += len(words)
     assert used[False] <= TAG_BUDGET
     assert used[True] <= TAG_BUDGET_OF_PROSE
-
-
-def test_conditions_ask_for_the_private_forms(service: Path) -> None:
-    """``cookiecutter.scheduler`` may be the word ``no``, which is true; ``__scheduler`` is empty then."""
-    for file, text in texts_under(service).items():
-        assert not re.search(r"cookiecutter\.(scheduler|task_queue)\b", text), file

@@ -19,12 +19,11 @@ from packaging.utils import canonicalize_name
 
 from tests.baked import REPOSITORY, BakedProject
 from tests.conftest import Bake
-from tests.variants import VARIANTS
+from tests.variants import EVERYTHING, VARIANTS
 
 # By name, each requirement's pins; more than one where systems need different versions.
 Pins = Mapping[str, list[Requirement]]
 FILES = ["requirements.txt", "requirements-dev.txt"]
-EVERYTHING = {"cache_backend": "all", "task_queue": "all"}
 SYSTEMS = [("linux", "Linux", "posix"), ("darwin", "Darwin", "posix"), ("win32", "Windows", "nt")]
 INTERPRETERS = [
     *(("CPython", version) for version in ("3.11.0", "3.11.14", "3.12.12", "3.14.2", "3.15.0")),

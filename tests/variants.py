@@ -12,9 +12,15 @@ STRUCTURAL = {
     "task_queue": ["redis", "rabbitmq", "none"],
     "scheduler": ["yes", "no"],
 }
-CHOICES: dict[str, list[str]] = json.loads((REPOSITORY / "cookiecutter.json").read_text("utf-8"))[
-    "_choices"
-]
+CHOICES: dict[str, list[str]] = {
+    question: default if isinstance(default, list) else ["yes", "no"]
+    for question, default in json.loads(
+        (REPOSITORY / "cookiecutter.json").read_text("utf-8")
+    ).items()
+    if not question.startswith("_") and isinstance(default, list | bool)
+}
+# Both brokers, which no answer gives: the service as it is un-rendered.
+EVERYTHING = {"cache_backend": "all", "__queue_redis": "yes", "__queue_rabbitmq": "yes"}
 OTHERS = {question: words for question, words in CHOICES.items() if question not in STRUCTURAL}
 QUESTIONS = STRUCTURAL | OTHERS
 

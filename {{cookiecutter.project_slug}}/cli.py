@@ -40,7 +40,7 @@ def api(
     *,
     reload: Annotated[bool, typer.Option("--reload", help="Restart when code changes.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that answer requests.")] = 1,
-    # % if cookiecutter.__scheduler
+    # % if cookiecutter.scheduler
     scheduler_enabled: Annotated[
         bool | None,
         typer.Option(
@@ -53,7 +53,7 @@ def api(
     """Serve the API. A flag wins over the environment variable in brackets, that over .env."""
     if reload and workers > 1:
         raise typer.BadParameter("choose either --reload or --workers")
-    # % if cookiecutter.__scheduler
+    # % if cookiecutter.scheduler
     _switch_scheduler(scheduler_enabled)
     # % endif
     settings = get_settings()
@@ -100,7 +100,7 @@ def dev() -> None:
     raise typer.Exit(run_stack())
 
 
-# % if cookiecutter.__scheduler
+# % if cookiecutter.scheduler
 scheduler = typer.Typer()
 app.add_typer(scheduler, name="scheduler")
 

@@ -46,7 +46,7 @@ class Program:
 
 def default_programs(settings: Settings) -> Sequence[Program]:
     api = ["cli.py", "api", "--reload", "--port", str(settings.PORT)]
-    # % if cookiecutter.__scheduler
+    # % if cookiecutter.scheduler
     api.append("--scheduler-disabled")  # it is a program of its own: no reload interrupts its jobs
     # % endif
     return [
@@ -54,7 +54,7 @@ def default_programs(settings: Settings) -> Sequence[Program]:
         # % if cookiecutter.__queue
         Program("worker", ("cli.py", "worker", "--processes", "1", "--reload")),
         # % endif
-        # % if cookiecutter.__scheduler
+        # % if cookiecutter.scheduler
         *([Program("scheduler", ("cli.py", "scheduler"))] if settings.SCHEDULER_ENABLED else []),
         # % endif
     ]

@@ -147,7 +147,7 @@ class Settings(BaseSettings):
     TASK_HISTORY_DAYS: int = Field(default=30, ge=1)
 
     # % endif
-    # % if cookiecutter.__scheduler
+    # % if cookiecutter.scheduler
     SCHEDULER_ENABLED: bool = True
     SCHEDULER_HISTORY_DAYS: int = Field(default=30, ge=1)
     ITEMS_STALE_AFTER_DAYS: int = Field(default=365, ge=1)

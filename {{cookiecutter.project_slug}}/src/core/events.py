@@ -12,7 +12,7 @@ from src import (
     cache,
     # % endif
     db,
-    # % if cookiecutter.__scheduler
+    # % if cookiecutter.scheduler
     schedulers,
     # % endif
     # % if cookiecutter.__queue
@@ -54,7 +54,7 @@ def build_lifespan(settings: Settings) -> Lifespan:
             # % if cookiecutter.__queue
             await stack.enter_async_context(tasks.open_relay(settings, tasks.broker))
             # % endif
-            # % if cookiecutter.__scheduler
+            # % if cookiecutter.scheduler
             if settings.SCHEDULER_ENABLED:
                 scheduler = schedulers.open_scheduler(settings, state["database"])
                 await stack.enter_async_context(scheduler)

@@ -12,7 +12,7 @@ from src.api.v1.endpoints import (
     item_imports,
     # % endif
     items,
-    # % if cookiecutter.__scheduler
+    # % if cookiecutter.scheduler
     scheduler,
     # % endif
     # % if cookiecutter.__queue
@@ -30,6 +30,6 @@ router.include_router(tasks.router)
 # % if cookiecutter.cache_backend != "none"
 router.include_router(cache.router)
 # % endif
-# % if cookiecutter.__scheduler
+# % if cookiecutter.scheduler
 router.include_router(scheduler.router)
 # % endif
