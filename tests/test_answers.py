@@ -1,5 +1,6 @@
 """Good answers come out right in every file; bad ones are refused and leave nothing."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -224,6 +225,50 @@ def test_the_command_refuses_it_too(
     done = terminal.cookiecutter(template, **{question: answer})
     assert done.returncode == 1
     assert_refused(done.stderr, question, "; ")
+    assert terminal.leftovers() == []
+
+
+def test_a_wrong_key_is_asked_again_at_once(template: Path, terminal: Terminal) -> None:
+    """At each choice and each yes or no; digits select, and no other answer is lost."""
+    keys = {
+        "project_name": ["Lamp Shop"],
+        "license": ["BSD", "2"],
+        "python_version": ["3.10", "4"],
+        "cache_backend": ["mem", "3"],
+        "task_queue": ["rabbit", "9", "3"],
+        "scheduler": ["maybe", "n"],
+        "ci_provider": ["0", "2"],
+    }
+    questions = json.loads((template / "cookiecutter.json").read_text("utf-8"))
+    asked = [question for question in questions if not question.startswith("_")]
+    done = terminal.cookiecutter_typed(
+        template, *(key for question in asked for key in keys.get(question, [""]))
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Please select one of the available options") == 6
+    assert done.stdout.count("Please enter Y or N") == 1
+    (replay,) = (terminal.root / "home/.cookiecutter_replay").iterdir()
+    answers = json.loads(replay.read_text("utf-8"))["cookiecutter"]
+    assert {question: answers[question] for question in keys} == {
+        "project_name": "Lamp Shop",
+        "license": "Apache-2.0",
+        "python_version": "3.11",
+        "cache_backend": "memory",
+        "task_queue": "none",
+        "scheduler": False,
+        "ci_provider": "gitlab",
+    }
+
+
+@pytest.mark.parametrize("answer", ["license=BSD", "cache_backend=", "scheduler=maybe"])
+def test_an_unknown_choice_on_the_command_line_leaves_nothing(
+    template: Path, terminal: Terminal, answer: str
+) -> None:
+    """cookiecutter itself refuses it, and names the question."""
+    question, _, word = answer.partition("=")
+    done = terminal.cookiecutter(template, **{question: word})
+    assert done.returncode == 1
+    assert question in done.stderr.splitlines()[-1]
     assert terminal.leftovers() == []
 
 
