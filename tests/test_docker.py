@@ -71,12 +71,12 @@ DATABASE_HOST = "from src.core.config import get_settings as s; print(s().databa
 REDIS = """
 from src.core.config import get_settings
 url = get_settings().redis_url
-print(*url.nodes, url.password)
+print(*url.nodes, url.options["password"])
 """
 QUEUE = """
 from src.core.config import get_settings
 url = get_settings().queue_redis_url
-print(*url.nodes, url.password)
+print(*url.nodes, url.options["password"])
 """
 RABBITMQ = (
     "from src.core.config import get_settings as s; print(s().RABBITMQ_URL.get_secret_value())"

@@ -176,7 +176,7 @@ class Settings(BaseSettings):
         return value
 
     # % if cookiecutter.__redis
-    @field_validator("REDIS_URL")
+    @field_validator("REDIS_URL", "DRAMATIQ_REDIS_URL", check_fields=False)
     @classmethod
     def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
@@ -185,11 +185,6 @@ class Settings(BaseSettings):
 
     # % endif
     # % if cookiecutter.__queue_redis
-    @field_validator("DRAMATIQ_REDIS_URL")
-    @classmethod
-    def _check_queue_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
-        return cls._check_redis_url(value)
-
     @model_validator(mode="after")
     def _refuse_cluster(self) -> Self:
         if self.queue_redis_url.kind == "cluster" and self.DRAMATIQ_BROKER == "redis":
@@ -272,11 +267,8 @@ class Settings(BaseSettings):
         """`REDIS_URL`, or the `REDIS_*` parts."""
         if self.REDIS_URL is not None:
             return redis_url.parse(self.REDIS_URL.get_secret_value())
-        return redis_url.RedisURL(
-            nodes=((self.REDIS_HOST, self.REDIS_PORT),),
-            db=self.REDIS_DB,
-            password=self.REDIS_PASSWORD.get_secret_value() if self.REDIS_PASSWORD else None,
-        )
+        password = self.REDIS_PASSWORD.get_secret_value() if self.REDIS_PASSWORD else ""
+        return redis_url.of_parts(self.REDIS_HOST, self.REDIS_PORT, self.REDIS_DB, password)
 
     # % endif
     # % if cookiecutter.cache_backend in ["file", "all"]

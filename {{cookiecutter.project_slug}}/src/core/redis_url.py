@@ -1,63 +1,44 @@
-"""Where Redis or Valkey is: one server, several that Sentinels watch over, or a Cluster."""
+"""Where Redis or Valkey is: one server, the one that Sentinels name, or a Cluster.
 
-from collections.abc import Mapping
+redis-py parses the URL of a server. Here stands what it does not do: several hosts, and faults that
+show when the process starts rather than with the first command.
+"""
+
 from dataclasses import dataclass, field
-from typing import Any, Literal
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
-Node = tuple[str, int]
-Kind = Literal["server", "sentinel", "cluster"]
-
-_PORT = 6379
-_SENTINEL_PORT = 26379
-_KINDS: dict[str, Kind] = {"": "server", "sentinel": "sentinel", "cluster": "cluster"}
-_TLS_OPTIONS = {
-    "ssl_ca_certs",
-    "ssl_cert_reqs",
-    "ssl_certfile",
-    "ssl_check_hostname",
-    "ssl_keyfile",
-}
+_PORTS = {"": 6379, "sentinel": 26379, "cluster": 6379}
+_TLS = {"ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RedisURL:
-    """What a URL says; `nodes` are the Sentinels where there are some."""
-
-    kind: Kind = "server"
-    nodes: tuple[Node, ...] = ()
-    path: str | None = None  # of a Unix socket, instead of nodes
-    service: str | None = None  # what the Sentinels call the server
-    db: int = 0
-    username: str | None = field(default=None, repr=False)
-    password: str | None = field(default=None, repr=False)
-    tls: bool = False
-    tls_options: Mapping[str, str | bool] = field(default_factory=dict)
+    server: str = field(repr=False)  # for redis-py's `from_url`; it may hold a password
+    kind: str  # "sentinel", "cluster", or "" for a server
+    nodes: tuple[tuple[str, int], ...]  # the server, the Sentinels, or those of the Cluster
+    service: str  # what the Sentinels call the server
+    is_protected: bool  # by a password or a certificate, or by being on this machine
 
     @property
-    def address(self) -> dict[str, Any]:
-        """Where the one server is, as arguments of redis-py's clients."""
-        if self.path:
-            return {"unix_socket_path": self.path}
-        host, port = self.nodes[0]
-        return {"host": host, "port": port}
+    def options(self) -> dict[str, Any]:
+        """What the URL says besides the host, as redis-py's arguments: Sentinels have no URL."""
+        from redis.connection import SSLConnection, parse_url  # noqa: PLC0415 - settings need none
+
+        found = {k: v for k, v in parse_url(self.server).items() if k not in {"host", "port"}}
+        is_tls = found.pop("connection_class", None) is SSLConnection
+        return {**found, "ssl": True} if is_tls else found
 
     @property
-    def account(self) -> dict[str, Any]:
-        """As arguments too. It is the server's; Sentinels that ask for one are rare."""
-        return {"username": self.username, "password": self.password}
+    def tls_options(self) -> dict[str, Any]:
+        return {name: value for name, value in self.options.items() if name.startswith("ssl")}
 
-    @property
-    def encryption(self) -> dict[str, Any]:
-        """As arguments too, for the server and for those who lead to it."""
-        return {"ssl": True, **self.tls_options} if self.tls else {}
 
-    @property
-    def is_protected(self) -> bool:
-        """Whether nobody else on the network can use it: it knows us, or is on this machine."""
-        is_local = self.kind == "server" and all(host in _LOCAL for host, _ in self.nodes)
-        return is_local or bool(self.password) or "ssl_certfile" in self.tls_options
+def of_parts(host: str, port: int, db: int, password: str) -> RedisURL:
+    host = f"[{host}]" if ":" in host else host
+    user = f":{quote(password, safe='')}@" if password else ""
+    return parse(f"redis://{user}{host}:{port}/{db}")
 
 
 def parse(text: str) -> RedisURL:
@@ -75,91 +56,53 @@ def parse(text: str) -> RedisURL:
         options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
     except ValueError:
         raise ValueError("not a URL like redis://user:password@host:6379/0") from None
-    scheme, _, suffix = parts.scheme.partition("+")
-    if parts.scheme == "unix":
-        return _parse_unix(parts, options)
-    if scheme not in {"redis", "rediss"} or suffix not in _KINDS:
+    scheme, _, kind = parts.scheme.partition("+")
+    if parts.scheme != "unix" and (scheme not in {"redis", "rediss"} or kind not in _PORTS):
         raise ValueError(
             "it must begin with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
         )
-    return _parse_nodes(parts, _KINDS[suffix], options, tls=scheme == "rediss")
+    if unknown := options.keys() - {"db", "password"} - (_TLS if scheme == "rediss" else set()):
+        raise ValueError(f"not supported here: {', '.join(sorted(unknown))}")
+    if options.get("ssl_cert_reqs", "none") not in {"none", "optional", "required"}:
+        raise ValueError("ssl_cert_reqs must be none, optional or required")
+    if parts.scheme == "unix":
+        if not parts.path or not options.get("db", "0").isdecimal():
+            raise ValueError("it must be like unix:///path/to/socket?db=0")
+        return RedisURL(server=text, kind="", nodes=(), service="", is_protected=True)
+    return _parse_hosts(parts._replace(scheme=scheme), kind, options)
 
 
-def _parse_unix(parts: SplitResult, options: dict[str, str]) -> RedisURL:
-    username, password = _parse_user(parts)
-    db = options.pop("db", "0")
-    password = password or options.pop("password", None)  # redis-py takes it there too
-    if not parts.path:
-        raise ValueError("it names no socket")
-    _refuse(options)
-    return RedisURL(
-        path=unquote(parts.path), db=_parse_db(db), username=username, password=password
-    )
-
-
-def _parse_nodes(parts: SplitResult, kind: Kind, options: dict[str, str], *, tls: bool) -> RedisURL:
-    username, password = _parse_user(parts)
-    service, db = _parse_path(parts.path, kind)
-    port = _SENTINEL_PORT if kind == "sentinel" else _PORT
-    hosts = parts.netloc.rpartition("@")[2].split(",")
-    if kind == "server" and len(hosts) > 1:
+def _parse_hosts(parts: SplitResult, kind: str, options: dict[str, str]) -> RedisURL:
+    user, at, hosts = parts.netloc.rpartition("@")
+    nodes = tuple(_parse_node(each, kind) for each in hosts.split(","))
+    if not kind and len(nodes) > 1:
         raise ValueError("several hosts need redis+sentinel:// or redis+cluster://")
+    path, service = parts.path.strip("/"), ""
+    if kind == "sentinel":
+        service, _, path = path.partition("/")
+        if not service:
+            raise ValueError("a Sentinel's URL ends with /service, the name that it watches")
+    db = options.get("db", path or "0")
+    if not db.isdecimal() or (kind == "cluster" and int(db)):
+        raise ValueError("its database must be a number, and in a Cluster 0")
+    server = parts._replace(netloc=user + at + hosts.partition(",")[0], path=f"/{db}").geturl()
+    is_local = not kind and nodes[0][0] in _LOCAL
+    has_secret = bool(parts.password or options.get("password") or options.get("ssl_certfile"))
     return RedisURL(
+        server=server,
         kind=kind,
-        nodes=tuple(_parse_node(host, port) for host in hosts),
-        service=service,
-        db=_parse_db(options.pop("db", db)),
-        username=username,
-        password=password,
-        tls=tls,
-        tls_options=_parse_tls(options) if tls else _refuse(options),
+        nodes=nodes,
+        service=unquote(service),
+        is_protected=is_local or has_secret,
     )
 
 
-def _parse_user(parts: SplitResult) -> tuple[str | None, str | None]:
-    username, _, password = parts.netloc.rpartition("@")[0].partition(":")
-    return unquote(username) or None, unquote(password) or None
-
-
-def _parse_node(text: str, default_port: int) -> Node:
+def _parse_node(text: str, kind: str) -> tuple[str, int]:
     try:
         node = urlsplit(f"//{text}")
-        port = node.port
+        host, port = unquote(node.hostname or ""), node.port or _PORTS[kind]
     except ValueError:
-        raise ValueError("its port must be a number up to 65535") from None
-    if not node.hostname:
-        raise ValueError("it names no host")
-    return unquote(node.hostname), default_port if port is None else port
-
-
-def _parse_path(path: str, kind: Kind) -> tuple[str | None, str]:
-    first, _, rest = path.strip("/").partition("/")
-    if kind == "sentinel":
-        if not first:
-            raise ValueError("a Sentinel's URL ends with /service, the name that it watches")
-        return unquote(first), rest or "0"
-    if kind == "cluster" and first not in {"", "0"}:
-        raise ValueError("a Cluster has no database but 0")
-    return None, first or "0"
-
-
-def _parse_db(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError("its database must be a number")
-    return int(text)
-
-
-def _parse_tls(options: dict[str, str]) -> dict[str, str | bool]:
-    _refuse({name: value for name, value in options.items() if name not in _TLS_OPTIONS})
-    chosen: dict[str, str | bool] = dict(options)
-    if "ssl_check_hostname" in options:
-        chosen["ssl_check_hostname"] = options["ssl_check_hostname"].lower() in {"1", "true", "yes"}
-    if options.get("ssl_cert_reqs", "required") not in {"none", "optional", "required"}:
-        raise ValueError("ssl_cert_reqs must be none, optional or required")
-    return chosen
-
-
-def _refuse(options: dict[str, str]) -> dict[str, str | bool]:
-    if options:
-        raise ValueError(f"not supported here: {', '.join(sorted(options))}")
-    return {}
+        host = ""
+    if not host:
+        raise ValueError("it must name each host, and ports as numbers up to 65535")
+    return host, port

@@ -5,76 +5,66 @@ from pydantic import SecretStr
 
 from src.core import redis_url
 from src.core.config import InvalidSettingsError, Settings, load_settings
-from src.core.redis_url import RedisURL
-
-
-@pytest.mark.usefixtures("env")
-def test_defaults_are_for_development() -> None:
-    settings = load_settings()
-
-    assert settings.names_redis is False
-    assert settings.redis_url == RedisURL(nodes=(("localhost", 6379),))
-
-
-def test_parts_may_hold_any_character(env: pytest.MonkeyPatch) -> None:
-    env.setenv("REDIS_HOST", "far")
-    env.setenv("REDIS_PORT", "1")
-    env.setenv("REDIS_DB", "2")
-    env.setenv("REDIS_PASSWORD", "p@ss:w/rd%20")
-
-    settings = load_settings()
-
-    assert settings.names_redis
-    assert settings.redis_url == RedisURL(nodes=(("far", 1),), db=2, password="p@ss:w/rd%20")
-
-
-def test_url_wins_over_parts(env: pytest.MonkeyPatch) -> None:
-    env.setenv("REDIS_HOST", "one")
-    env.setenv("REDIS_URL", "redis://two")
-
-    assert load_settings().redis_url.nodes == (("two", 6379),)
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("variables", "server"),
     [
-        ("redis://h", {"nodes": (("h", 6379),)}),
-        ("redis://h:1/2", {"nodes": (("h", 1),), "db": 2}),
-        ("redis://h?db=2", {"nodes": (("h", 6379),), "db": 2}),
-        ("redis://[::1]:1", {"nodes": (("::1", 1),)}),
-        ("redis://:s%40c@h", {"nodes": (("h", 6379),), "password": "s@c"}),
-        ("redis://me:s@h", {"nodes": (("h", 6379),), "username": "me", "password": "s"}),
-        ("rediss://h", {"nodes": (("h", 6379),), "tls": True}),
+        ({}, "redis://localhost:6379/0"),
+        ({"REDIS_HOST": "::1", "REDIS_PORT": "1"}, "redis://[::1]:1/0"),
         (
-            "rediss://h?ssl_ca_certs=/a.pem&ssl_check_hostname=no",
-            {
-                "nodes": (("h", 6379),),
-                "tls": True,
-                "tls_options": {"ssl_ca_certs": "/a.pem", "ssl_check_hostname": False},
-            },
+            {"REDIS_HOST": "far", "REDIS_DB": "2", "REDIS_PASSWORD": "p@ss:w/rd%20"},
+            "redis://:p%40ss%3Aw%2Frd%2520@far:6379/2",
         ),
-        ("unix:///run/a%20b", {"path": "/run/a b"}),
-        ("unix:///run/a?db=1&password=s", {"path": "/run/a", "db": 1, "password": "s"}),
-        ("unix://me:s@/run/a", {"path": "/run/a", "username": "me", "password": "s"}),
-        (
-            "redis+sentinel://me:s@a,b:1/main/2",
-            {
-                "kind": "sentinel",
-                "nodes": (("a", 26379), ("b", 1)),
-                "service": "main",
-                "db": 2,
-                "username": "me",
-                "password": "s",
-            },
-        ),
-        (
-            "rediss+cluster://a,b:1/0",
-            {"kind": "cluster", "nodes": (("a", 6379), ("b", 1)), "tls": True},
-        ),
+        ({"REDIS_HOST": "one", "REDIS_URL": "redis://two"}, "redis://two/0"),
     ],
 )
-def test_urls(text: str, expected: dict[str, Any]) -> None:
-    assert redis_url.parse(text) == RedisURL(**expected)
+def test_url_wins_over_parts(
+    env: pytest.MonkeyPatch, variables: dict[str, str], server: str
+) -> None:
+    for name, value in variables.items():
+        env.setenv(name, value)
+
+    settings = load_settings()
+
+    assert settings.redis_url.server == server
+    assert settings.names_redis is bool(variables)
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes", "options"),
+    [
+        ("redis://h", [("h", 6379)], {"db": 0}),
+        ("redis://h:1/2", [("h", 1)], {"db": 2}),
+        ("redis://h?db=2", [("h", 6379)], {"db": 2}),
+        ("redis://[::1]:1", [("::1", 1)], {"db": 0}),
+        ("redis://:s%40c@h", [("h", 6379)], {"db": 0, "password": "s@c"}),
+        ("redis://me:s@h", [("h", 6379)], {"db": 0, "username": "me", "password": "s"}),
+        (
+            "rediss://h?ssl_ca_certs=/a.pem&ssl_check_hostname=no",
+            [("h", 6379)],
+            {"db": 0, "ssl": True, "ssl_ca_certs": "/a.pem", "ssl_check_hostname": False},
+        ),
+        (
+            "redis+sentinel://me:s@a,b:1/main/2",
+            [("a", 26379), ("b", 1)],
+            {"db": 2, "username": "me", "password": "s"},
+        ),
+        ("rediss+cluster://a,b:1/0", [("a", 6379), ("b", 1)], {"db": 0, "ssl": True}),
+    ],
+)
+def test_urls(text: str, nodes: list[tuple[str, int]], options: dict[str, Any]) -> None:
+    url = redis_url.parse(text)
+
+    assert list(url.nodes) == nodes
+    assert url.options == options
+
+
+def test_socket() -> None:
+    url = redis_url.parse("unix:///run/a%20b?db=1&password=s")
+
+    found = url.options
+    assert (found["path"], found["db"], found["password"]) == ("/run/a b", 1, "s")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +74,7 @@ def test_urls(text: str, expected: dict[str, Any]) -> None:
         "http://:hunter2@h",
         "redis://:hunter2@",
         "redis://:hunter2@h:99999",
-        "redis://:hunter2@h:port",
+        "redis://h:hunter2",
         "redis://:hunter2@h/one",
         "redis://:hunter2@h/-1",
         "redis://:hunter2@a,b",
@@ -145,7 +135,7 @@ def test_secrets_are_not_shown() -> None:
         REDIS_PASSWORD=SecretStr("hunter2"),
     )
 
-    assert settings.redis_url.password == "hunter2"
+    assert settings.redis_url.options["password"] == "hunter2"
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in repr(settings.redis_url)
     assert "hunter2" not in settings.model_dump_json()

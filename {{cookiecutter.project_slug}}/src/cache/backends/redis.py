@@ -79,15 +79,15 @@ def create_client(url: RedisURL) -> Client:
     # have died on an increment, that may count twice.) Not after a time-out: a server that is away
     # is to be found out soon.
     retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
-    options: dict[str, Any] = {**COMMON_OPTIONS, **url.encryption, "retry": retry}
+    options: dict[str, Any] = {**COMMON_OPTIONS, "retry": retry}
     if url.kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in url.nodes]
-        return RedisCluster(startup_nodes=nodes, **options, **url.account)
+        return RedisCluster.from_url(url.server, startup_nodes=nodes, **options)
     if url.kind == "sentinel":
-        sentinel = Sentinel(url.nodes, sentinel_kwargs=options)
-        master: Redis = sentinel.master_for(url.service or "", db=url.db, **options, **url.account)
+        sentinel = Sentinel(url.nodes, sentinel_kwargs={**options, **url.tls_options})
+        master: Redis = sentinel.master_for(url.service, **options, **url.options)
         return master
-    return Redis(**url.address, db=url.db, **options, **url.account)
+    return Redis.from_url(url.server, **options)
 
 
 async def close_client(client: Client) -> None:

@@ -13,7 +13,7 @@ from tests.proxy import Relay
 
 @asynccontextmanager
 async def relay(url: RedisURL, tls: SSLContext | None = None) -> AsyncGenerator[Relay]:
-    relay = Relay(partial(asyncio.open_unix_connection, url.path), tls=tls)
+    relay = Relay(partial(asyncio.open_unix_connection, url.options["path"]), tls=tls)
     await relay.start()
     try:
         yield relay

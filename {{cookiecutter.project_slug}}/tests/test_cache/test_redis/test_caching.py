@@ -1,5 +1,3 @@
-from urllib.parse import quote
-
 import pytest
 
 from src.core.redis_url import RedisURL
@@ -11,6 +9,6 @@ class TestCaching(SharedCachingContract):
     def variables(self, url: RedisURL, namespace: str) -> dict[str, str]:
         return {
             "CACHE_BACKEND_TYPE": "redis",
-            "REDIS_URL": f"unix://{quote(url.path or '')}",
+            "REDIS_URL": url.server,
             "CACHE_NAMESPACE": namespace,
         }

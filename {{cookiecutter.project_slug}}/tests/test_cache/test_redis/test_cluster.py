@@ -23,7 +23,7 @@ async def cluster_url() -> AsyncGenerator[RedisURL]:
     port = free_port()
     options = ["--cluster-enabled", "yes", "--port", str(port), "--cluster-port", str(free_port())]
     with embedded_valkey(options) as socket:
-        async with Redis(unix_socket_path=redis_url.parse(socket).path) as node:
+        async with Redis(unix_socket_path=redis_url.parse(socket).options["path"]) as node:
             await node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
 
             async def is_up() -> bool:

@@ -21,7 +21,7 @@ Deployment = tuple[RedisURL, Redis, int, int]
 
 
 def client(url: str) -> Redis:
-    return Redis(unix_socket_path=redis_url.parse(url).path)
+    return Redis(unix_socket_path=redis_url.parse(url).options["path"])
 
 
 @pytest.fixture

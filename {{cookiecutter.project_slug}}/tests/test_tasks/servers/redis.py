@@ -19,7 +19,7 @@ def serve() -> Iterator[str]:
 
 
 async def connect(url: str) -> Stream:
-    return await asyncio.open_unix_connection(redis_url.parse(url).path)
+    return await asyncio.open_unix_connection(redis_url.parse(url).options["path"])
 
 
 def via(_url: str, port: int) -> str:

@@ -31,12 +31,12 @@ def test_the_queue_is_in_the_redis_of_everything_unless_it_has_its_own(
     env: pytest.MonkeyPatch,
 ) -> None:
     env.setenv("REDIS_URL", "redis://one")
-    assert load_settings().queue_redis_url.nodes == (("one", 6379),)
+    assert load_settings().queue_redis_url.server == "redis://one/0"
     env.setenv("DRAMATIQ_REDIS_URL", "redis://two/3")
 
     settings = load_settings()
-    assert (settings.queue_redis_url.nodes, settings.queue_redis_url.db) == ((("two", 6379),), 3)
-    assert settings.redis_url.nodes == (("one", 6379),)
+    assert settings.queue_redis_url.server == "redis://two/3"
+    assert settings.redis_url.server == "redis://one/0"
 
 
 def test_a_queue_cannot_be_in_a_cluster(env: pytest.MonkeyPatch) -> None:

@@ -95,13 +95,11 @@ def create_client(url: RedisURL) -> redis.Redis:
         "health_check_interval": 15,
         # Not after a time-out: who waits for a server that hangs shall know within 5 s.
         "retry": Retry(ExponentialWithJitterBackoff(base=0.01, cap=1), 3, _RETRIED),
-        **url.encryption,
     }
     if url.kind == "sentinel":
-        sentinel = Sentinel(url.nodes, sentinel_kwargs=options)
-        master = sentinel.master_for(url.service or "", db=url.db, **options, **url.account)
-        return cast(redis.Redis, master)
-    return redis.Redis(**url.address, db=url.db, **options, **url.account)
+        sentinel = Sentinel(url.nodes, sentinel_kwargs={**options, **url.tls_options})
+        return cast(redis.Redis, sentinel.master_for(url.service, **options, **url.options))
+    return redis.Redis.from_url(url.server, **options)
 
 
 @contextmanager
