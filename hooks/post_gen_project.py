@@ -83,7 +83,6 @@ FEATURES = [
         docs/scheduler.md
         src/**/scheduler.py
         src/**/stale_items.py
-        src/domain/staleness.py
         src/schedulers
         tests/test_api/test_scheduler_endpoints.py
         tests/test_cache/test_scheduled.py
@@ -92,7 +91,7 @@ FEATURES = [
     ("{{ cookiecutter.__queue or cookiecutter.scheduler }}", """
         src/core/context.py
         src/db/batches.py
-        src/repositories/statements.py
+        src/repositories/sql.py
     """),
     ("{{ cookiecutter.ci_provider == 'github' }}", """
         .github/dependabot.yml

@@ -17,11 +17,12 @@ from src.api.middleware import (
     BodyLimitMiddleware,
     SecurityHeadersMiddleware,
     TraceMiddleware,
+    UnexpectedErrorMiddleware,
 )
 from src.api.v1.router import router as v1_router
 from src.core.config import Settings, get_settings
 from src.core.events import build_lifespan
-from src.core.exceptions import UnexpectedErrorMiddleware, add_exception_handlers
+from src.core.exceptions import add_exception_handlers
 from src.core.logging import configure_logging
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -30,7 +31,7 @@ MAX_BODY_BYTES = 1024 * 1024
 def create_application(settings: Settings | None = None) -> FastAPI:
     settings = settings or get_settings()
     configure_logging(settings)
-    app = openapi.Application(
+    app = openapi.ProblemOpenAPI(
         title=settings.PROJECT_NAME,
         description=settings.PROJECT_DESCRIPTION,
         version=settings.VERSION,
@@ -51,19 +52,19 @@ def create_application(settings: Settings | None = None) -> FastAPI:
 
 
 def add_middleware(app: FastAPI, settings: Settings) -> None:
-    """Wrap the application; what is added last is outermost and sees a request first."""
+    """The last one added is outermost, and sees a request first."""
     app.add_middleware(idempotency.IdempotencyMiddleware, handlers=app.exception_handlers)
     # % if cookiecutter.cache_backend != "none"
     app.add_middleware(response_cache.CacheMiddleware)
     # % endif
     app.add_middleware(BodyLimitMiddleware, limit=MAX_BODY_BYTES)
-    if not settings.DEBUG:  # Starlette's page with the traceback is of more use there
+    if not settings.DEBUG:  # there Starlette shows a page with the traceback
         app.add_middleware(UnexpectedErrorMiddleware)
     if settings.CORS_ORIGINS:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.CORS_ORIGINS,
-            # Browsers refuse credentials from just anywhere, and rightly.
+            # Browsers refuse credentials together with "*".
             allow_credentials="*" not in settings.CORS_ORIGINS,
             allow_methods=["*"],
             allow_headers=["*"],

@@ -1,48 +1,55 @@
-"""What endpoints may ask for: sessions, settings, the caller's right to call."""
+"""Dependencies of endpoints: database sessions, settings, API key, expected versions."""
 
 import re
 import secrets
 from collections.abc import AsyncGenerator
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import Depends, Header, HTTPException, Request, Security, status
 from fastapi.security import APIKeyHeader
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.core.config import Settings
-from src.db.session import ReadSession as _ReadSession
+from src.core.events import State
+from src.db.session import ReadOnlyAsyncSession
 
-# Where `IdempotencyMiddleware` puts the session whose transaction it will end by itself.
-SHARED_TRANSACTION = "shared_transaction"
+# The headers that say who calls.
+CREDENTIAL_HEADERS = (b"authorization", b"cookie", b"x-api-key")
+
+
+def _state_of(request: Request) -> State:
+    return cast(State, request.scope["state"])
 
 
 async def _transaction(request: Request) -> AsyncGenerator[AsyncSession]:
-    shared: AsyncSession | None = getattr(request.state, SHARED_TRANSACTION, None)
-    if shared is not None:
-        try:
-            yield shared
-        except Exception:
-            await shared.rollback()  # whatever answer a handler makes of the error
-            raise
+    """Commit at the end, unless `IdempotencyMiddleware` has opened the transaction to commit it."""
+    state = _state_of(request)
+    session = state.get("transaction")
+    if session is None:
+        async with state["database"].transaction() as session:
+            yield session
         return
-    async with request.state.database.transaction() as session:
+    try:
         yield session
+    except Exception:
+        await session.rollback()  # whatever response an exception handler returns
+        raise
 
 
-# scope="function": commit before the answer leaves, so that a failing one is never a lost 201.
-DbSession = Annotated[AsyncSession, Depends(_transaction, scope="function")]
-
-
-async def get_db_session(session: DbSession) -> AsyncSession:
-    """Give the request's transaction; it commits before the answer leaves.
-
-    The same session as `DbSession` gives, for those who write `Depends(get_db_session)`.
-    """
+async def get_db_session(
+    # scope="function" commits before the response is sent: a failed commit is never a lost 201.
+    session: Annotated[AsyncSession, Depends(_transaction, scope="function")],
+) -> AsyncSession:
+    """The request's transaction, which commits before the response is sent."""
     return session
 
 
-async def get_read_session(request: Request) -> AsyncGenerator[_ReadSession]:
-    session = request.state.database.reads()
+DbSession = Annotated[AsyncSession, Depends(get_db_session)]
+
+
+async def get_read_session(request: Request) -> AsyncGenerator[ReadOnlyAsyncSession]:
+    """A session that only reads, each statement by itself, without a transaction."""
+    session = _state_of(request)["database"].reads()
     try:
         yield session
     finally:
@@ -50,12 +57,11 @@ async def get_read_session(request: Request) -> AsyncGenerator[_ReadSession]:
         await session.close()
 
 
-ReadSession = Annotated[_ReadSession, Depends(get_read_session, scope="function")]
+ReadSession = Annotated[ReadOnlyAsyncSession, Depends(get_read_session, scope="function")]
 
 
 async def get_app_settings(request: Request) -> Settings:
-    settings: Settings = request.state.settings
-    return settings
+    return _state_of(request)["settings"]
 
 
 AppSettings = Annotated[Settings, Depends(get_app_settings)]
@@ -68,13 +74,13 @@ _api_key_header = APIKeyHeader(
 async def require_api_key(
     settings: AppSettings, given: Annotated[str | None, Security(_api_key_header)]
 ) -> None:
-    """Let only holders of a key in.
+    """Answer 401 to requests without a valid key, if any key is configured.
 
-    Everyone is let in where no key is configured, which `Settings` allows in development alone.
+    `Settings` allows an empty API_KEYS in development and tests alone.
     """
     if not settings.API_KEYS:
         return
-    # Compare with every key, in constant time each, so that timing tells nothing.
+    # Compare with every key, each in constant time: the duration must not reveal a match.
     known = [key.get_secret_value().encode() for key in settings.API_KEYS]
     matches = [secrets.compare_digest((given or "").encode(), key) for key in known]
     if not any(matches):
@@ -97,13 +103,13 @@ async def get_expected_versions(
         Header(description='The ETag that the change is based on, such as `"3"`.'),
     ] = None,
 ) -> frozenset[int] | None:
-    """Read `If-Match`: None if it is absent or `*`, else the versions that it names.
+    """Read `If-Match`: None if it is absent or `*`, else the versions in it.
 
-    Tags that are not ours match no version, and neither do weak ones (RFC 9110, 13.1.1).
+    Foreign and weak tags match no version (RFC 9110, 13.1.1).
     """
     if if_match is None or if_match.strip() == "*":
         return None
-    given = ",".join(request.headers.getlist("if-match"))  # it may stand on several lines
+    given = ",".join(request.headers.getlist("if-match"))  # there may be several
     tags = (_VERSION_TAG.fullmatch(tag.strip()) for tag in given.split(","))
     return frozenset(int(tag[1]) for tag in tags if tag)
 

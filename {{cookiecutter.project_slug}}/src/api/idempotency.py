@@ -1,8 +1,8 @@
-"""`Idempotency-Key`: whoever heard no answer to a POST sends it again, and nothing happens twice.
+"""`Idempotency-Key`: a POST that is sent again gets the first response, and happens once.
 
 The key is inserted first in the transaction that the endpoint then works in, and the response is
-kept in it, so that all of it is committed or none. Of two requests with one key the second waits in
-PostgreSQL for the first. What fails leaves nothing behind, and may be tried again.
+stored in it, so that all of it commits or none. Of two requests with one key the second waits in
+PostgreSQL for the first. A request that fails leaves no key behind, and may be tried again.
 """
 
 import re
@@ -20,7 +20,8 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from src.api.deps import SHARED_TRANSACTION
+from src.api.deps import CREDENTIAL_HEADERS
+from src.core.events import State
 from src.db.models.idempotency import IdempotencyKey
 from src.db.session import DatabaseUnavailableError
 from src.services.idempotency import IdempotencyService
@@ -28,64 +29,58 @@ from src.services.idempotency import IdempotencyService
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
 
-_CREDENTIALS = frozenset({b"authorization", b"cookie", b"x-api-key"})
 _VISIBLE = re.compile(rb"[!-~]{1,255}")
 _BAD_KEY = f"{HEADER} must have 1 to 255 visible ASCII characters, in quotes or without."
 _FIRST_ERROR_STATUS = 400
 
 
-class _NotCommittedError(Exception):
-    """Unwinds the application, which believes that its response was sent."""
+class _CommitError(Exception):
+    """Passes through the application, which believes that its response was sent."""
 
     def __init__(self, cause: Exception) -> None:
         self.cause = cause
 
 
 class IdempotencyMiddleware:
-    """Answer a POST that was answered before with the same response.
+    """Answer a repeated POST with the stored response of the first.
 
-    It belongs inside the limit of the body, which it holds in memory, as it does the response.
-    `handlers` are those of the application: they stand inside all middleware, and turn into
-    problems what they see raised there alone.
+    It buffers the request's body and the response: add it inside the limit of the body. `handlers`
+    are the application's: Starlette calls them for errors inside all middleware, not for those here.
     """
 
     def __init__(self, app: ASGIApp, handlers: Mapping[Any, Any]) -> None:
         self.app = app
-        self.guarded = ExceptionMiddleware(self._answer, handlers)
+        self._with_error_handlers = ExceptionMiddleware(self._respond, handlers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and _keys_of(scope):
             route = _route_of(scope)
             if route is not None:
-                scope["route"] = route  # for the metrics, should the router not be asked
-                await self.guarded(scope, receive, send)
+                scope["route"] = route  # for the metrics: a replay never reaches the router
+                await self._with_error_handlers(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = await _Asked.read(scope, receive)
-        async with scope["state"]["database"].transaction() as session:
-            kept = await IdempotencyService.begin(session, asked.key, asked.fingerprint)
-            if kept is None:
-                response = _HeldResponse(session, asked.key, send)
-                scope["state"] = {**scope["state"], SHARED_TRANSACTION: session}
-                scope.pop("extensions", None)  # what is sent through them could not be kept
-                await self._run(scope, asked.repeat_to(receive), response)
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = await _IdempotentRequest.read(scope, receive)
+        state: State = scope["state"]
+        async with state["database"].transaction() as session:
+            stored = await IdempotencyService.acquire(session, request.key, request.fingerprint)
+            if stored is None:
+                response = _BufferedResponse(session, request.key, send)
+                scope["state"] = State(**{**state, "transaction": session})
+                scope.pop("extensions", None)  # responses sent through them could not be stored
+                try:
+                    await self.app(scope, request.replay_body(receive), response.buffer)
+                except _CommitError as error:
+                    raise error.cause from None
                 return
-        await _replay(kept)(scope, receive, send)
-
-    async def _run(self, scope: Scope, receive: Receive, response: "_HeldResponse") -> None:
-        try:
-            await self.app(scope, receive, response.hold)
-        except _NotCommittedError as error:
-            raise error.cause from None
+        await _replay(stored)(scope, receive, send)
 
 
-class _Asked(NamedTuple):
-    """A request: what its key is stored as, what tells it from others, and what was read of it."""
-
-    key: bytes
-    fingerprint: bytes
+class _IdempotentRequest(NamedTuple):
+    key: bytes  # a hash of path, key and caller
+    fingerprint: bytes  # a hash of the rest
     body: bytes
 
     @classmethod
@@ -94,10 +89,10 @@ class _Asked(NamedTuple):
         try:
             body = await Request(scope, receive).body()
         except ClientDisconnect as error:
-            raise HTTPException(400, "The body has no end.") from error
+            raise HTTPException(400, "Incomplete request body.") from error
         path, headers = scope["path"].encode(), scope["headers"]
-        # Nobody gets the response of another caller, nor can read a key of the API in the table.
-        caller = [part for header in headers if header[0] in _CREDENTIALS for part in header]
+        # No caller gets the response of another. The table holds hashes, not API keys.
+        caller = [part for each in headers if each[0] in CREDENTIAL_HEADERS for part in each]
         content_type = [value for name, value in headers if name == b"content-type"]
         return cls(
             key=_digest(path, key, *caller),
@@ -105,60 +100,64 @@ class _Asked(NamedTuple):
             body=body,
         )
 
-    def repeat_to(self, receive: Receive) -> Receive:
-        """Give out the body, and after it what the server has to say."""
+    def replay_body(self, receive: Receive) -> Receive:
+        """Receive the body again, and then what the server sends."""
         unread: list[Message] = [{"type": "http.request", "body": self.body}]
 
-        async def repeat() -> Message:
+        async def replay() -> Message:
             return unread.pop() if unread else await receive()
 
-        return repeat
+        return replay
 
 
-class _HeldResponse:
-    """Holds a response back until it is kept and committed, and then sends it.
+class _BufferedResponse:
+    """Holds the response back until it is stored and committed, then sends it.
 
-    Tasks that run behind a response find it sent and its transaction committed, as ever.
+    Background tasks run after that, as they do without a key.
     """
 
     def __init__(self, session: AsyncSession, key: bytes, send: Send) -> None:
         self.session = session
         self.key = key
         self.send = send
-        self.held: list[Message] = []
+        self.messages: list[Message] = []
 
-    async def hold(self, message: Message) -> None:
-        self.held.append(message)
+    async def buffer(self, message: Message) -> None:
+        self.messages.append(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
             try:
                 await self._end_transaction()
             except (DatabaseUnavailableError, SQLAlchemyError) as error:
-                raise _NotCommittedError(error) from error
-            for each in self.held:
+                raise _CommitError(error) from error
+            for each in self.messages:
                 await self.send(each)
 
     async def _end_transaction(self) -> None:
-        start, *parts = self.held
-        # There is no transaction any more if an error was raised that had a handler.
+        start, *parts = self.messages
+        # After an error with a handler there is no transaction: `get_db_session` rolled it back.
         if start["status"] >= _FIRST_ERROR_STATUS or not self.session.in_transaction():
             await self.session.rollback()
             return
-        given = start.get("headers", ())
-        headers = [(name.decode("latin-1"), text.decode("latin-1")) for name, text in given]
+        headers = [
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in start.get("headers", ())
+        ]
         body = b"".join(part.get("body", b"") for part in parts)
-        await IdempotencyService.keep(self.session, self.key, start["status"], headers, body)
+        await IdempotencyService.store_response(
+            self.session, self.key, start["status"], headers, body
+        )
         await self.session.commit()
 
 
-def _replay(kept: IdempotencyKey) -> Response:
-    response = Response(kept.body, cast(int, kept.status))
-    headers = [(name.encode("latin-1"), text.encode("latin-1")) for name, text in kept.headers]
+def _replay(stored: IdempotencyKey) -> Response:
+    response = Response(stored.body, cast(int, stored.status))
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in stored.headers]
     response.raw_headers = [*headers, (REPLAYED.lower().encode(), b"true")]
     return response
 
 
 def _route_of(scope: Scope) -> RouteContext | None:
-    """Find the route of a request; where there is none, nothing can happen twice."""
+    """Without a route nothing can happen twice, and there is nothing to store."""
     routes = iter_route_contexts(scope["app"].routes)
     return next((route for route in routes if route.matches(scope)[0] is Match.FULL), None)
 
@@ -168,7 +167,7 @@ def _keys_of(scope: Scope) -> list[bytes]:
 
 
 def _plain_key(scope: Scope) -> bytes:
-    """Read the key as the standard has it, a string in quotes, or bare, as many send it."""
+    """Read the key: the standard puts it in quotes, many clients do not."""
     key, *others = _keys_of(scope)
     if len(key) > 1 and key.startswith(b'"') and key.endswith(b'"'):
         key = key[1:-1]
@@ -178,6 +177,6 @@ def _plain_key(scope: Scope) -> bytes:
 
 
 def _digest(*parts: bytes) -> bytes:
-    """Hash the parts and where each ends."""
+    """Hash the parts and their lengths."""
     lengths = ",".join(str(len(part)) for part in parts).encode()
     return sha256(b"".join((lengths, b":", *parts))).digest()

@@ -1,9 +1,15 @@
-"""Plain ASGI middleware: Starlette's `BaseHTTPMiddleware` halves the throughput, each."""
+"""Plain ASGI middleware: each `BaseHTTPMiddleware` of Starlette's would halve the throughput."""
 
+from http import HTTPStatus
+
+import structlog
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from src.api.problems import problem_response
 from src.core.trace import trace_id_of, traceparent
+
+log = structlog.get_logger(__name__)
 
 _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -57,11 +63,36 @@ class BodyLimitMiddleware:
         await self.app(scope, count, send)
 
 
-class SecurityHeadersMiddleware:
-    """Tell browsers to trust an answer with nothing, and the pages at `page_paths` with themselves.
+class UnexpectedErrorMiddleware:
+    """Log an error that has no handler, once, and answer 500.
 
-    The set is OWASP's for APIs, less what browsers no longer read.
+    Starlette's own last resort is outside all middleware: its response has no request id, no
+    security headers and no CORS headers.
     """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except Exception:
+            if started or scope["type"] != "http":
+                raise
+            log.exception("unexpected_error", method=scope["method"], path=scope["path"])
+            response = problem_response(scope, HTTPStatus.INTERNAL_SERVER_ERROR)
+            await response(scope, receive, send)
+
+
+class SecurityHeadersMiddleware:
+    """Add OWASP's headers for APIs; only the pages at `page_paths` may load their own scripts."""
 
     def __init__(self, app: ASGIApp, page_paths: tuple[str, ...] = ()) -> None:
         self.app = app

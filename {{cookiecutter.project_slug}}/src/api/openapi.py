@@ -1,14 +1,18 @@
-"""The OpenAPI document, and how it tells of errors."""
+"""The OpenAPI document: which errors an operation may return, derived from what it takes."""
 
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import iter_route_contexts
 
-from src.core.exceptions import MEDIA_TYPE, Problem
+from src.api import deps
+from src.api.problems import MEDIA_TYPE, Problem, status_of
+from src.domain.errors import DomainError
 
-_JSON = "application/json"
-_PROBLEM_REF = f"#/components/schemas/{Problem.__name__}"
+_SCHEMAS = "#/components/schemas/"
 
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -21,49 +25,82 @@ _IDEMPOTENCY_KEY = {
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 }
-_IDEMPOTENCY_STATUSES = (
-    HTTPStatus.BAD_REQUEST,
-    HTTPStatus.CONFLICT,
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    HTTPStatus.UNPROCESSABLE_ENTITY,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-)
+# What `IdempotencyMiddleware` may return for every POST, and FastAPI for every body.
+_STATUSES_OF_POST = {400, 409, 413, 422, 503}
+_STATUSES_OF_BODY = {400, 413}
+_STATUS_OF_DEPENDENCY: dict[Callable[..., Any], int] = {
+    deps.get_db_session: 503,
+    deps.get_expected_versions: 412,
+    deps.get_read_session: 503,
+    deps.require_api_key: 401,
+}
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Declare errors for `responses=`; every operation may answer 422 and 503 anyway."""
-    return {status: {"model": Problem} for status in statuses}
+def problems(*errors: type[DomainError] | int) -> dict[int | str, dict[str, Any]]:
+    """Declare errors for `responses=`: domain errors, or statuses of an `HTTPException`.
+
+    Leave out what `ProblemOpenAPI` derives from parameters, body and dependencies.
+    """
+    titles: dict[int, list[str]] = {}
+    for error in errors:
+        if isinstance(error, int):
+            titles.setdefault(error, []).append(HTTPStatus(error).phrase)
+        else:
+            titles.setdefault(status_of(error), []).append(error.title)
+    return {
+        int(status): {
+            "description": "; ".join(each),
+            "content": {MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS + Problem.__name__}}},
+        }
+        for status, each in titles.items()
+    }
 
 
-class Application(FastAPI):
-    """FastAPI, but its document says that errors are `application/problem+json`."""
+class ProblemOpenAPI(FastAPI):
+    """FastAPI, with a document that describes the errors as `application/problem+json`."""
 
-    _labelled: dict[str, Any] | None = None
+    _described: dict[str, Any] | None = None
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
-        if document is not self._labelled:  # FastAPI keeps it until routes are added
-            for path in document["paths"].values():
-                for method, operation in path.items():
-                    if method == "post":
-                        _offer_idempotency(operation)
-                    _relabel_problems(operation["responses"])
-            self._labelled = document
+        if document is not self._described:  # FastAPI keeps it until routes are added
+            for route in iter_route_contexts(self.routes):
+                for method in route.methods or ():
+                    path = document["paths"].get(route.path_format, {})
+                    if operation := path.get(method.lower()):
+                        _describe_errors(operation, method, route.dependant)
+            _describe_problem(document.setdefault("components", {}).setdefault("schemas", {}))
+            self._described = document
         return document
 
 
-def _offer_idempotency(operation: dict[str, Any]) -> None:
-    """Tell of what `IdempotencyMiddleware` does around every POST."""
-    operation.setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
-    for status in _IDEMPOTENCY_STATUSES:
-        content = {MEDIA_TYPE: {"schema": {"$ref": _PROBLEM_REF}}}
-        problem = {"description": status.phrase, "content": content}
-        operation["responses"].setdefault(str(status.value), problem)
+def _describe_errors(operation: dict[str, Any], method: str, dependant: Dependant) -> None:
+    responses = operation["responses"]
+    statuses = {_STATUS_OF_DEPENDENCY.get(call) for call in _calls(dependant)} - {None}
+    if responses.get("422", {}).get("description") == "Validation Error":
+        del responses["422"]  # FastAPI's own, for whatever takes parameters or a body
+        statuses.add(422)
+    if "requestBody" in operation:
+        statuses |= _STATUSES_OF_BODY
+    if method == "POST":
+        operation.setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
+        statuses |= _STATUSES_OF_POST
+    derived = problems(*(status for status in statuses if status is not None))
+    for status, response in derived.items():
+        responses.setdefault(str(status), response)
+    operation["responses"] = dict(sorted(responses.items()))
 
 
-def _relabel_problems(responses: dict[str, Any]) -> None:
-    """FastAPI files each declared model under the media type of the route's success."""
-    for response in responses.values():
-        content = response.get("content", {})
-        if content.get(_JSON, {}).get("schema") == {"$ref": _PROBLEM_REF}:
-            content[MEDIA_TYPE] = content.pop(_JSON)
+def _calls(dependant: Dependant) -> Iterator[Any]:
+    yield dependant.call
+    for each in dependant.dependencies:
+        yield from _calls(each)
+
+
+def _describe_problem(schemas: dict[str, Any]) -> None:
+    """Replace FastAPI's schemas of errors with ours."""
+    schemas.pop("HTTPValidationError", None)
+    schemas.pop("ValidationError", None)
+    problem = Problem.model_json_schema(ref_template=_SCHEMAS + "{model}")
+    schemas.update(problem.pop("$defs"))
+    schemas[Problem.__name__] = problem

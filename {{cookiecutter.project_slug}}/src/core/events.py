@@ -1,11 +1,12 @@
-"""What the process opens when it starts and closes, in reverse, when it stops."""
+"""The lifespan: what a process opens when it starts and closes, in reverse, when it stops."""
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import structlog
 from fastapi import FastAPI
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from src import (
     # % if cookiecutter.cache_backend != "none"
@@ -25,13 +26,14 @@ log = structlog.get_logger(__name__)
 
 
 class State(TypedDict):
-    """What a request finds in `request.state`."""
+    """The contents of `request.state`."""
 
     settings: Settings
     # % if cookiecutter.cache_backend != "none"
     cache: cache.Cache
     # % endif
     database: db.Database
+    transaction: NotRequired[AsyncSession]  # of `IdempotencyMiddleware`, which commits it
 
 
 class Lifespan(Protocol):
@@ -60,7 +62,7 @@ def build_lifespan(settings: Settings) -> Lifespan:
                 await stack.enter_async_context(scheduler)
             # % endif
             if not settings.API_KEYS:
-                log.warning("api_open", reason="API_KEYS is empty: whoever reaches it may write")
+                log.warning("api_unauthenticated", reason="API_KEYS is empty: anyone may write")
             log.info(
                 "started",
                 env=settings.ENV,

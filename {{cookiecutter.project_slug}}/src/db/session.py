@@ -1,4 +1,4 @@
-"""The engine and the two kinds of session: one that writes, one that only reads."""
+"""The engine and its two kinds of session: one writes, one only reads."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -23,13 +23,19 @@ CONNECT_TIMEOUT_SECONDS = 5
 COMMAND_TIMEOUT_SECONDS = 30
 POOL_TIMEOUT_SECONDS = 5
 
+# SQLSTATEs
 DEADLOCK = "40P01"
 SERIALIZATION_FAILURE = "40001"
+CHARACTER_NOT_IN_REPERTOIRE = "22021"
 _CLIENT_ERRORS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class DatabaseUnavailableError(Exception):
-    """PostgreSQL cannot be had just now, and may be in a moment; the message says why."""
+    """PostgreSQL cannot serve this now; the same request may succeed later."""
+
+
+class InvalidTextError(Exception):
+    """A text holds a character that PostgreSQL cannot store: NUL."""
 
 
 class ReadOnlySessionError(Exception):
@@ -43,10 +49,10 @@ class ReadOnlySession(Session):
         super().flush(objects)
 
 
-class ReadSession(AsyncSession):
+class ReadOnlyAsyncSession(AsyncSession):
     """Each statement is its own transaction: no BEGIN and ROLLBACK, one round trip a read.
 
-    It refuses to flush changed objects; an UPDATE that you write out it cannot tell from a SELECT.
+    It refuses to flush changed objects, but executes an explicit UPDATE as any statement.
     """
 
     sync_session_class = ReadOnlySession
@@ -54,22 +60,22 @@ class ReadSession(AsyncSession):
 
 @dataclass(frozen=True)
 class Database:
-    """The process's one way to PostgreSQL; opened and disposed by the lifespan."""
+    """The process's sessions; the lifespan opens and disposes of them."""
 
     writes: async_sessionmaker[AsyncSession]
-    reads: async_sessionmaker[ReadSession]
+    reads: async_sessionmaker[ReadOnlyAsyncSession]
 
     @classmethod
     def bound_to(cls, write: AsyncEngine | AsyncConnection, **options: Any) -> Self:
-        """Make sessions on an engine, or all on one connection, as tests want them."""
-        load_models()  # a relation may name a model that nothing else has imported
+        """Take sessions from an engine, or all from one connection, as tests do."""
+        load_models()  # a relationship may name a model that nothing else has imported
         read = write
         if isinstance(write, AsyncEngine):
             read = write.execution_options(isolation_level="AUTOCOMMIT")
         options = {"expire_on_commit": False, **options}
         return cls(
             writes=async_sessionmaker(write, **options),
-            reads=async_sessionmaker(read, class_=ReadSession, **options),
+            reads=async_sessionmaker(read, class_=ReadOnlyAsyncSession, **options),
         )
 
     @asynccontextmanager
@@ -80,20 +86,17 @@ class Database:
 
 
 async def connect(**options: Any) -> asyncpg.Connection:
-    """Connect as asyncpg does, but tell a server that cannot be reached from any other error.
-
-    Raises DatabaseUnavailableError.
-    """
+    """Connect with asyncpg. Raises DatabaseUnavailableError if the server cannot be reached."""
     try:
         return await asyncpg.connect(**options)
     except (OSError, UnicodeError, asyncpg.PostgresError, *_CLIENT_ERRORS) as error:
         where = f"{options.get('host', 'localhost')}:{options.get('port', 5432)}"
         cause = str(error) or "no answer in time"
-        raise DatabaseUnavailableError(f"PostgreSQL at {where} is out of reach: {cause}") from error
+        raise DatabaseUnavailableError(f"PostgreSQL at {where} is unavailable: {cause}") from error
 
 
-def _name_passing_faults(context: ExceptionContext) -> DatabaseUnavailableError | None:
-    """Tell faults that pass, and are worth another try, from those of our own making."""
+def _map_error(context: ExceptionContext) -> Exception | None:
+    """Name the errors that are not bugs: those that pass, and text that cannot be stored."""
     error = context.original_exception
     if not isinstance(error, Exception):
         return None  # a cancellation: SQLAlchemy takes it for a lost connection
@@ -101,35 +104,46 @@ def _name_passing_faults(context: ExceptionContext) -> DatabaseUnavailableError 
         return DatabaseUnavailableError(f"PostgreSQL took over {COMMAND_TIMEOUT_SECONDS} s.")
     if context.is_disconnect:
         return DatabaseUnavailableError("The connection to PostgreSQL was lost.")
-    if getattr(error, "sqlstate", None) in {DEADLOCK, SERIALIZATION_FAILURE}:
+    sqlstate = getattr(error, "sqlstate", None)
+    if sqlstate in {DEADLOCK, SERIALIZATION_FAILURE}:
         return DatabaseUnavailableError("The transaction lost against another one.")
     if isinstance(error.__cause__, asyncpg.InvalidCachedStatementError):
         return DatabaseUnavailableError("A migration has just changed the table.")
-    return None
+    is_text = sqlstate == CHARACTER_NOT_IN_REPERTOIRE
+    return InvalidTextError("The text holds a NUL.") if is_text else None
 
 
-@asynccontextmanager
-async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]:
-    """Connect lazily: a service may start before its database does.
-
-    The pool keeps its connections. Opening them is what costs under load, so there is no overflow
-    beyond `pool_size` that would be closed again at once; and a connection that the server closed
-    is found out when it is used, rather than asked about before every use.
-    """
+def create_engine(url: URL, **options: Any) -> AsyncEngine:
+    """An engine that raises DatabaseUnavailableError and InvalidTextError."""
     engine = create_async_engine(
         url,
-        pool_size=pool_size,
-        max_overflow=0,
-        hide_parameters=True,  # else errors show values, and the log keeps them
-        pool_timeout=POOL_TIMEOUT_SECONDS,
-        pool_recycle=1800,
+        hide_parameters=True,  # else errors, and so the log, show values
         connect_args={
             "async_creator_fn": connect,
             "timeout": CONNECT_TIMEOUT_SECONDS,
             "command_timeout": COMMAND_TIMEOUT_SECONDS,
         },
+        **options,
     )
-    event.listen(engine.sync_engine, "handle_error", _name_passing_faults)
+    event.listen(engine.sync_engine, "handle_error", _map_error)
+    return engine
+
+
+@asynccontextmanager
+async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]:
+    """Connect lazily: the service may start before its database.
+
+    The pool opens connections up to `pool_size` and keeps them: under load an overflow would open
+    and close them all the time. A connection that the server has closed fails on its next use;
+    testing each before use would cost a round trip.
+    """
+    engine = create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        pool_recycle=1800,
+    )
     try:
         yield Database.bound_to(engine)
     finally:

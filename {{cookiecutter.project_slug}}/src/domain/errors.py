@@ -1,7 +1,7 @@
-"""The tree of errors that a rule of the domain may raise.
+"""The errors that a rule of the domain may raise.
 
-Each kind says what went wrong in terms of the domain; `src.core.exceptions` gives each its HTTP
-status. `code` names the problem for programs, `str(error)` explains it to people.
+`code` names the problem for programs, `title` and `message` explain it to people. The class decides
+the HTTP status: see `src.api.problems`.
 """
 
 from typing import ClassVar
@@ -10,15 +10,20 @@ from typing import ClassVar
 class DomainError(Exception):
     code: ClassVar[str]
     title: ClassVar[str]
+    message: ClassVar[str]  # a template: `ItemNotFoundError(id=item_id)` fills in `{id}`
+
+    def __init__(self, message: str | None = None, /, **values: object) -> None:
+        super().__init__(self.message.format(**values) if message is None else message)
 
 
 class NotFoundError(DomainError):
     code = "not-found"
     title = "Not found"
+    message = "There is nothing with the key {id}."
 
 
 class ConflictError(DomainError):
-    """The state of things does not allow what was asked."""
+    """The current state does not allow the request."""
 
     code = "conflict"
     title = "Conflict"
@@ -28,4 +33,5 @@ class StaleVersionError(DomainError):
     """The caller decided on a version that is no longer the current one."""
 
     code = "stale-version"
-    title = "Changed in the meantime"
+    title = "Version conflict"
+    message = "The current version is {version}."

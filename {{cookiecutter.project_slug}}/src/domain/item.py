@@ -1,7 +1,6 @@
-"""The rules of an item's life: draft, then active, then archived, and never back."""
+"""The status of an item: draft, then active, then archived, and never back."""
 
 from enum import StrEnum
-from uuid import UUID
 
 from src.domain.errors import ConflictError, NotFoundError
 
@@ -12,7 +11,7 @@ class ItemStatus(StrEnum):
     ARCHIVED = "archived"
 
 
-_NEXT = {
+TRANSITIONS = {
     ItemStatus.DRAFT: {ItemStatus.ACTIVE, ItemStatus.ARCHIVED},
     ItemStatus.ACTIVE: {ItemStatus.ARCHIVED},
     ItemStatus.ARCHIVED: set[ItemStatus](),
@@ -21,26 +20,20 @@ _NEXT = {
 
 class ItemNotFoundError(NotFoundError):
     code = "item-not-found"
-    title = "No such item"
-
-    def __init__(self, item_id: UUID) -> None:
-        super().__init__(f"There is no item {item_id}.")
+    title = "Item not found"
+    message = "There is no item {id}."
 
 
 class ItemArchivedError(ConflictError):
     code = "item-archived"
     title = "Item is archived"
-
-    def __init__(self) -> None:
-        super().__init__("An archived item cannot be changed.")
+    message = "An archived item cannot be changed."
 
 
 class ItemTransitionError(ConflictError):
     code = "item-transition"
-    title = "No such step in an item's life"
-
-    def __init__(self, current: ItemStatus, wanted: ItemStatus) -> None:
-        super().__init__(f"An item that is {current} cannot become {wanted}.")
+    title = "Invalid status transition"
+    message = "An item that is {current} cannot become {wanted}."
 
 
 def ensure_changeable(current: ItemStatus, wanted: ItemStatus | None = None) -> None:
@@ -50,5 +43,5 @@ def ensure_changeable(current: ItemStatus, wanted: ItemStatus | None = None) -> 
     """
     if current is ItemStatus.ARCHIVED:
         raise ItemArchivedError
-    if wanted not in {None, current} and wanted not in _NEXT[current]:
-        raise ItemTransitionError(current, ItemStatus(wanted))
+    if wanted not in {None, current} and wanted not in TRANSITIONS[current]:
+        raise ItemTransitionError(current=current, wanted=ItemStatus(wanted))

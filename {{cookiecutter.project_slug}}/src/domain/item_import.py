@@ -1,17 +1,16 @@
-"""A file of items: CSV in UTF-8, the names of the columns first, then a row for each item."""
+"""A file of items: CSV in UTF-8, with a header and a row for each item."""
 
 import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
-from uuid import UUID
 
 from src.domain.errors import DomainError, NotFoundError
 
 REQUIRED = ("name",)
 COLUMNS = (*REQUIRED, "description")
-BEYOND_HEADER = "beyond the header"  # in the place of a column's name
+BEYOND_HEADER = "beyond the header"  # stands for the name of a column that has none
 MAX_ROWS = 10_000
 MAX_REJECTIONS = 100
 _LONGEST_NAME = 40  # characters of a column that an error repeats
@@ -19,48 +18,42 @@ _LONGEST_NAME = 40  # characters of a column that an error repeats
 
 class ItemImportNotFoundError(NotFoundError):
     code = "item-import-not-found"
-    title = "No such import"
-
-    def __init__(self, import_id: UUID) -> None:
-        super().__init__(f"There is no import {import_id}.")
+    title = "Import not found"
+    message = "There is no import {id}."
 
 
-class NotCsvError(DomainError):
+class ImportFileError(DomainError):
+    code = "import-file"
+    title = "Invalid import file"
+
+
+class NotCsvError(ImportFileError):
     code = "import-not-csv"
     title = "Not a CSV file"
 
 
-class NoHeaderError(DomainError):
+class NoHeaderError(ImportFileError):
     code = "import-no-header"
     title = "No header"
-
-    def __init__(self) -> None:
-        required = ", ".join(REQUIRED)
-        super().__init__(f"The first line must name each column once, and {required} among them.")
+    message = f"The first line must name each column once, including {', '.join(REQUIRED)}."
 
 
-class UnknownColumnError(DomainError):
+class UnknownColumnError(ImportFileError):
     code = "import-unknown-column"
     title = "Unknown column"
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{name[:_LONGEST_NAME]!r} is none of {', '.join(COLUMNS)}.")
+    message = "{name!r} is none of " + ", ".join(COLUMNS) + "."
 
 
-class NoRowsError(DomainError):
+class NoRowsError(ImportFileError):
     code = "import-no-rows"
-    title = "Nothing to import"
-
-    def __init__(self) -> None:
-        super().__init__("The file has no rows.")
+    title = "No rows"
+    message = "The file has no rows."
 
 
-class TooManyRowsError(DomainError):
+class TooManyRowsError(ImportFileError):
     code = "import-too-many-rows"
     title = "Too many rows"
-
-    def __init__(self) -> None:
-        super().__init__(f"The file has more than {MAX_ROWS} rows.")
+    message = f"The file has more than {MAX_ROWS} rows."
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an import has come, in rows; `done` are `created` or `rejected`."""
+    """Counts of rows; `done` are those `created` or `rejected`."""
 
     done: int
     total: int
@@ -81,10 +74,7 @@ class Progress:
 
 
 def count_rows(content: bytes) -> int:
-    """Check the file as a whole, and count its rows.
-
-    Raises NotCsvError, NoHeaderError, UnknownColumnError, NoRowsError or TooManyRowsError.
-    """
+    """Check the file as a whole, and count its rows. Raises ImportFileError."""
     count = sum(1 for _ in islice(read_rows(content), MAX_ROWS + 1))
     if count == 0:
         raise NoRowsError
@@ -94,10 +84,7 @@ def count_rows(content: bytes) -> int:
 
 
 def read_rows(content: bytes) -> Iterator[Row]:
-    """Read the rows that are not empty, in order.
-
-    Raises NotCsvError, NoHeaderError or UnknownColumnError.
-    """
+    """Read the rows that are not empty, in order. Raises ImportFileError."""
     records = _records(content)
     columns = _columns(next(records, []))
     for number, record in enumerate(records, start=2):
@@ -111,7 +98,7 @@ def _records(content: bytes) -> Iterator[list[str]]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise NotCsvError("The file is not in UTF-8.") from error
-    # Strict, for a quote that is left open would swallow all the rows behind it.
+    # Strict: an open quote would swallow all the rows behind it.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         yield from reader
@@ -123,7 +110,7 @@ def _columns(header: Sequence[str]) -> list[str]:
     names = [name.strip() for name in header]
     for name in names:
         if name not in COLUMNS:
-            raise UnknownColumnError(name)
+            raise UnknownColumnError(name=name[:_LONGEST_NAME])
     if len(set(names)) < len(names) or not set(REQUIRED) <= set(names):
         raise NoHeaderError
     return names

@@ -1,5 +1,4 @@
 from enum import StrEnum
-from uuid import UUID
 
 from src.domain.errors import NotFoundError
 
@@ -16,7 +15,5 @@ OVER = (TaskStatus.DONE, TaskStatus.FAILED)
 
 class TaskNotFoundError(NotFoundError):
     code = "task-not-found"
-    title = "No such task"
-
-    def __init__(self, task_id: UUID) -> None:
-        super().__init__(f"There is no task {task_id}, or it was over long ago.")
+    title = "Task not found"
+    message = "There is no task {id}, or it ended long ago."

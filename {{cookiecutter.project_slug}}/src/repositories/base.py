@@ -1,5 +1,6 @@
-"""What every repository can do; a concrete one adds its own queries."""
+"""The base of repositories; a concrete one names its `model` and adds its own queries."""
 
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 from uuid import UUID
 
@@ -7,13 +8,12 @@ from sqlalchemy import Select, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.db.base import UUIDMixin
+from src.domain.errors import NotFoundError
 
 M = TypeVar("M", bound=UUIDMixin)
 
 
 class Repository(Generic[M]):
-    """A subclass names its `model`."""
-
     model: type[M]
     # Built once per class: composing a statement costs more than sending it.
     _by_id: Select[M]
@@ -21,7 +21,7 @@ class Repository(Generic[M]):
 
     def __init_subclass__(cls) -> None:
         cls._by_id = select(cls.model).where(cls.model.id == bindparam("id"))
-        # What the session has of the row is from before the lock.
+        # Without populate_existing the session would return the row as read before the lock.
         cls._by_id_locked = cls._by_id.with_for_update().execution_options(populate_existing=True)
 
     def __init__(self, session: AsyncSession) -> None:
@@ -33,6 +33,30 @@ class Repository(Generic[M]):
     async def get_for_update(self, key: UUID) -> M | None:
         """Lock the row until the transaction ends, so that what is read here stays true."""
         return await self.session.scalar(self._by_id_locked, {"id": key})
+
+    async def get_or_raise(
+        self, key: UUID, error: type[NotFoundError], *, for_update: bool = False
+    ) -> M:
+        found = await (self.get_for_update(key) if for_update else self.get(key))
+        if found is None:
+            raise error(id=key)
+        return found
+
+    async def paginate(
+        self, statement: Select[M], *, limit: int, cursor: UUID | None = None, offset: int = 0
+    ) -> tuple[Sequence[M], UUID | None]:
+        """Return a page, the newest row first, and the cursor of the next page, if there is one.
+
+        UUIDv7 keys are in order of creation. `cursor` starts right behind that key, which costs the
+        same on any page; `offset` reads and drops the rows that it skips.
+        """
+        # One row more than asked for tells whether there is a next page.
+        statement = statement.order_by(self.model.id.desc()).offset(offset).limit(limit + 1)
+        if cursor is not None:
+            statement = statement.where(self.model.id < cursor)
+        rows = (await self.session.scalars(statement)).all()
+        page = rows[:limit]
+        return page, page[-1].id if len(rows) > limit else None
 
     async def add(self, entity: M) -> M:
         self.session.add(entity)

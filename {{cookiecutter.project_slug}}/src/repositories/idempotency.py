@@ -6,12 +6,11 @@ from sqlalchemy import (
     LargeBinary,
     SmallInteger,
     Table,
-    Text,
     bindparam,
     delete,
     func,
     select,
-    true,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -25,26 +24,18 @@ LIFETIME = timedelta(hours=24)
 PRUNED_AT_ONCE = 10
 LOCK_NOT_AVAILABLE = "55P03"  # SQLSTATE
 
-# As objects they would cost more, and nobody changes one.
+# Rows rather than objects, which would cost more.
 _KEY = cast(Table, IdempotencyKey.__table__)
 _EXPIRED = _KEY.c.created_at < func.now() - LIFETIME
 
-# What waits for the first of two is the INSERT. It is to give up soon, and the work that follows is
-# not: the server puts its own limit back as it returns the row. That saves two round trips.
-_LIMIT = select(
-    func.current_setting("lock_timeout").label("usual"),
-    func.set_config("lock_timeout", bindparam("patience", type_=Text), true()),
-).cte("patience")
-_ROW = select(
-    bindparam("key", type_=LargeBinary), bindparam("request", type_=LargeBinary)
-).select_from(_LIMIT)
-_INSERT = insert(_KEY).from_select(["id", "fingerprint"], _ROW)
-_TAKE = _INSERT.on_conflict_do_update(
+_INSERT = insert(_KEY).values(
+    id=bindparam("key", type_=LargeBinary), fingerprint=bindparam("request", type_=LargeBinary)
+)
+_ACQUIRE = _INSERT.on_conflict_do_update(
     index_elements=[_KEY.c.id],
     set_={name: _INSERT.excluded[name] for name in ("fingerprint", "status", "created_at")},
     where=_EXPIRED,
-).returning(select(func.set_config("lock_timeout", _LIMIT.c.usual, true())).scalar_subquery())
-
+).returning(_KEY.c.id)
 _GET = select(IdempotencyKey).where(IdempotencyKey.id == bindparam("key"))
 
 _OLD = (
@@ -54,13 +45,13 @@ _OLD = (
     .limit(PRUNED_AT_ONCE)
     .with_for_update(skip_locked=True)
 )
-_KEEP = (
+_STORE_RESPONSE = (
     update(_KEY)
     .where(_KEY.c.id == bindparam("key"))
     .values(
-        status=bindparam("answer_status", type_=SmallInteger),
-        headers=bindparam("answer_headers", type_=JSON),
-        body=bindparam("answer_body", type_=LargeBinary),
+        status=bindparam("new_status", type_=SmallInteger),
+        headers=bindparam("new_headers", type_=JSON),
+        body=bindparam("new_body", type_=LargeBinary),
     )
     .add_cte(delete(_KEY).where(_KEY.c.id.in_(_OLD)).cte("pruned"))
 )
@@ -70,26 +61,29 @@ class IdempotencyRepository:
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
 
-    async def take(self, key: bytes, fingerprint: bytes, *, patience: float) -> bool:
-        """Insert the key, or renew one that has expired; return False if there is one.
+    async def acquire(self, key: bytes, fingerprint: bytes, *, lock_timeout: float) -> bool:
+        """Insert the key, or renew an expired one; return False if it is taken.
 
-        If another transaction has just inserted it, wait for its end, `patience` seconds at most.
+        Another transaction that has just inserted it is waited for, up to `lock_timeout` seconds.
         Raises IdempotencyKeyInUseError.
         """
-        given = {"key": key, "request": fingerprint, "patience": f"{patience * 1000:.0f}ms"}
+        await self.session.execute(text(f"SET LOCAL lock_timeout = {lock_timeout * 1000:.0f}"))
         try:
-            return await self.session.scalar(_TAKE, given) is not None
+            acquired = await self.session.scalar(_ACQUIRE, {"key": key, "request": fingerprint})
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
                 raise
             raise IdempotencyKeyInUseError from error
+        if acquired is not None:  # the limit is not for the work that follows
+            await self.session.execute(text("SET LOCAL lock_timeout TO DEFAULT"))
+        return acquired is not None
 
     async def get(self, key: bytes) -> IdempotencyKey | None:
         return await self.session.scalar(_GET, {"key": key})
 
-    async def keep(
+    async def store_response(
         self, key: bytes, status: int, headers: list[tuple[str, str]], body: bytes
     ) -> None:
-        """Write the response down, and delete some keys that have expired."""
-        given = {"answer_status": status, "answer_headers": headers, "answer_body": body}
-        await self.session.execute(_KEEP, {"key": key, **given})
+        """Store the response with its key, and delete a few expired keys."""
+        response = {"new_status": status, "new_headers": headers, "new_body": body}
+        await self.session.execute(_STORE_RESPONSE, {"key": key, **response})

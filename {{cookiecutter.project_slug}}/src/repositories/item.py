@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 
 from src.db.models.item import SEARCH_CONFIG, SEARCH_DOCUMENT, Item
 from src.domain.item import ItemStatus
@@ -11,20 +11,11 @@ from src.repositories.base import Repository
 class ItemRepository(Repository[Item]):
     model = Item
 
-    async def newest(
-        self, *, status: ItemStatus | None, before: UUID | None, offset: int, limit: int
-    ) -> Sequence[Item]:
-        """Return items, the newest first: UUIDv7 keys are in order of creation.
-
-        `before` starts right behind that key, which costs the same on any page; `offset` reads and
-        throws away what it skips.
-        """
-        statement = select(Item).order_by(Item.id.desc()).offset(offset).limit(limit)
-        if status is not None:
-            statement = statement.where(Item.status == status)
-        if before is not None:
-            statement = statement.where(Item.id < before)
-        return (await self.session.scalars(statement)).all()
+    async def list_page(
+        self, *, status: ItemStatus | None, cursor: UUID | None, offset: int, limit: int
+    ) -> tuple[Sequence[Item], UUID | None]:
+        statement = select(Item).where(*_has(status))
+        return await self.paginate(statement, cursor=cursor, offset=offset, limit=limit)
 
     async def add_all(self, items: Sequence[Item]) -> None:
         """Add up to a thousand items with one INSERT; their keys are in the order of `items`."""
@@ -32,16 +23,11 @@ class ItemRepository(Repository[Item]):
         await self.session.flush()
 
     async def count(self, *, status: ItemStatus | None) -> int:
-        statement = select(func.count()).select_from(Item)
-        if status is not None:
-            statement = statement.where(Item.status == status)
+        statement = select(func.count()).select_from(Item).where(*_has(status))
         return await self.session.scalar(statement) or 0
 
     async def search(self, text: str, *, offset: int, limit: int) -> Sequence[Item]:
-        """Return the items with all the words of `text`, the best match first.
-
-        The last word matches as a prefix too, for those who are still typing.
-        """
+        """Return items with all words of `text`, the best match first. The last may be a prefix."""
         query = func.to_tsquery(SEARCH_CONFIG, _prefix_query(text))
         statement = (
             select(Item)
@@ -53,8 +39,12 @@ class ItemRepository(Repository[Item]):
         return (await self.session.scalars(statement)).all()
 
 
+def _has(status: ItemStatus | None) -> list[ColumnElement[bool]]:
+    return [] if status is None else [Item.status == status]
+
+
 def _prefix_query(text: str) -> str:
-    """Write words as a `tsquery`, each quoted, so that none is taken for an operator."""
-    # An empty query finds nothing. Python's white space has characters that Pydantic's has not.
+    """Write words as a `tsquery`, each quoted, so that none is an operator."""
+    # No words, an empty query: Python strips some characters that Pydantic does not.
     words = [word.replace("\\", "\\\\").replace("'", "''") for word in text.split()]
     return " & ".join(f"'{word}'" for word in words) + (":*" if words else "")

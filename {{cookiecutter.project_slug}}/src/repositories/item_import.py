@@ -6,7 +6,7 @@ from sqlalchemy.orm import undefer
 
 from src.db.models.item_import import ItemImport
 from src.repositories.base import Repository
-from src.repositories.statements import count_of
+from src.repositories.sql import execute_rowcount
 
 _WITH_CONTENT = (
     select(ItemImport)
@@ -21,10 +21,11 @@ class ItemImportRepository(Repository[ItemImport]):
     model = ItemImport
 
     async def get_content_for_update(self, key: UUID) -> ItemImport | None:
-        """As `get_for_update`, with the file, which no other query fetches."""
+        """As `get_for_update`, with the file, which other queries leave out."""
         return await self.session.scalar(_WITH_CONTENT, {"id": key})
 
     async def prune(self, *, before: datetime, limit: int) -> int:
-        """Delete imports that nobody has worked on since; return how many, `limit` at most."""
         old = select(ItemImport.id).where(ItemImport.updated_at < before).limit(limit)
-        return await count_of(self.session, delete(ItemImport).where(ItemImport.id.in_(old)))
+        return await execute_rowcount(
+            self.session, delete(ItemImport).where(ItemImport.id.in_(old))
+        )

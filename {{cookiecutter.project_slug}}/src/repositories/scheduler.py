@@ -22,7 +22,7 @@ from sqlalchemy.orm import aliased
 
 from src.db.models.scheduler import SchedulerJob, SchedulerLease, SchedulerRun
 from src.domain.scheduler import RunOutcome
-from src.repositories.statements import count_of
+from src.repositories.sql import execute_rowcount
 
 _THE_LEASE = 1
 # `now()` would be the beginning of the transaction, which may have waited for a lock since.
@@ -61,7 +61,7 @@ class SchedulerRepository:
             .where(_is_held_by(holder))
             .values(expires_at=_NOW + timedelta(seconds=seconds))
         )
-        return await count_of(self.session, renewed) == 1
+        return await execute_rowcount(self.session, renewed) == 1
 
     async def lock_lease(self, holder: str) -> bool:
         """Keep the lease from others until the transaction ends; False if it is lost."""
@@ -131,7 +131,7 @@ class SchedulerRepository:
             .where(SchedulerRun.outcome == RunOutcome.RUNNING, SchedulerRun.holder != holder)
             .values(outcome=RunOutcome.LOST, finished_at=_NOW)
         )
-        return await count_of(self.session, lost)
+        return await execute_rowcount(self.session, lost)
 
     async def jobs(self) -> Sequence[SchedulerJob]:
         return (await self.session.scalars(select(SchedulerJob).order_by(SchedulerJob.id))).all()
@@ -164,7 +164,9 @@ class SchedulerRepository:
         """Delete runs of ticks that lie before; return how many, `limit` at most."""
         key = tuple_(SchedulerRun.job, SchedulerRun.tick)
         old = select(SchedulerRun.job, SchedulerRun.tick).where(SchedulerRun.tick < before)
-        return await count_of(self.session, delete(SchedulerRun).where(key.in_(old.limit(limit))))
+        return await execute_rowcount(
+            self.session, delete(SchedulerRun).where(key.in_(old.limit(limit)))
+        )
 
 
 def _is_held_by(holder: str) -> ColumnElement[bool]:

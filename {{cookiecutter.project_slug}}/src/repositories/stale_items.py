@@ -4,13 +4,19 @@ from datetime import datetime
 from sqlalchemy import select
 
 from src.db.models.item import Item
-from src.domain.staleness import ARCHIVABLE
-from src.repositories.item import ItemRepository
+from src.domain.item import TRANSITIONS, ItemStatus
+from src.repositories.base import Repository
+
+ARCHIVABLE = [
+    status for status, following in TRANSITIONS.items() if ItemStatus.ARCHIVED in following
+]
 
 
-class StaleItemRepository(ItemRepository):
+class StaleItemRepository(Repository[Item]):
+    model = Item
+
     async def lock_stale(self, *, before: datetime, limit: int) -> Sequence[Item]:
-        """Lock items that nobody has changed since; leave those out that somebody changes now."""
+        """Lock items that have not changed since `before`; skip those that change now."""
         statement = (
             select(Item)
             .where(Item.status.in_(ARCHIVABLE), Item.updated_at < before)

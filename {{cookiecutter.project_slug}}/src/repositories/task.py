@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from src.db.models.task import OutboxMessage, RedeliveredMessage, Task
 from src.domain.task import OVER, TaskStatus
 from src.repositories.base import Repository
-from src.repositories.statements import count_of
+from src.repositories.sql import execute_rowcount
 
 
 class OutboxRepository:
@@ -112,7 +112,7 @@ class TaskRepository(Repository[Task]):
     async def prune(self, *, before: datetime, limit: int) -> int:
         """Delete tasks that were over before; return how many, `limit` at most."""
         old = select(Task.id).where(Task.finished_at < before).limit(limit)
-        return await count_of(self.session, delete(Task).where(Task.id.in_(old)))
+        return await execute_rowcount(self.session, delete(Task).where(Task.id.in_(old)))
 
 
 class RedeliveryRepository:
@@ -140,6 +140,6 @@ class RedeliveryRepository:
     async def prune(self, *, before: datetime, limit: int) -> int:
         old = select(RedeliveredMessage.message_id).where(RedeliveredMessage.started_at < before)
         key = RedeliveredMessage.message_id
-        return await count_of(
+        return await execute_rowcount(
             self.session, delete(RedeliveredMessage).where(key.in_(old.limit(limit)))
         )

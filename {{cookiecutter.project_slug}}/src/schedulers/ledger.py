@@ -15,7 +15,7 @@ from src.db.models.scheduler import SchedulerJob
 from src.db.session import DatabaseUnavailableError
 from src.domain.scheduler import RunOutcome
 from src.repositories.scheduler import SchedulerRepository
-from src.repositories.statements import limit_idleness
+from src.repositories.sql import set_idle_in_transaction_timeout
 
 log = structlog.get_logger(__name__)
 
@@ -65,7 +65,7 @@ class Ledger:
         Returns how many runs were given up. Raises LeaseLostError.
         """
         async with self._books(self._database.writes()) as books, books.session.begin():
-            await limit_idleness(books.session, seconds=ANSWER_SECONDS)
+            await set_idle_in_transaction_timeout(books.session, seconds=ANSWER_SECONDS)
             if not await books.lock_lease(holder):
                 raise LeaseLostError
             await books.replace_jobs(plan(await books.jobs()))

@@ -4,30 +4,29 @@ from src.db.models.idempotency import IdempotencyKey
 from src.domain.idempotency import IdempotencyKeyInUseError, IdempotencyKeyReusedError
 from src.repositories.idempotency import IdempotencyRepository
 
-# How long the second of two waits for the first, with a connection in hand.
-PATIENCE_SECONDS = 5.0
+# How long a second request waits for the first, while it holds a connection.
+LOCK_TIMEOUT_SECONDS = 5.0
 
 
 class IdempotencyService:
     @staticmethod
-    async def begin(db: AsyncSession, key: bytes, fingerprint: bytes) -> IdempotencyKey | None:
-        """Take the key for this transaction; if it was used before, return what it was used for.
+    async def acquire(db: AsyncSession, key: bytes, fingerprint: bytes) -> IdempotencyKey | None:
+        """Acquire the key for this transaction; if it was used before, return the stored response.
 
         Raises IdempotencyKeyInUseError or IdempotencyKeyReusedError.
         """
         repository = IdempotencyRepository(db)
-        if await repository.take(key, fingerprint, patience=PATIENCE_SECONDS):
+        if await repository.acquire(key, fingerprint, lock_timeout=LOCK_TIMEOUT_SECONDS):
             return None
-        kept = await repository.get(key)
-        if kept is None or kept.status is None:  # expired just now, or committed half-way
+        stored = await repository.get(key)
+        if stored is None or stored.status is None:  # just expired, or committed without a response
             raise IdempotencyKeyInUseError
-        if kept.fingerprint != fingerprint:
+        if stored.fingerprint != fingerprint:
             raise IdempotencyKeyReusedError
-        return kept
+        return stored
 
     @staticmethod
-    async def keep(
+    async def store_response(
         db: AsyncSession, key: bytes, status: int, headers: list[tuple[str, str]], body: bytes
     ) -> None:
-        """Keep the response beside the work, for whoever sends the request again."""
-        await IdempotencyRepository(db).keep(key, status, headers, body)
+        await IdempotencyRepository(db).store_response(key, status, headers, body)

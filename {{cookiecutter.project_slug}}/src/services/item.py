@@ -19,7 +19,7 @@ class Page:
 
 
 class ItemService:
-    """The use cases of items. The caller's transaction commits them; nothing here does."""
+    """The use cases of items; none commits: that is up to the caller's transaction."""
 
     @staticmethod
     async def create_item(db: AsyncSession, item_data: ItemCreate) -> Item:
@@ -28,24 +28,16 @@ class ItemService:
     @staticmethod
     async def get_item(db: AsyncSession, item_id: UUID) -> Item:
         """Raises ItemNotFoundError."""
-        item = await ItemRepository(db).get(item_id)
-        if item is None:
-            raise ItemNotFoundError(item_id)
-        return item
+        return await ItemRepository(db).get_or_raise(item_id, ItemNotFoundError)
 
     @staticmethod
     async def list_items(db: AsyncSession, query: ItemListQuery) -> Page:
         repository = ItemRepository(db)
-        # One more than asked for tells whether there is a next page.
-        found = await repository.newest(
-            status=query.status, before=query.cursor, offset=query.offset, limit=query.limit + 1
+        items, next_cursor = await repository.list_page(
+            status=query.status, cursor=query.cursor, offset=query.offset, limit=query.limit
         )
-        items = found[: query.limit]
-        return Page(
-            items=items,
-            next_cursor=items[-1].id if len(found) > query.limit else None,
-            total=await repository.count(status=query.status) if query.total else None,
-        )
+        total = await repository.count(status=query.status) if query.total else None
+        return Page(items=items, next_cursor=next_cursor, total=total)
 
     @staticmethod
     async def search_items(db: AsyncSession, query: ItemSearchQuery) -> Sequence[Item]:
@@ -58,7 +50,7 @@ class ItemService:
         changes: ItemUpdate,
         expected_versions: frozenset[int] | None = None,
     ) -> Item:
-        """Change what `changes` holds; `expected_versions` are those the caller has seen.
+        """Change the given fields, if the item is at one of `expected_versions`.
 
         Raises ItemNotFoundError, StaleVersionError, ItemArchivedError or ItemTransitionError.
         """
@@ -82,10 +74,8 @@ class ItemService:
 async def _lock(
     repository: ItemRepository, item_id: UUID, expected_versions: frozenset[int] | None
 ) -> Item:
-    """Fetch the item for this transaction alone, as one of the versions that are expected."""
-    item = await repository.get_for_update(item_id)
-    if item is None:
-        raise ItemNotFoundError(item_id)
+    """Lock the item until the transaction ends, if it is at one of the expected versions."""
+    item = await repository.get_or_raise(item_id, ItemNotFoundError, for_update=True)
     if expected_versions is not None and item.version not in expected_versions:
-        raise StaleVersionError(f"The item is at version {item.version} by now.")
+        raise StaleVersionError(version=item.version)
     return item

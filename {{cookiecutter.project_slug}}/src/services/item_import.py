@@ -5,7 +5,6 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.db.models.item import Item
@@ -26,34 +25,28 @@ from src.schemas.item import ItemCreate
 class ItemImportService:
     @staticmethod
     async def start(db: AsyncSession, content: bytes) -> ItemImport:
-        """Keep a file whose rows are to be imported.
-
-        Raises NotCsvError, NoHeaderError, UnknownColumnError, NoRowsError or TooManyRowsError.
-        """
-        new = ItemImport(content=content, total=count_rows(content))
-        return await ItemImportRepository(db).add(new)
+        """Store a file for the task that imports its rows. Raises ImportFileError."""
+        return await ItemImportRepository(db).add(
+            ItemImport(content=content, total=count_rows(content))
+        )
 
     @staticmethod
     async def get(db: AsyncSession, import_id: UUID) -> ItemImport:
         """Raises ItemImportNotFoundError."""
-        found = await ItemImportRepository(db).get(import_id)
-        if found is None:
-            raise ItemImportNotFoundError(import_id)
-        return found
+        return await ItemImportRepository(db).get_or_raise(import_id, ItemImportNotFoundError)
 
     @staticmethod
     async def import_batch(db: AsyncSession, import_id: UUID, *, limit: int) -> Progress:
-        """Import the next `limit` rows; if none is left, do nothing.
+        """Import the next `limit` rows, if any is left.
 
-        Whoever else imports of the same file waits until the transaction ends. It holds the items
-        and how far they have come: either both are kept, or none.
+        The import is locked until the transaction ends. Items and counts commit together.
 
         Raises ItemImportNotFoundError.
         """
         repository = ItemImportRepository(db)
         current = await repository.get_content_for_update(import_id)
         if current is None:
-            raise ItemImportNotFoundError(import_id)
+            raise ItemImportNotFoundError(id=import_id)
         if current.done < current.total:
             rows = islice(read_rows(current.content), current.done, current.done + limit)
             await _import(db, current, [*rows])
@@ -62,7 +55,7 @@ class ItemImportService:
 
     @staticmethod
     async def prune(db: AsyncSession, *, before: datetime, limit: int) -> int:
-        """Forget imports that nobody has worked on since; return how many, `limit` at most."""
+        """Delete up to `limit` imports that have not changed since `before`; return how many."""
         return await ItemImportRepository(db).prune(before=before, limit=limit)
 
 
@@ -93,9 +86,9 @@ async def _import(db: AsyncSession, current: ItemImport, rows: Sequence[Row]) ->
 
 
 def _readable(error: ValidationError) -> str:
-    return "; ".join(f"{fault['loc'][0]}: {_reason(fault)}" for fault in error.errors())
-
-
-def _reason(fault: ErrorDetails) -> str:
-    # Pydantic would name the pattern that does not match.
-    return "NUL is not allowed" if "\0" in str(fault["input"]) else fault["msg"]
+    reasons = []
+    for fault in error.errors():
+        # Pydantic would name the pattern that a NUL does not match.
+        reason = "NUL is not allowed" if "\0" in str(fault["input"]) else fault["msg"]
+        reasons.append(f"{fault['loc'][0]}: {reason}")
+    return "; ".join(reasons)

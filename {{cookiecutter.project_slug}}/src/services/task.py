@@ -12,10 +12,7 @@ class TaskService:
     @staticmethod
     async def get_task(db: AsyncSession, task_id: UUID) -> Task:
         """Raises TaskNotFoundError."""
-        task = await TaskRepository(db).get(task_id)
-        if task is None:
-            raise TaskNotFoundError(task_id)
-        return task
+        return await TaskRepository(db).get_or_raise(task_id, TaskNotFoundError)
 
     @staticmethod
     async def prune(db: AsyncSession, *, before: datetime, limit: int) -> int:

@@ -14,7 +14,7 @@ from dramatiq import Actor, Message, get_broker
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.core.trace import traceparent
-from src.db.session import ReadOnlySessionError, ReadSession
+from src.db.session import ReadOnlyAsyncSession, ReadOnlySessionError
 from src.repositories.task import OutboxRepository, TaskRepository
 
 P = ParamSpec("P")
@@ -51,7 +51,7 @@ async def enqueue_messages(
     db: AsyncSession, messages: Sequence[Message[Any]], *, delay: timedelta = timedelta()
 ) -> list[str]:
     """As `enqueue_message`, for any number in two statements at most."""
-    if isinstance(db, ReadSession):
+    if isinstance(db, ReadOnlyAsyncSession):
         raise ReadOnlySessionError("This session only reads; take `DbSession` to enqueue.")
     named = await _named(db, messages)
     await OutboxRepository(db).add_all([_encode(message, delay) for message in named], delay=delay)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from src.core.config import Settings
 from src.db import Database, open_database
 from src.db.session import DatabaseUnavailableError
-from src.repositories.statements import limit_idleness
+from src.repositories.sql import set_idle_in_transaction_timeout
 from src.repositories.task import OutboxRepository
 from src.tasks.engine.brokers.base import BrokerUnavailableError, Publisher, TaskBroker
 from src.tasks.metrics import SENT
@@ -88,7 +88,7 @@ class Relay:
         async with self._database.transaction() as db:
             bodies = await OutboxRepository(db).take(limit=BATCH)
             if bodies:
-                await limit_idleness(db, seconds=FREEZE_SECONDS)
+                await set_idle_in_transaction_timeout(db, seconds=FREEZE_SECONDS)
                 await self._publisher.publish([Message.decode(body) for body in bodies])
         SENT.inc(len(bodies))
         return len(bodies)

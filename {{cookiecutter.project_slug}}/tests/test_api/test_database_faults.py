@@ -48,7 +48,7 @@ async def assert_unavailable(client: AsyncClient) -> None:
     assert response.status_code == 503
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["retry-after"] == "1"
-    assert response.json()["detail"] == "The database does not answer."
+    assert response.json()["detail"] == "Database unavailable."
 
 
 async def test_never_there_is_503(client: AsyncClient, proxy: Proxy) -> None:

@@ -32,7 +32,7 @@ LAMP = {"name": "Lamp"}
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine the first of two may take its time."""
-    monkeypatch.setattr(idempotency, "PATIENCE_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr(idempotency, "LOCK_TIMEOUT_SECONDS", PATIENCE_SECONDS)
 
 
 def keyed(key: str | None = None) -> dict[str, str]:
@@ -317,7 +317,7 @@ class TestTwins:
         fresh_app: FastAPI,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(idempotency, "PATIENCE_SECONDS", 0.05)
+        monkeypatch.setattr(idempotency, "LOCK_TIMEOUT_SECONDS", 0.05)
         done = asyncio.Event()
         limits = []
 
@@ -496,7 +496,7 @@ async def test_what_was_done_is_read_at_once(committing_client: AsyncClient) -> 
     assert (await committing_client.get(ITEMS)).json()["items"] == [created.json()]
 
 
-async def test_a_key_costs_two_statements_and_none_costs_nothing(
+async def test_a_key_costs_four_statements_and_none_costs_nothing(
     committing_client: AsyncClient, committing_database: Database
 ) -> None:
     headers = keyed()
@@ -509,8 +509,8 @@ async def test_a_key_costs_two_statements_and_none_costs_nothing(
         await committing_client.post(ITEMS, json=LAMP, headers=headers)
 
     assert without == ["BEGIN", "INSERT", "COMMIT"]
-    assert first == ["BEGIN", "WITH", "INSERT", "WITH", "COMMIT"]
-    assert again == ["BEGIN", "WITH", "SELECT", "COMMIT"]
+    assert first == ["BEGIN", "SET", "INSERT", "SET", "INSERT", "WITH", "COMMIT"]
+    assert again == ["BEGIN", "SET", "INSERT", "SELECT", "COMMIT"]
 
 
 @pytest.mark.parametrize(

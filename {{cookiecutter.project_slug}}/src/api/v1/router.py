@@ -2,7 +2,6 @@
 
 from fastapi import APIRouter
 
-from src.api.openapi import problems
 from src.api.v1.endpoints import (
     # % if cookiecutter.cache_backend != "none"
     cache,
@@ -20,7 +19,7 @@ from src.api.v1.endpoints import (
     # % endif
 )
 
-router = APIRouter(responses=problems(422, 503))
+router = APIRouter()
 router.include_router(health.router)
 router.include_router(items.router)
 # % if cookiecutter.__queue

@@ -7,11 +7,11 @@ from src.db.base import Base, TableNameMixin
 
 
 class IdempotencyKey(Base, TableNameMixin):
-    """A request that a caller may send again, and its response; committed with the work itself."""
+    """A request and its response, committed with the work itself."""
 
     id: Mapped[bytes] = mapped_column(primary_key=True)  # a hash of caller, path and key
     fingerprint: Mapped[bytes] = mapped_column()  # a hash of the request
-    status: Mapped[int | None] = mapped_column(SmallInteger)  # none while the work is under way
+    status: Mapped[int | None] = mapped_column(SmallInteger)  # null until the response is stored
     headers: Mapped[list[tuple[str, str]]] = mapped_column(JSON, default=list)
     body: Mapped[bytes] = mapped_column(default=b"")
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())

@@ -5,11 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, status
 
 from src.api.deps import ApiKey
-from src.api.openapi import problems
 from src.cache import Cache
 from src.schemas.cache import CacheInfo
 
-router = APIRouter(prefix="/cache", tags=["cache"], dependencies=[ApiKey], responses=problems(401))
+router = APIRouter(prefix="/cache", tags=["cache"], dependencies=[ApiKey])
 
 
 async def _get_cache(request: Request) -> Cache:

@@ -1,4 +1,4 @@
-"""Imports of items from CSV: the worked example of a long task that is followed."""
+"""Imports of items from CSV: the example of a long, tracked task."""
 
 from typing import Annotated
 from uuid import UUID
@@ -9,6 +9,7 @@ from src.api.accepted import accepted
 from src.api.deps import ApiKey, DbSession, ReadSession
 from src.api.openapi import problems
 from src.db.models.item_import import ItemImport
+from src.domain.item_import import ImportFileError, ItemImportNotFoundError
 from src.schemas.item_import import ItemImportResponse
 from src.schemas.task import TaskAccepted
 from src.services.item_import import ItemImportService
@@ -29,7 +30,7 @@ async def require_csv(content_type: Annotated[str | None, Header(include_in_sche
     "/",
     status_code=status.HTTP_202_ACCEPTED,
     dependencies=[Depends(require_csv)],
-    responses=problems(400, 401, 413, 415),
+    responses=problems(ImportFileError, 415),
 )
 async def import_csv(
     content: Annotated[
@@ -48,6 +49,8 @@ async def import_csv(
     return accepted(request, response, task_id)
 
 
-@router.get("/{import_id}", response_model=ItemImportResponse, responses=problems(401, 404))
+@router.get(
+    "/{import_id}", response_model=ItemImportResponse, responses=problems(ItemImportNotFoundError)
+)
 async def get_item_import(import_id: UUID, db: ReadSession) -> ItemImport:
     return await ItemImportService.get(db, import_id)

@@ -1,4 +1,4 @@
-"""Items: the worked example of a resource."""
+"""Items: the example of a resource."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -14,6 +14,7 @@ from src.api import (
 )
 from src.api.deps import ApiKey, DbSession, ExpectedVersions, ReadSession
 from src.db.models.item import Item
+from src.domain.item import ItemArchivedError, ItemNotFoundError, ItemTransitionError
 from src.schemas.item import (
     ItemCreate,
     ItemListQuery,
@@ -39,7 +40,6 @@ router = APIRouter(
     response_model=ItemResponse,
     status_code=status.HTTP_201_CREATED,
     dependencies=[ApiKey],
-    responses=openapi.problems(400, 401, 413),
 )
 async def create_item(
     item_data: ItemCreate, db: DbSession, request: Request, response: Response
@@ -82,7 +82,7 @@ async def search_items(
     # % if cookiecutter.cache_backend != "none"
     dependencies=[response_cache.cached_response(tags=["item:{item_id}"])],
     # % endif
-    responses=openapi.problems(404),
+    responses=openapi.problems(ItemNotFoundError),
 )
 async def get_item(item_id: UUID, db: ReadSession, response: Response) -> Item:
     item = await ItemService.get_item(db, item_id)
@@ -94,7 +94,7 @@ async def get_item(item_id: UUID, db: ReadSession, response: Response) -> Item:
     "/{item_id}",
     response_model=ItemResponse,
     dependencies=[ApiKey],
-    responses=openapi.problems(400, 401, 404, 409, 412, 413),
+    responses=openapi.problems(ItemNotFoundError, ItemArchivedError, ItemTransitionError),
 )
 async def update_item(
     item_id: UUID,
@@ -103,7 +103,7 @@ async def update_item(
     expected_versions: ExpectedVersions,
     response: Response,
 ) -> Item:
-    """Change the fields that are given. With `If-Match`, only if nobody else has in between."""
+    """Change the fields that are given. With `If-Match`, only at that version."""
     item = await ItemService.update_item(db, item_id, changes, expected_versions)
     response.headers["ETag"] = _etag(item)
     return item
@@ -113,7 +113,7 @@ async def update_item(
     "/{item_id}",
     status_code=status.HTTP_204_NO_CONTENT,
     dependencies=[ApiKey],
-    responses=openapi.problems(401, 404, 412),
+    responses=openapi.problems(ItemNotFoundError),
 )
 async def delete_item(item_id: UUID, db: DbSession, expected_versions: ExpectedVersions) -> None:
     await ItemService.delete_item(db, item_id, expected_versions)

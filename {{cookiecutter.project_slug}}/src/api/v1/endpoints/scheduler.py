@@ -5,13 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from src.api.deps import ApiKey, ReadSession
-from src.api.openapi import problems
 from src.schemas.scheduler import SchedulerInfo
 from src.services.scheduler import Overview, SchedulerService
 
-router = APIRouter(
-    prefix="/scheduler", tags=["scheduler"], dependencies=[ApiKey], responses=problems(401)
-)
+router = APIRouter(prefix="/scheduler", tags=["scheduler"], dependencies=[ApiKey])
 
 
 @router.get("/jobs", response_model=SchedulerInfo)

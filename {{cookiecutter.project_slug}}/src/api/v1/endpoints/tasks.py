@@ -7,14 +7,14 @@ from fastapi import APIRouter, Response
 from src.api.deps import ApiKey, ReadSession
 from src.api.openapi import problems
 from src.db.models.task import Task
-from src.domain.task import OVER
+from src.domain.task import OVER, TaskNotFoundError
 from src.schemas.task import TaskResponse
 from src.services.task import TaskService
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[ApiKey])
 
 
-@router.get("/{task_id}", response_model=TaskResponse, responses=problems(401, 404))
+@router.get("/{task_id}", response_model=TaskResponse, responses=problems(TaskNotFoundError))
 async def get_task(task_id: UUID, db: ReadSession, response: Response) -> Task:
     """Tell how far it is. Ask again after `Retry-After` seconds; without one it is over."""
     task = await TaskService.get_task(db, task_id)
