@@ -21,7 +21,7 @@ FEATURES = [
         src/cache
         src/core/cache_type.py
         src/schemas/cache.py
-        src/tasks/middleware/caching.py
+        src/tasks/engine/middleware/caching.py
         tests/test_api/test_cache_endpoints.py
         tests/test_api/test_cached_items.py
         tests/test_api/test_response_cache.py

@@ -209,7 +209,7 @@ def list_dead(
     limit: Annotated[int, typer.Option(min=1, help="How many of each queue.")] = 20,
 ) -> None:
     """List dead letters, the newest first."""
-    from src.tasks import dead_letters  # noqa: PLC0415 - as above
+    from src.tasks import cli as dead_letters  # noqa: PLC0415 - as above
 
     for line in dead_letters.list_lines(limit=limit):
         typer.echo(line)
@@ -218,7 +218,7 @@ def list_dead(
 @dead.command("show")
 def show_dead(task_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Show a dead letter: its arguments, and what it failed of."""
-    from src.tasks import dead_letters  # noqa: PLC0415 - as above
+    from src.tasks import cli as dead_letters  # noqa: PLC0415 - as above
 
     for line in dead_letters.show_lines(task_id):
         typer.echo(line)
@@ -227,7 +227,7 @@ def show_dead(task_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
 @dead.command("requeue")
 def requeue_dead(ids: Ids = None, *, every: All = False) -> None:
     """Have them done once more, as if they had never failed."""
-    from src.tasks import dead_letters  # noqa: PLC0415 - as above
+    from src.tasks import cli as dead_letters  # noqa: PLC0415 - as above
 
     typer.echo(dead_letters.requeue(_chosen(ids, every=every)))
 
@@ -235,7 +235,7 @@ def requeue_dead(ids: Ids = None, *, every: All = False) -> None:
 @dead.command("purge")
 def purge_dead(ids: Ids = None, *, every: All = False) -> None:
     """Forget them."""
-    from src.tasks import dead_letters  # noqa: PLC0415 - as above
+    from src.tasks import cli as dead_letters  # noqa: PLC0415 - as above
 
     typer.echo(dead_letters.purge(_chosen(ids, every=every)))
 

@@ -4,7 +4,7 @@ Importing this package makes the broker of the settings Dramatiq's own: actors f
 """
 
 from src.tasks.broker import broker
+from src.tasks.engine.relay import open_relay
 from src.tasks.outbox import enqueue, enqueue_message
-from src.tasks.relay import open_relay
 
 __all__ = ["broker", "enqueue", "enqueue_message", "open_relay"]

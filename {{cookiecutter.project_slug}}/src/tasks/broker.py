@@ -16,17 +16,17 @@ from dramatiq.middleware import (
 from src.core.config import Settings, get_settings
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.dramatiq_patches import DaemonAsyncIO
-from src.tasks.middleware import (
+from src.tasks.engine.middleware import (
     # % if cookiecutter.cache_backend != "none"
     caching,
     # % endif
     resources,
 )
-from src.tasks.middleware.context import ContextMiddleware
-from src.tasks.middleware.following import FollowingMiddleware
-from src.tasks.middleware.guard import GuardMiddleware
-from src.tasks.middleware.metrics import MetricsMiddleware
-from src.tasks.middleware.retries import NotesMiddleware, RetriesMiddleware
+from src.tasks.engine.middleware.context import ContextMiddleware
+from src.tasks.engine.middleware.metrics import MetricsMiddleware
+from src.tasks.engine.middleware.poison import GuardMiddleware
+from src.tasks.engine.middleware.retries import NotesMiddleware, RetriesMiddleware
+from src.tasks.engine.middleware.tracking import FollowingMiddleware
 
 # Milliseconds, as all times of Dramatiq are.
 TIME_LIMIT = 600_000

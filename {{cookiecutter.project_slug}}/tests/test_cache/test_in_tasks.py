@@ -15,7 +15,7 @@ from src.db.models.item import Item
 from src.tasks import context
 from src.tasks.engine.brokers.base import TaskBroker
 from tests.test_tasks.conftest import broker, queue, queue_settings, server, variables
-from tests.test_tasks.working import enqueue, eventually, working
+from tests.test_tasks.workers import enqueue, eventually, working
 
 __all__ = ["broker", "queue", "queue_settings", "server", "variables"]
 

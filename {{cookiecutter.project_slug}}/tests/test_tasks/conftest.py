@@ -20,11 +20,11 @@ from src.core.config import Settings
 from src.core.logging import configure_logging
 from src.tasks.broker import create_broker
 from src.tasks.engine.brokers.base import TaskBroker
-from src.tasks.relay import Relay, open_relay
+from src.tasks.engine.relay import Relay, open_relay
 from tests.proxy import Proxy
 from tests.proxy import Relay as Wire
-from tests.test_tasks.deeds import declare
-from tests.test_tasks.working import Logs, WorkerProcess, settings_for, text_of
+from tests.test_tasks.actors import declare
+from tests.test_tasks.workers import Logs, WorkerProcess, settings_for, text_of
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def start(variables: dict[str, str], tmp_path: Path) -> Iterator[Start]:
 
     def start(*, threads: int = 2, patience: float = 20.0, **further: str) -> WorkerProcess:
         arguments = [
-            *("-m", "dramatiq", "src.tasks.jobs", "tests.test_tasks.deeds_of_a_worker"),
+            *("-m", "dramatiq", "src.tasks.jobs", "tests.test_tasks.worker_entrypoint"),
             *("--skip-logging", "--processes", "1", "--threads", str(threads)),
             *("--worker-shutdown-timeout", str(int(patience * 1000))),
         ]

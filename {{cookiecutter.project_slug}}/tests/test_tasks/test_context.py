@@ -20,8 +20,8 @@ from src.db.models.item import Item
 from src.db.session import Database
 from src.tasks import context, enqueue
 from src.tasks.engine.brokers.base import TaskBroker
-from tests.test_tasks.deeds import words
-from tests.test_tasks.working import LIMIT, Logs, events, eventually, send, working
+from tests.test_tasks.actors import words
+from tests.test_tasks.workers import LIMIT, Logs, events, eventually, send, working
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACE = f"00-{TRACE_ID}-00f067aa0ba902b7-01"

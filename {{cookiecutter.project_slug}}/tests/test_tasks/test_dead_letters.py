@@ -9,10 +9,10 @@ import pytest
 from src.core.config import Settings
 from src.db.session import Database
 from src.domain.task import TaskStatus
-from src.tasks import dead_letters
+from src.tasks import cli as dead_letters
 from src.tasks.engine.brokers.base import TaskBroker
 from tests.test_cli import Outcome, Run, run
-from tests.test_tasks.working import (
+from tests.test_tasks.workers import (
     enqueue,
     eventually,
     over,

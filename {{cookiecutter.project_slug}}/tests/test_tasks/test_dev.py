@@ -13,9 +13,8 @@ from tests.test_dev.processes import LIMIT, Owner, eventually
 from tests.test_dev.test_stack import STACK, answers
 
 
-def call(url: str, body: bytes | None = None, key: str = "") -> Any:
-    headers = {"Content-Type": "application/json", "X-API-Key": key}
-    request = urllib.request.Request(url, body, headers)  # noqa: S310 - as below
+def call(url: str, body: bytes | None = None) -> Any:
+    request = urllib.request.Request(url, body, {"Content-Type": "text/csv"})  # noqa: S310 - as below
     with urllib.request.urlopen(request, timeout=LIMIT) as response:  # noqa: S310 - ours, http
         return json.load(response)
 
@@ -28,6 +27,6 @@ def test_a_task_is_done_while_dev_runs(tmp_path: Path, monkeypatch: pytest.Monke
     with Owner(STACK + "sys.exit(stack.run_stack())", tmp_path) as dev:
         api = f"http://127.0.0.1:{port}/api/v1"
         eventually(lambda: answers(f"{api}/health/ready"), "an API")
-        task = call(f"{api}/item-reports/", b"{}")["task_id"]
+        task = call(f"{api}/item-imports/", b"name\nLamp\n")["task_id"]
         eventually(lambda: call(f"{api}/tasks/{task}")["status"] == "done", "the end of the task")
         assert dev.send(signal.SIGINT) == 0

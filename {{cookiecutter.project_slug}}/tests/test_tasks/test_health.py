@@ -16,11 +16,11 @@ import pytest
 
 from src.core.config import Settings
 from src.db.session import Database
-from src.tasks import health
+from src.tasks.engine import health
 from src.tasks.engine.brokers.base import TaskBroker
-from src.tasks.housekeeping import HEARTBEATS
+from src.tasks.engine.maintenance import HEARTBEATS
 from tests.proxy import Proxy
-from tests.test_tasks.working import (
+from tests.test_tasks.workers import (
     LIMIT,
     WorkerProcess,
     enqueue,
@@ -133,7 +133,7 @@ async def test_alive_is_whose_loops_all_turn(
 ) -> None:
     """Each worker process shows it with a file."""
     monkeypatch.setenv(HEARTBEATS, str(tmp_path))
-    monkeypatch.setattr("src.tasks.housekeeping.LOOK_AFTER_SECONDS", 0.05)
+    monkeypatch.setattr("src.tasks.engine.maintenance.LOOK_AFTER_SECONDS", 0.05)
     async with working(broker):
         (beat,) = await eventually(lambda: list(tmp_path.glob("*.heartbeat")), "a heartbeat")
         os.utime(beat, (0, 0))

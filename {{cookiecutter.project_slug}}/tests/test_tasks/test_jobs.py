@@ -9,10 +9,11 @@ from sqlalchemy import func, select
 from src.core.config import Settings
 from src.db.models.item import Item
 from src.db.session import Database
-from src.tasks import jobs, relay
+from src.tasks import jobs
+from src.tasks.engine import relay
 from src.tasks.engine.brokers.base import TaskBroker
-from src.tasks.relay import open_relay
-from tests.test_tasks.working import eventually, over, unsent, working
+from src.tasks.engine.relay import open_relay
+from tests.test_tasks.workers import eventually, over, unsent, working
 
 IMPORTS = "/api/v1/item-imports/"
 CSV = {"Content-Type": "text/csv"}

@@ -16,12 +16,12 @@ from src.core.trace import traceparent
 from src.db.models.task import OutboxMessage, Task
 from src.db.session import Database, ReadOnlySessionError
 from src.tasks import enqueue, enqueue_message
-from src.tasks import relay as relays
+from src.tasks.engine import relay as relays
 from src.tasks.engine.brokers.base import TaskBroker
+from src.tasks.engine.relay import Relay
 from src.tasks.outbox import MAX_BYTES, enqueue_messages
-from src.tasks.relay import Relay
 from tests.test_api.test_statements import recorded
-from tests.test_tasks.working import LIMIT, eventually, received, unsent
+from tests.test_tasks.workers import LIMIT, eventually, received, unsent
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

@@ -14,13 +14,13 @@ from dramatiq import Message
 
 from src.core.config import ROOT, Settings
 from src.db.session import Database, DatabaseUnavailableError, open_database
-from src.tasks import relay as relays
+from src.tasks.engine import relay as relays
 from src.tasks.engine.brokers.base import BrokerUnavailableError, TaskBroker
-from src.tasks.relay import Relay, open_relay
+from src.tasks.engine.relay import Relay, open_relay
 from tests.leash import Leash
 from tests.proxy import Proxy
 from tests.proxy import Relay as Wire
-from tests.test_tasks.working import (
+from tests.test_tasks.workers import (
     LIMIT,
     Logs,
     events,
@@ -57,7 +57,7 @@ async def fill(database: Database, broker: TaskBroker, count: int) -> list[str]:
 
 async def die(variables: dict[str, str], when: str) -> int:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.test_tasks.relaying", when,
+        sys.executable, "-m", "tests.test_tasks.killed_relay", when,
         cwd=ROOT, env=os.environ | variables, start_new_session=True,
     )  # fmt: skip
     leash = Leash(process.pid)
@@ -114,7 +114,7 @@ async def test_a_frozen_relay_does_not_hold_up_others(
     """But for what it has taken, until it is killed or the server ends its transaction."""
     await send(committing_database, broker, "note", "path", "frozen")
     frozen = subprocess.Popen(  # noqa: ASYNC220 - it only starts it
-        [sys.executable, "-m", "tests.test_tasks.relaying", "frozen"],
+        [sys.executable, "-m", "tests.test_tasks.killed_relay", "frozen"],
         cwd=ROOT,
         env=os.environ | variables,
         start_new_session=True,

@@ -13,8 +13,8 @@ from dramatiq import Broker, Message, Middleware
 from src.tasks.broker import MAX_RETRIES
 from src.tasks.engine.brokers.base import DeadLetter, TaskBroker
 from tests.proxy import Relay as Wire
-from tests.test_tasks.deeds import words
-from tests.test_tasks.working import Logs, enqueue, events, eventually, queue_of, working
+from tests.test_tasks.actors import words
+from tests.test_tasks.workers import Logs, enqueue, events, eventually, queue_of, working
 
 
 async def dead(broker: TaskBroker, queue: str) -> DeadLetter:

@@ -10,9 +10,9 @@ from src.db.session import Database
 from src.domain.task import TaskStatus
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.dramatiq_patches import DEBOUNCE_SECONDS
+from tests.test_tasks.actors import STOPPING, words
 from tests.test_tasks.conftest import Start
-from tests.test_tasks.deeds import STOPPING, words
-from tests.test_tasks.working import LIMIT, enqueue, eventually, over, send, state_of, working
+from tests.test_tasks.workers import LIMIT, enqueue, eventually, over, send, state_of, working
 
 pytestmark = pytest.mark.slow
 

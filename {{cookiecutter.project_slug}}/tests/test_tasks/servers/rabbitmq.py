@@ -11,7 +11,7 @@ import pytest
 from dev.rabbitmq import RabbitMQError, embedded_rabbitmq
 from src.tasks.engine.brokers import rabbitmq
 from tests.proxy import Stream
-from tests.test_tasks.working import LIMIT
+from tests.test_tasks.workers import LIMIT
 
 
 @contextmanager

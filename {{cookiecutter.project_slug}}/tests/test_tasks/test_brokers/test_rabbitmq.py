@@ -31,7 +31,7 @@ from src.tasks.engine.brokers.base import DIED_AT, ERROR, BrokerUnavailableError
 from src.tasks.engine.brokers.rabbitmq import RabbitmqConsumer, RabbitmqTaskBroker
 from tests.proxy import Relay
 from tests.test_tasks.servers.rabbitmq import serve
-from tests.test_tasks.working import LIMIT
+from tests.test_tasks.workers import LIMIT
 
 PASSWORD = "guest"
 OPENSSL = shutil.which("openssl")

@@ -18,7 +18,7 @@ from src.tasks.engine.brokers.base import BrokerUnavailableError, QueueState
 from src.tasks.engine.brokers.redis import RedisTaskBroker, create_client
 from tests.proxy import Relay
 from tests.test_tasks.servers.redis import connect, serve
-from tests.test_tasks.working import eventually
+from tests.test_tasks.workers import eventually
 
 QUEUE = "lamps"
 

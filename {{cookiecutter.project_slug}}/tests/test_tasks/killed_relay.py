@@ -1,4 +1,4 @@
-"""A relay that is killed: `python -m tests.test_tasks.relaying before|after`."""
+"""A relay that is killed: `python -m tests.test_tasks.killed_relay before|after`."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from src.core.config import get_settings
 from src.db.session import open_database
 from src.tasks.broker import create_broker
 from src.tasks.engine.brokers.base import Publisher
-from src.tasks.relay import Relay
+from src.tasks.engine.relay import Relay
 
 
 class Killed:

@@ -11,10 +11,10 @@ from src.db.session import Database
 from src.domain.task import TaskStatus
 from src.repositories.task import TaskRepository
 from src.tasks.engine.brokers.base import TaskBroker
-from src.tasks.middleware import following, retries
+from src.tasks.engine.middleware import retries, tracking
 from tests.proxy import Proxy
-from tests.test_tasks.deeds import words, write
-from tests.test_tasks.working import (
+from tests.test_tasks.actors import words, write
+from tests.test_tasks.workers import (
     Delays,
     Logs,
     events,
@@ -181,7 +181,7 @@ async def test_the_end_waits_for_the_database(
     logs: Logs,
 ) -> None:
     """It is recorded when PostgreSQL is back; only then is the message acknowledged."""
-    monkeypatch.setattr(following, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.1)
     path = tmp_path / "words"
     task_id = await send(committing_database, remote, "followed_nap", str(path), 0.5)
     async with working(remote, threads=1) as worker:

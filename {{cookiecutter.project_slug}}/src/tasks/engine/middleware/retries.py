@@ -12,8 +12,8 @@ from dramatiq.middleware import Retries
 
 from src.domain.errors import DomainError
 from src.tasks.engine.brokers.base import DIED_AT, ERROR, LONGEST_ERROR
-from src.tasks.middleware.around import Around
-from src.tasks.middleware.guard import NotRecordedError
+from src.tasks.engine.middleware.base import Around
+from src.tasks.engine.middleware.poison import NotRecordedError
 
 log = structlog.get_logger(__name__)
 

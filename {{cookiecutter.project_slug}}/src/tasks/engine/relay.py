@@ -16,7 +16,7 @@ from src.db.session import DatabaseUnavailableError
 from src.repositories.sql import set_idle_in_transaction_timeout
 from src.repositories.task import OutboxRepository
 from src.tasks.engine.brokers.base import BrokerUnavailableError, Publisher, TaskBroker
-from src.tasks.metrics import SENT
+from src.tasks.engine.metrics import SENT
 from src.tasks.outbox import HAS_MESSAGES
 
 log = structlog.get_logger(__name__)

@@ -17,9 +17,9 @@ from src.domain.errors import DomainError
 from src.domain.task import TaskStatus
 from src.repositories.task import TaskRepository
 from src.tasks.engine.brokers.base import LONGEST_ERROR, mark_dead
-from src.tasks.middleware.around import Around
-from src.tasks.middleware.guard import NotRecordedError
-from src.tasks.middleware.resources import ResourcesMiddleware
+from src.tasks.engine.middleware.base import Around
+from src.tasks.engine.middleware.poison import NotRecordedError
+from src.tasks.engine.middleware.resources import ResourcesMiddleware
 from src.tasks.outbox import FOLLOWED, is_followed
 
 log = structlog.get_logger(__name__)

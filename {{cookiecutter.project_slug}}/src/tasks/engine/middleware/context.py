@@ -7,8 +7,8 @@ from dramatiq.broker import MessageProxy
 from src.core.context import set_context
 from src.core.trace import traceparent
 from src.tasks.context import TaskContext
-from src.tasks.middleware.around import Around
-from src.tasks.middleware.resources import ResourcesMiddleware
+from src.tasks.engine.middleware.base import Around
+from src.tasks.engine.middleware.resources import ResourcesMiddleware
 from src.tasks.outbox import REQUEST_ID, TRACEPARENT, is_followed
 
 

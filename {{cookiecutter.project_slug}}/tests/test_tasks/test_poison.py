@@ -11,12 +11,12 @@ from src.db.session import Database
 from src.domain.task import TaskStatus
 from src.repositories.task import RedeliveryRepository, TaskRepository
 from src.tasks.engine.brokers.base import TaskBroker
-from src.tasks.middleware import retries
-from src.tasks.middleware.guard import MAX_STARTS
+from src.tasks.engine.middleware import retries
+from src.tasks.engine.middleware.poison import MAX_STARTS
 from tests.proxy import Proxy
+from tests.test_tasks.actors import words
 from tests.test_tasks.conftest import Start
-from tests.test_tasks.deeds import words
-from tests.test_tasks.working import (
+from tests.test_tasks.workers import (
     Delays,
     Logs,
     enqueue,

@@ -25,8 +25,8 @@ from src.repositories.task import OutboxRepository
 from src.schemas.health import Readiness
 from src.tasks.broker import broker
 from src.tasks.engine.brokers.base import BrokerUnavailableError, QueueState, TaskBroker
-from src.tasks.housekeeping import HEARTBEATS
-from src.tasks.metrics import LAST_STARTED
+from src.tasks.engine.maintenance import HEARTBEATS
+from src.tasks.engine.metrics import LAST_STARTED
 
 log = structlog.get_logger(__name__)
 

@@ -9,8 +9,8 @@ from dramatiq.common import current_millis
 from prometheus_client import Counter, Gauge, Histogram
 
 from src.core.config import Settings
-from src.tasks.metrics import DELAY, DURATION, IN_PROGRESS, LAST_STARTED, PROCESSED
-from src.tasks.middleware.around import Around
+from src.tasks.engine.metrics import DELAY, DURATION, IN_PROGRESS, LAST_STARTED, PROCESSED
+from src.tasks.engine.middleware.base import Around
 
 OUTCOMES = ("done", "retry", "dead")
 
@@ -46,7 +46,7 @@ class MetricsMiddleware(Around):
     def forks(self) -> list[Callable[[], int]]:
         if self._settings.DRAMATIQ_HEALTH_PORT is None:
             return []
-        from src.tasks.health import serve  # noqa: PLC0415 - it imports the broker, which has us
+        from src.tasks.engine.health import serve  # noqa: PLC0415 - it imports the broker, which has us
 
         return [serve]
 

@@ -11,8 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from src.db.session import DatabaseUnavailableError
 from src.repositories.task import RedeliveryRepository
 from src.tasks.engine.brokers.base import mark_dead
-from src.tasks.middleware.around import Around
-from src.tasks.middleware.resources import ResourcesMiddleware
+from src.tasks.engine.middleware.base import Around
+from src.tasks.engine.middleware.resources import ResourcesMiddleware
 
 log = structlog.get_logger(__name__)
 

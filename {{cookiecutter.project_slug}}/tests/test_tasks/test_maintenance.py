@@ -10,14 +10,14 @@ from src.db.models.item_import import ItemImport
 from src.db.models.task import RedeliveredMessage, Task
 from src.db.session import Database
 from src.domain.task import TaskStatus
-from src.tasks import housekeeping
+from src.tasks.engine import maintenance
 
 
 async def test_what_was_over_long_ago_is_forgotten(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In batches; a task that is not over is kept, however old."""
-    monkeypatch.setattr(housekeeping, "BATCH", 2)
+    monkeypatch.setattr(maintenance, "BATCH", 2)
     now = datetime.now(UTC)
     async with database.transaction() as db:
         for days in (0, 4, 6, 7, 8):
@@ -27,7 +27,7 @@ async def test_what_was_over_long_ago_is_forgotten(
             db.add(RedeliveredMessage(message_id=f"{days}", starts=1, started_at=then))
         db.add(Task(actor="queued", created_at=now - timedelta(days=99)))
 
-    await housekeeping.prune(Settings(ENV="test", TASK_HISTORY_DAYS=5), database)
+    await maintenance.prune(Settings(ENV="test", TASK_HISTORY_DAYS=5), database)
 
     async with database.reads() as session:
         tasks = set(await session.scalars(select(Task.actor)))

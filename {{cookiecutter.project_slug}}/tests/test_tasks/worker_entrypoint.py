@@ -1,4 +1,4 @@
-"""For `python -m dramatiq src.tasks.jobs tests.test_tasks.deeds_of_a_worker`."""
+"""For `python -m dramatiq src.tasks.jobs tests.test_tasks.worker_entrypoint`."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import sys
 from dramatiq import Broker, Middleware, Worker
 
 from src.tasks import broker
-from tests.test_tasks.deeds import STOPPING, declare
+from tests.test_tasks.actors import STOPPING, declare
 
 
 class Telling(Middleware):

@@ -21,8 +21,8 @@ from src.core.config import Settings
 from src.core.logging import configure_logging
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.dramatiq_patches import debounce_sigterm, silence_result_warnings
-from src.tasks.housekeeping import keep_house
-from src.tasks.relay import open_relay
+from src.tasks.engine.maintenance import keep_house
+from src.tasks.engine.relay import open_relay
 
 log = structlog.get_logger(__name__)
 

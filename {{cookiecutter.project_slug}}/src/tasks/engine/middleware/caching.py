@@ -5,7 +5,7 @@ from dramatiq import Broker, Middleware
 from dramatiq.worker import WorkerThread
 
 from src.cache import use_cache
-from src.tasks.middleware.resources import ResourcesMiddleware
+from src.tasks.engine.middleware.resources import ResourcesMiddleware
 
 
 class CachingMiddleware(Middleware):
