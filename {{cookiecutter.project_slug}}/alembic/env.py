@@ -46,7 +46,7 @@ async def connect_and_run() -> None:
             await connection.run_sync(run_migrations)
     except DatabaseUnavailableError as error:
         # Alembic says this in a sentence; any other error deserves its traceback.
-        hint = "" if settings.names_database else f"\n{HINT}"
+        hint = "" if settings.has_custom_database else f"\n{HINT}"
         raise CommandError(f"{error}{hint}") from error
     finally:
         await engine.dispose()

@@ -81,7 +81,7 @@ def run_stack(programs: Sequence[Program] | None = None) -> int:
     try:
         with ExitStack() as stack:
             url = stack.enter_context(_database(settings))
-            started = {} if settings.names_database else _variable(url)
+            started = {} if settings.has_custom_database else _variable(url)
             # % if cookiecutter.cache_backend in ["redis", "all"]
             started |= stack.enter_context(_cache(settings))
             # % endif
@@ -117,7 +117,7 @@ def _is_taken(settings: Settings) -> bool:
 @contextmanager
 def _database(settings: Settings) -> Iterator[URL]:
     """Yield where the database is: at the server that the settings name, or at one of ours."""
-    if settings.names_database:
+    if settings.has_custom_database:
         yield settings.database_url
         return
     typer.echo("Starting PostgreSQL ...")
@@ -132,7 +132,7 @@ def _database(settings: Settings) -> Iterator[URL]:
 @contextmanager
 def _cache(settings: Settings) -> Iterator[dict[str, str]]:
     """Yield the variable that leads to a server of ours, where one is needed and none named."""
-    if settings.names_redis or settings.CACHE_BACKEND_TYPE != "redis":
+    if settings.has_custom_redis or settings.CACHE_BACKEND_TYPE != "redis":
         yield {}
         return
     typer.echo("Starting Valkey for the cache ...")
@@ -155,7 +155,7 @@ def _queue(settings: Settings) -> Iterator[dict[str, str]]:
 
     It keeps them for the next time: a task may be on its way when everything stops.
     """
-    if settings.names_queue or settings.DRAMATIQ_BROKER != "redis":
+    if settings.has_custom_queue or settings.DRAMATIQ_BROKER != "redis":
         yield {}
         return
     data = DATA / "valkey"
@@ -171,7 +171,7 @@ def _queue(settings: Settings) -> Iterator[dict[str, str]]:
 @contextmanager
 def _rabbitmq(settings: Settings) -> Iterator[dict[str, str]]:
     """As PostgreSQL: a server of ours that keeps its data, unless one is named."""
-    if settings.names_rabbitmq or settings.DRAMATIQ_BROKER != "rabbitmq":
+    if settings.has_custom_rabbitmq or settings.DRAMATIQ_BROKER != "rabbitmq":
         yield {}
         return
     typer.echo("Starting RabbitMQ ...")

@@ -7,9 +7,8 @@ wins over both. `.env.example` lists every name and what it does.
 import json
 import os
 import tomllib
-from collections.abc import Callable, Iterator
-from functools import cached_property, lru_cache, partial
-from itertools import chain
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -37,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _MANIFEST = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 _PROJECT = _MANIFEST["project"]
 
-# `cli.py dev` writes here where its own PostgreSQL listens, so that a second terminal finds it.
+# `cli.py dev` writes the address of its PostgreSQL here, so that a second terminal finds it.
 DEV_ENV_FILE = ROOT / ".data" / "dev.env"
 # Docker and Kubernetes mount one file per secret here, named after the variable.
 SECRETS_DIR = Path("/run/secrets")
@@ -48,29 +47,14 @@ _NAMESPACE = r"^[A-Za-z0-9._-]+$"
 _DEFAULT_PASSWORD = "postgres"  # noqa: S105 - the default that production refuses
 _SHORTEST_API_KEY = 16
 
-# What stands in for a malformed value while the others are looked at.
-_HARMLESS = {
-    "API_KEYS": "x" * _SHORTEST_API_KEY,
-    "DATABASE_URL": "postgresql://x:x@x/x",
-    # % if cookiecutter.__redis
-    "REDIS_URL": "redis://:x@x",
-    # % endif
-    # % if cookiecutter.__queue_redis
-    "DRAMATIQ_REDIS_URL": "redis://:x@x",
-    # % endif
-    # % if cookiecutter.__queue_rabbitmq
-    "RABBITMQ_URL": "amqp://x:x@x",
-    # % endif
-}
-
 CommaSeparated = Annotated[list[str], NoDecode]
 CommaSeparatedSecrets = Annotated[list[SecretStr], NoDecode]
 
 
 class InvalidSettingsError(SystemExit):
-    """The process must not start on these settings.
+    """The process must not start with these settings.
 
-    A `SystemExit`, so that `uvicorn main:app` and every command end with the message, one fault a
+    As a `SystemExit` it ends `uvicorn main:app` and every command with the message, one error a
     line, and status 1, rather than with a traceback.
     """
 
@@ -202,11 +186,11 @@ class Settings(BaseSettings):
     # % endif
     @model_validator(mode="after")
     def _refuse_unsafe(self) -> Self:
-        if self.is_deployed and (faults := list(self._faults())):
-            raise ValueError("\n  ".join([f"ENV={self.ENV} asks for more:", *faults]))
+        if self.is_deployed and (errors := list(self._production_errors())):
+            raise ValueError("\n  ".join([f"ENV={self.ENV} does not allow this:", *errors]))
         return self
 
-    def _faults(self) -> Iterator[str]:
+    def _production_errors(self) -> Iterator[str]:
         if self.DEBUG:
             yield "DEBUG must be false"
         if (self.database_url.password or "") in {"", _DEFAULT_PASSWORD}:
@@ -222,7 +206,7 @@ class Settings(BaseSettings):
         # % if cookiecutter.__queue_rabbitmq
         rabbitmq = self.RABBITMQ_URL.get_secret_value()
         if not rabbitmq_url.is_protected(rabbitmq) and self.DRAMATIQ_BROKER == "rabbitmq":
-            yield "RABBITMQ_URL must name a user with a password of its own"
+            yield "RABBITMQ_URL must name a user and a password that is not the default"
         # % endif
         if "*" in self.CORS_ORIGINS:
             yield "CORS_ORIGINS must name the origins, not '*'"
@@ -233,24 +217,24 @@ class Settings(BaseSettings):
 
     @property
     def is_deployed(self) -> bool:
-        """Whether others than the developer depend on this process."""
+        """Whether unsafe values are refused."""
         return self.ENV in {"staging", "production"}
 
     # % if cookiecutter.__queue_rabbitmq
     @property
-    def names_rabbitmq(self) -> bool:
+    def has_custom_rabbitmq(self) -> bool:
         return "RABBITMQ_URL" in self.model_fields_set
 
     # % endif
     # % if cookiecutter.__queue_redis
     @property
-    def names_queue(self) -> bool:
-        """Whether the user named a server for the task queue, be it the one for everything."""
-        return self.names_redis or "DRAMATIQ_REDIS_URL" in self.model_fields_set
+    def has_custom_queue(self) -> bool:
+        """Whether the settings name a Redis server that the task queue uses."""
+        return self.has_custom_redis or "DRAMATIQ_REDIS_URL" in self.model_fields_set
 
     @cached_property
     def queue_redis_url(self) -> redis_url.RedisURL:
-        """`DRAMATIQ_REDIS_URL`, or else where Redis is for everything."""
+        """`DRAMATIQ_REDIS_URL`, or else `redis_url`."""
         if self.DRAMATIQ_REDIS_URL is None:
             return self.redis_url
         return redis_url.parse(self.DRAMATIQ_REDIS_URL.get_secret_value())
@@ -258,8 +242,8 @@ class Settings(BaseSettings):
     # % endif
     # % if cookiecutter.__redis
     @property
-    def names_redis(self) -> bool:
-        """Whether the user named a Redis server, rather than left it to the defaults."""
+    def has_custom_redis(self) -> bool:
+        """Whether the settings name a Redis server."""
         return not {"REDIS_URL", "REDIS_HOST"}.isdisjoint(self.model_fields_set)
 
     @cached_property
@@ -279,8 +263,8 @@ class Settings(BaseSettings):
 
     # % endif
     @property
-    def names_database(self) -> bool:
-        """Whether the user named a PostgreSQL server, rather than left it to the defaults."""
+    def has_custom_database(self) -> bool:
+        """Whether the settings name a PostgreSQL server."""
         return not {"DATABASE_URL", "POSTGRES_HOST"}.isdisjoint(self.model_fields_set)
 
     @cached_property
@@ -299,52 +283,36 @@ class Settings(BaseSettings):
 
 
 def load_settings(*, dev_server: bool = True) -> Settings:
-    """Read the settings anew, with the server that `cli.py dev` runs unless told otherwise.
+    """Read the settings, and unless told otherwise the address of the server of `cli.py dev`.
 
     `ENV_FILE` names another file than `.env` (`ENV_FILE=.env.prod python cli.py db migrate`);
     an empty `ENV_FILE` means no file at all.
 
-    Raises InvalidSettingsError, with every fault in one message.
+    Raises InvalidSettingsError, which lists all malformed values, or else all unsafe ones.
     """
-    read = partial(
-        Settings,
-        _env_file=_env_files(dev_server=dev_server),
-        _secrets_dir=SECRETS_DIR if SECRETS_DIR.is_dir() else None,
-    )
+    files = _env_files(dev_server=dev_server)
+    secrets = SECRETS_DIR if SECRETS_DIR.is_dir() else None
     try:
-        return read()
+        return Settings(_env_file=files, _secrets_dir=secrets)
     except ValidationError as error:
-        raise InvalidSettingsError(_describe([error, *_further_faults(read, error)])) from None
-
-
-def _further_faults(read: Callable[..., Settings], first: ValidationError) -> list[ValidationError]:
-    """Look for unsafe settings besides malformed ones: Pydantic stops at the latter."""
-    malformed = {str(fault["loc"][0]) for fault in first.errors() if fault["loc"]}
-    if not malformed:
-        return []
-    try:
-        fields = Settings.model_fields
-        read(**{name: _HARMLESS.get(name, fields[name].default) for name in malformed})
-    except ValidationError as error:
-        return [error]
-    return []
+        raise InvalidSettingsError(_describe(error)) from None
 
 
 def _env_files(*, dev_server: bool) -> tuple[Path, ...]:
-    """Return the files to read, the last of them winning."""
+    """The files to read; a later one wins."""
     named = os.environ.get("ENV_FILE")
     if named is None:
         return (DEV_ENV_FILE, ROOT / ".env") if dev_server else (ROOT / ".env",)
     if not named:
         return ()
     if not (ROOT / named).is_file():
-        raise InvalidSettingsError(f"ENV_FILE names {named}, and there is no such file.")
+        raise InvalidSettingsError(f"ENV_FILE names {named}, which does not exist.")
     return (ROOT / named,)
 
 
-def _describe(errors: list[ValidationError]) -> str:
+def _describe(error: ValidationError) -> str:
     lines = ["The settings are not valid:"]
-    for fault in chain.from_iterable(error.errors(include_input=False) for error in errors):
+    for fault in error.errors(include_input=False):
         name = ".".join(str(part) for part in fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")
         lines += [f"  {name}: {line}" if name else f"  {line}" for line in message.splitlines()]

@@ -28,7 +28,7 @@ def test_url_wins_over_parts(
     settings = load_settings()
 
     assert settings.redis_url.server == server
-    assert settings.names_redis is bool(variables)
+    assert settings.has_custom_redis is bool(variables)
 
 
 @pytest.mark.parametrize(
@@ -116,16 +116,6 @@ def test_bad_urls_are_named_but_not_shown(env: pytest.MonkeyPatch, text: str) ->
 def test_a_server_on_the_network_is_protected_by_a_secret(text: str, *, is_protected: bool) -> None:
     """Sentinels and nodes of a Cluster tell where the others are, which may be elsewhere."""
     assert redis_url.parse(text).is_protected is is_protected
-
-
-def test_a_malformed_url_is_no_missing_password(env: pytest.MonkeyPatch) -> None:
-    env.setenv("ENV", "production")
-    env.setenv("REDIS_URL", "mysql://:secret@far")
-
-    with pytest.raises(InvalidSettingsError) as caught:
-        load_settings()
-
-    assert "REDIS_PASSWORD" not in str(caught.value)
 
 
 def test_secrets_are_not_shown() -> None:

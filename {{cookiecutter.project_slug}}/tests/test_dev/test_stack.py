@@ -179,10 +179,10 @@ def test_file_of_a_former_dev_names_no_server(here: Path, monkeypatch: pytest.Mo
     named = []
 
     def database(settings: Settings) -> AbstractContextManager[URL]:
-        named.append(settings.names_database)
+        named.append(settings.has_custom_database)
         return nullcontext(settings.database_url)
 
-    assert load_settings().names_database
+    assert load_settings().has_custom_database
     monkeypatch.setattr(stack, "_database", database)
     assert stack.run_stack([Program("seven", ("-c", "raise SystemExit(7)"))]) == 7
     assert named == [False]
