@@ -14,6 +14,19 @@ BY_COOKIECUTTER = "{{ '_output_dir' in cookiecutter }}"  # and not by cruft
 
 # The paths below a condition stay where it holds.  To add a feature, add a row.
 FEATURES = [
+    ("{{ cookiecutter.example }}", """
+        alembic/versions/*_create_item.py
+        alembic/versions/*_create_item_import.py
+        src/**/item.py
+        src/**/item_import*.py
+        src/**/items.py
+        src/**/stale_items.py
+        tests/**/test_item*.py
+        tests/**/test_jobs.py
+        tests/test_api/test_cached_items.py
+        tests/test_cache/test_imported.py
+    """),
+    ("{{ not cookiecutter.example }}", "src/*/jobs_without_example.py"),
     ("{{ cookiecutter.cache_backend != 'none' }}", """
         docs/cache.md
         src/api/response_cache.py
@@ -168,6 +181,8 @@ def main():
                 for path in list(Path().glob(pattern)):
                     drop(path)
     relink_migrations(before)
+    for path in Path().glob("src/*/jobs_without_example.py"):
+        path.replace(path.with_name("jobs.py"))
     if own_dependency():
         return "project_slug cannot be %r, the name of a package it needs; use another." % SLUG
     if BY_COOKIECUTTER == "True":

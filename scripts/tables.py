@@ -30,7 +30,7 @@ SERVICE = ROOT / "{{cookiecutter.project_slug}}"
 QUESTIONS = ROOT / "cookiecutter.json"
 
 # The questions whose answers decide which settings there are.
-STRUCTURAL = ("cache_backend", "task_queue", "scheduler")
+STRUCTURAL = ("example", "cache_backend", "task_queue", "scheduler")
 TAG = re.compile(r" *# % *(\w+) ?(.*)")
 FIELD = re.compile(r"    ([A-Z][A-Z_]+): ")
 HEADING = re.compile(r"# --- (.+?) -+")
@@ -235,7 +235,8 @@ def setting_of(variable: Described, field: FieldInfo | None, words: str, conditi
     if field is None:  # uvicorn's
         return Setting(variable.name, "text", f"`{variable.value}`", words, EVERY)
     default = "your answer" if "cookiecutter" in variable.value else default_of(field)
-    comes_with = answers_that_bring(condition) if condition else EVERY
+    parts = condition.split(" and ") if condition else []
+    comes_with = " and ".join(map(answers_that_bring, parts)) or EVERY
     return Setting(variable.name, type_of(field), default, words, comes_with)
 
 

@@ -134,6 +134,9 @@ class Settings(BaseSettings):
     # % if cookiecutter.scheduler
     SCHEDULER_ENABLED: bool = True
     SCHEDULER_HISTORY_DAYS: int = Field(default=30, ge=1)
+
+    # % endif
+    # % if cookiecutter.example and cookiecutter.scheduler
     ITEMS_STALE_AFTER_DAYS: int = Field(default=365, ge=1)
 
     # % endif

@@ -7,10 +7,12 @@ from src.api.v1.endpoints import (
     cache,
     # % endif
     health,
-    # % if cookiecutter.__queue
+    # % if cookiecutter.example and cookiecutter.__queue
     item_imports,
     # % endif
+    # % if cookiecutter.example
     items,
+    # % endif
     # % if cookiecutter.scheduler
     scheduler,
     # % endif
@@ -21,9 +23,13 @@ from src.api.v1.endpoints import (
 
 router = APIRouter()
 router.include_router(health.router)
+# % if cookiecutter.example
 router.include_router(items.router)
-# % if cookiecutter.__queue
+# % endif
+# % if cookiecutter.example and cookiecutter.__queue
 router.include_router(item_imports.router)
+# % endif
+# % if cookiecutter.__queue
 router.include_router(tasks.router)
 # % endif
 # % if cookiecutter.cache_backend != "none"
