@@ -6,14 +6,6 @@ BIN = .venv/bin
 # uv trusts whom the system trusts, as pip does.
 export UV_SYSTEM_CERTS ?= 1
 
-# $(call wait,what it says,command): show a dot a second until the command ends. The command stays in
-# the foreground, where Ctrl-C reaches it.
-define wait
-printf '%s ' "$(1)"; (while sleep 1; do printf .; done) & dots=$$!; \
-trap 'kill $$dots 2>/dev/null; exit 130' INT TERM; \
-$(2); status=$$?; kill $$dots; echo; [ $$status -eq 0 ] || exit $$status
-endef
-
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick variants check docs pictures audit bench soak setup lock
 
@@ -31,8 +23,8 @@ test: setup ## Run all tests: the template's, and every variant
 quick: setup ## Run the tests of the template but for the variants
 	@$(PYTEST) --ignore tests/test_variants.py
 
-variants: setup ## Check, boot and test the variants: make variants ONLY='cache_backend=file'
-	@$(PYTEST) tests/test_variants.py --only '$(ONLY)'
+variants: setup ## Prove the variants, or some: make variants ONLY='cache_backend=file'; ALL=1 tests more
+	@$(PYTEST) tests/test_variants.py --only '$(ONLY)' $(if $(ALL),--all)
 
 check: setup ## Lint and type-check the template; `make test` includes it
 	$(BIN)/ruff check
@@ -68,18 +60,21 @@ lock: setup ## Pin the newest releases, the template's and the service's
 
 .venv/.made:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.13")'
-	@$(call wait,Making .venv,"$(PYTHON)" -m venv .venv)
+	@echo "Making .venv"
+	@"$(PYTHON)" -m venv .venv
 	@touch $@
 
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.txt
 
 .venv/.demo: requirements.txt | .venv/.made
-	@$(call wait,Installing cookiecutter into .venv,$(PIP_INSTALL) cookiecutter)
+	@echo "Installing cookiecutter into .venv"
+	@$(PIP_INSTALL) cookiecutter
 	@touch $@
 
 # uv needs a quarter of pip's time; the tests start hundreds of processes, faster from bytecode.
 .venv/.installed: requirements.txt $(SERVICE)/requirements-dev.txt | .venv/.made
-	@$(call wait,Installing what the tests need into .venv,$(PIP_INSTALL) uv && \
-		$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
-		--requirement requirements.txt --requirement '$(SERVICE)/requirements-dev.txt')
+	@echo "Installing what the tests need into .venv"
+	@$(PIP_INSTALL) uv
+	@$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python \
+		--requirement requirements.txt --requirement '$(SERVICE)/requirements-dev.txt'
 	@touch $@ .venv/.demo

@@ -1,17 +1,50 @@
 """A rendered service that runs as its users see it: `python cli.py dev`, with a database."""
 
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scripts.demo import DIRECT, environment
-from tests.image import START_LIMIT, free_port
+import httpx
 
-STOP_LIMIT = 30  # seconds
+from scripts.demo import environment
+
+START_LIMIT = 60  # seconds for anything to come about
+STOP_LIMIT = 30
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def is_ready(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/api/v1/health/ready", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+def until(seen: Callable[[], bool], log: Path) -> None:
+    """Wait until it is seen; a failure shows the log."""
+    deadline = time.monotonic() + START_LIMIT
+    while not seen():
+        assert time.monotonic() < deadline, log.read_text("utf-8")
+        time.sleep(0.1)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and its children."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @contextmanager
@@ -29,22 +62,11 @@ def running(project: Path, **variables: str) -> Iterator[str]:
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        _wait(process, f"{address}/api/v1/health/ready", log)
+        until(lambda: process.poll() is not None or is_ready(address), log)
+        assert process.poll() is None, log.read_text("utf-8")
         yield address
     finally:
         process.terminate()
         process.wait(STOP_LIMIT)
         # As root the data may lie elsewhere, behind a link, where nobody would clear them away.
         shutil.rmtree((project / ".data" / "postgres").resolve())
-
-
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + START_LIMIT
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            DIRECT.open(url, timeout=5).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError(f"The service did not start:\n{log.read_text()}")

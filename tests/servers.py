@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.baked import REPOSITORY, SERVICE
+from tests.project import REPOSITORY, SERVICE
 
 # Each prints its address when it accepts connections, and runs until its input ends.
 PROGRAMS = {

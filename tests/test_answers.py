@@ -13,8 +13,8 @@ from cookiecutter.generate import generate_context
 from cookiecutter.prompt import prompt_for_config
 from pytest_cookies.plugin import Cookies
 
-from tests.baked import BakedProject, Terminal
 from tests.conftest import Bake
+from tests.project import BakedProject, Terminal
 
 NAMES = [
     "Acme, Inc.",

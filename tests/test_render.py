@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from jinja2 import Environment
 
-from tests.baked import REPOSITORY, SERVICE, BakedProject, files_under, texts_under
 from tests.conftest import Bake
+from tests.project import REPOSITORY, SERVICE, BakedProject, files_under, texts_under
 from tests.variants import EVERYTHING
 
 TAG = re.compile(r"^[ \t]*# % *(\w+).*\n", re.MULTILINE)

@@ -17,8 +17,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from tests.baked import REPOSITORY, BakedProject
 from tests.conftest import Bake
+from tests.project import REPOSITORY, BakedProject
 from tests.variants import EVERYTHING, VARIANTS
 
 # By name, each requirement's pins; more than one where systems need different versions.
@@ -141,12 +141,10 @@ def whole(bake: Bake) -> BakedProject:
     return bake(**EVERYTHING)
 
 
-@pytest.mark.parametrize("answers", [*VARIANTS.values(), EVERYTHING], ids=[*VARIANTS, "everything"])
-def test_a_variant_pins_what_it_needs(
-    bake: Bake, whole: BakedProject, answers: dict[str, str]
-) -> None:
+@pytest.mark.variants("pairs")
+def test_a_variant_pins_what_it_needs(render: Bake, whole: BakedProject, variant: str) -> None:
     """In both files: no pin more and none less, at the version that the whole has."""
-    project = bake(**answers)
+    project = render(**VARIANTS[variant])
     pinned = {}
     for file in FILES:
         pins = pins_of(project.read_file(file))

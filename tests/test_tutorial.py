@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scripts.demo import environment
-from tests.baked import REPOSITORY
+from tests.project import REPOSITORY
 from tests.running import running
 
 PAGE = REPOSITORY / "docs/tutorial.md"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.baked import REPOSITORY, SERVICE, Terminal, files_under
 from tests.conftest import Bake
+from tests.project import REPOSITORY, SERVICE, Terminal, files_under
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

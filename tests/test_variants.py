@@ -1,11 +1,10 @@
-"""Every variant is clean, boots from its own requirements and passes its own tests.
+"""Variants: all are clean, the triples are typed and boot, the pairs pass their own tests.
 
 All that a variant shows runs in one worker of pytest-xdist, which renders it once.
 """
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,35 +14,37 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-import yaml
 
-from tests import booting, commands
-from tests.baked import BakedProject, texts_under
+from tests import boot
 from tests.conftest import Bake
-from tests.image import free_port
+from tests.feature_words import names, not_chosen
+from tests.project import BakedProject, texts_under
+from tests.running import free_port
 from tests.servers import serving
-from tests.variants import CHOICES, QUESTIONS, STRUCTURAL, VARIANTS, pairs_of
-from tests.vocabulary import names, not_chosen
+from tests.subprocesses import run
+from tests.variants import OTHERS, SETS, STRUCTURAL, VARIANTS, tuples
 
 COPIED = Path(".github/workflows")  # not rendered: the braces in them are GitHub's
 LICENSE = Path("LICENSE")  # as its authors published it
-CHECKS = {
-    "ruff": ["ruff", "check"],
-    "format": ["ruff", "format", "--check"],
+LINTERS = {"ruff": ["ruff", "check"], "format": ["ruff", "format", "--check"]}
+CHECKS = LINTERS | {
     "layers": ["lint-imports"],
     "dependencies": ["deptry", "."],
     "mypy": ["mypy"],
 }
 WITHOUT_FUZZER = {"PYTEST_ADDOPTS": "-p no:schemathesis"}  # the template's, takes seconds to load
-COMPOSE = sorted(f"docker-compose{part}.yml" for part in ("", ".prod", ".secrets"))
-# These are tested as `make test` of a project does it: the default, and the smallest of each kind.
-MEASURED = {"none-none-no", "redis-redis-yes", "none-rabbitmq-no"}
-BOOTS = booting.boots()
+# These are tested as `make test` of a project does it: the default, and the barest.
+MEASURED = SETS["pairs"][:2]
 
 
 @pytest.fixture
 def project(bake: Bake, variant: str) -> BakedProject:
     return bake(**VARIANTS[variant])
+
+
+@pytest.fixture
+def texts(render: Bake, variant: str) -> dict[Path, str]:
+    return texts_under(render(**VARIANTS[variant]).path)
 
 
 @dataclass(frozen=True)
@@ -61,35 +62,41 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
         yield Shared(tmp_path_factory.mktemp("shared"), url_of)
 
 
-def test_variants_are_all_there_are() -> None:
-    """Each combination of the structural answers, and each pair of any two answers."""
-    pairs = set().union(*map(pairs_of, VARIANTS.values()))
-    structures = {tuple(map(answers.get, STRUCTURAL)) for answers in VARIANTS.values()}
-    assert len(structures) == math.prod(map(len, STRUCTURAL.values()))
-    for question, words in STRUCTURAL.items():
-        assert CHOICES[question] == words
-    for first, second in itertools.combinations(sorted(QUESTIONS), 2):
-        for pair in itertools.product(QUESTIONS[first], QUESTIONS[second]):
-            assert ((first, pair[0]), (second, pair[1])) in pairs
+@pytest.mark.parametrize(
+    ("variants", "questions", "size"),
+    [
+        ("all", STRUCTURAL, len(STRUCTURAL)),
+        ("triples", STRUCTURAL, 3),
+        ("pairs", STRUCTURAL, 2),
+        ("all", STRUCTURAL | OTHERS, 2),
+    ],
+    ids=["all", "triples", "pairs", "others"],
+)
+def test_answers_occur_together(variants: str, questions: dict[str, list[str]], size: int) -> None:
+    """All structural answers, each three and each two; of all the answers each two."""
+    seen = set().union(*(tuples(VARIANTS[variant], size) for variant in SETS[variants]))
+    for some in itertools.combinations(sorted(questions), size):
+        for words in itertools.product(*map(questions.__getitem__, some)):
+            assert tuple(zip(some, words, strict=True)) in seen
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_no_trace_of_the_template(project: BakedProject) -> None:
+@pytest.mark.variants("all")
+def test_no_trace_of_the_template(texts: dict[Path, str]) -> None:
     """No tag, no brace of Jinja's and not the name of the tool in any file or file name."""
-    for file, text in texts_under(project.path).items():
+    for file, text in texts.items():
         assert "cookiecutter" not in text.lower() + file.as_posix(), file
         assert not re.search(r"^[ \t]*# %", text, re.MULTILINE), file
         if not file.is_relative_to(COPIED):
             assert not re.search(r"\{\{|\{%|\{#", text), file
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_no_word_of_what_was_not_chosen(project: BakedProject, variant: str) -> None:
+@pytest.mark.variants("all")
+def test_no_word_of_what_was_not_chosen(texts: dict[Path, str], variant: str) -> None:
     """In no line of any file, documentation and comments included, and in no file's name."""
     unwanted = list(not_chosen(VARIANTS[variant]))
     found = [
         f"{file}: {line.strip()}"
-        for file, text in texts_under(project.path).items()
+        for file, text in texts.items()
         for line in [file.as_posix(), *text.splitlines()]
         for feature in unwanted
         if names(feature, line)
@@ -97,10 +104,10 @@ def test_no_word_of_what_was_not_chosen(project: BakedProject, variant: str) -> 
     assert found == []
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_reads_as_if_written_by_hand(project: BakedProject) -> None:
+@pytest.mark.variants("all")
+def test_reads_as_if_written_by_hand(texts: dict[Path, str]) -> None:
     """No gap or missing gap where a condition was."""
-    for file, text in texts_under(project.path).items():
+    for file, text in texts.items():
         if file != LICENSE:
             assert text == text.strip("\n") + "\n" * bool(text), file
         assert "\n\n\n\n" not in text, file
@@ -121,9 +128,10 @@ def gaps_of(page: str) -> list[str]:
     return faults
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_data_files_are_valid(project: BakedProject, tmp_path: Path) -> None:
-    """TOML, YAML and JSON can be read, and the compose files fit Compose's schema."""
+@pytest.mark.variants("all")
+def test_data_files_are_valid(render: Bake, variant: str) -> None:
+    """TOML, YAML and JSON can be read."""
+    project = render(**VARIANTS[variant])
     for file in project.files():
         if file.suffix == ".toml":
             assert project.is_valid_toml(file), file
@@ -131,42 +139,20 @@ def test_data_files_are_valid(project: BakedProject, tmp_path: Path) -> None:
             assert project.is_valid_yaml(file), file
         elif file.suffix == ".json":
             json.loads(project.read_file(file))
-    plain = [plain_compose(project.path / name, tmp_path) for name in COMPOSE]
-    schema = ["--builtin-schema", "vendor.compose-spec"]
-    commands.run("check-jsonschema", *schema, *plain, cwd=project.path, scratch=tmp_path)
 
 
-class ComposeLoader(yaml.SafeLoader):
-    """Takes Compose's own tags, of which YAML knows nothing, for the values behind them."""
+@pytest.mark.variants("all")
+@pytest.mark.parametrize("linter", LINTERS)
+def test_linters_find_nothing(render: Bake, variant: str, linter: str) -> None:
+    run(*LINTERS[linter], "--no-cache", cwd=render(**VARIANTS[variant]).path)
 
 
-def _untagged(loader: yaml.SafeLoader, node: yaml.Node) -> object:
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    return loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else None
-
-
-ComposeLoader.add_constructor("!override", _untagged)
-ComposeLoader.add_constructor("!reset", _untagged)
-
-
-def plain_compose(file: Path, scratch: Path) -> Path:
-    """Write the file without Compose's own tags, which its schema does not know."""
-    document = yaml.load(file.read_text("utf-8"), Loader=ComposeLoader)  # noqa: S506 - safe one
-    for service in document["services"].values():
-        for key in [key for key, value in service.items() if value is None]:
-            del service[key]  # was !reset
-    plain = scratch / f"{file.name}.json"
-    plain.write_text(json.dumps(document), "utf-8")
-    return plain
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_passes_its_own_checks(project: BakedProject, tmp_path: Path, shared: Shared) -> None:
+@pytest.mark.variants("triples")
+def test_passes_its_own_checks(project: BakedProject, shared: Shared) -> None:
     """Linters, types, layers and dependencies, as they are set in the project."""
     caches = {"MYPY_CACHE_DIR": str(shared.folder / "mypy" / mypy_options(project))}
     for check in CHECKS.values():
-        commands.run(*check, cwd=project.path, scratch=tmp_path, env=caches)
+        run(*check, cwd=project.path, env=caches)
 
 
 def mypy_options(project: BakedProject) -> str:
@@ -175,39 +161,28 @@ def mypy_options(project: BakedProject) -> str:
     return "-".join(options["untyped_calls_exclude"])
 
 
-@pytest.mark.parametrize(("variant", "python"), BOOTS)
+@pytest.mark.variants("triples")
 def test_boots_from_its_own_requirements(
-    project: BakedProject,
-    variant: str,
-    python: str,
-    shared: Shared,
-    tmp_path: Path,
+    project: BakedProject, variant: str, shared: Shared, tmp_path: Path
 ) -> None:
     """In production's settings: it migrates, serves, works and stops, with nothing else installed."""
     answers, log = VARIANTS[variant], tmp_path / "service.log"
-    env = booting.production(answers, shared.url_of, f"boot_{uuid4().hex}", free_port())
+    env = boot.production(answers, shared.url_of, f"boot_{uuid4().hex}", free_port())
     env["PYTHONPYCACHEPREFIX"] = str(shared.folder / "bytecode")
     with (
-        booting.installed(project, python, shared.folder) as interpreter,
-        booting.booted(project, interpreter, env, log) as service,
+        boot.installed(project, shared.folder) as python,
+        boot.booted(project, python, env, log) as client,
     ):
-        booting.smoke(service, answers, log)
+        boot.smoke(client, answers, log)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_passes_its_own_tests(
-    project: BakedProject,
-    variant: str,
-    shared: Shared,
-    tmp_path: Path,
-    record_property: Callable[[str, object], None],
-) -> None:
-    """On PostgreSQL, Valkey and RabbitMQ; three of the variants with coverage, as `make test` does."""
+@pytest.mark.variants("pairs")
+def test_passes_its_own_tests(project: BakedProject, variant: str, shared: Shared) -> None:
+    """On PostgreSQL, Valkey and RabbitMQ; two of the variants with coverage, as `make test` does."""
     env = WITHOUT_FUZZER | {"DATABASE_URL": shared.url_of("postgres")}
     how: list[str] = []
     if variant in MEASURED:
         how = ["--numprocesses", "2", "--cov"]
     elif VARIANTS[variant]["task_queue"] == "rabbitmq":  # two processes would share queues there
         env["TEST_RABBITMQ_URL"] = shared.url_of("rabbitmq")
-    printed = commands.run("pytest", "--quiet", *how, cwd=project.path, scratch=tmp_path, env=env)
-    record_property("result", printed.splitlines()[-1])
+    run("pytest", "--quiet", *how, cwd=project.path, env=env)

@@ -1,55 +1,100 @@
-"""The variants: every combination of the answers that decide on code, and the others pairwise."""
+"""The variants: every combination of the structural answers, and how far each is proven.
+
+All are rendered and linted. Those in which each three answers occur are typed and booted, those in
+which each two occur run their own tests.
+"""
 
 import itertools
 import json
+from itertools import chain
 
-from tests.baked import REPOSITORY
+from tests.project import REPOSITORY
 
 Answers = dict[str, str]
+Tuples = frozenset[tuple[tuple[str, str], ...]]
 
+ASKED = json.loads((REPOSITORY / "cookiecutter.json").read_text("utf-8"))
+
+
+def choices_of(question: str) -> list[str]:
+    """Return what can be answered, the default first; nothing for free text."""
+    default = ASKED[question]
+    if isinstance(default, bool):
+        return ["yes", "no"] if default else ["no", "yes"]
+    return list(default) if isinstance(default, list) else []
+
+
+# The questions that decide on code. A new one gets a name here and words in feature_words.py.
 STRUCTURAL = {
-    "cache_backend": ["redis", "file", "memory", "all", "none"],
-    "task_queue": ["redis", "rabbitmq", "none"],
-    "scheduler": ["yes", "no"],
+    question: choices_of(question)
+    for question in ("cache_backend", "task_queue", "scheduler", "example")
+    if question in ASKED
 }
-CHOICES: dict[str, list[str]] = {
-    question: default if isinstance(default, list) else ["yes", "no"]
-    for question, default in json.loads(
-        (REPOSITORY / "cookiecutter.json").read_text("utf-8")
-    ).items()
-    if not question.startswith("_") and isinstance(default, list | bool)
+# Those with a choice that decide on text or on a file: each pair of any two answers occurs.
+OTHERS = {
+    question: choices_of(question)
+    for question in ASKED
+    if not question.startswith("_") and question not in STRUCTURAL and choices_of(question)
 }
+
 # Both brokers, which no answer gives: the service as it is un-rendered.
 EVERYTHING = {"cache_backend": "all", "__queue_redis": "yes", "__queue_rabbitmq": "yes"}
-OTHERS = {question: words for question, words in CHOICES.items() if question not in STRUCTURAL}
-QUESTIONS = STRUCTURAL | OTHERS
 
 
-def _combinations(questions: dict[str, list[str]]) -> list[Answers]:
+def combinations(questions: dict[str, list[str]]) -> list[Answers]:
     return [
         dict(zip(questions, words, strict=True)) for words in itertools.product(*questions.values())
     ]
 
 
-def pairs_of(answers: Answers) -> set[tuple[tuple[str, str], ...]]:
-    return set(itertools.combinations(sorted(answers.items()), 2))
+def tuples(answers: Answers, size: int) -> Tuples:
+    return frozenset(itertools.combinations(sorted(answers.items()), size))
+
+
+def cover(rows: list[Answers], size: int, begin: list[Answers]) -> list[Answers]:
+    """Add rows until each `size` answers that are together in any row are so in a chosen one.
+
+    The next is always the one that brings the most; of several the first.
+    """
+    chosen = list(begin)
+    seen = frozenset(chain.from_iterable(tuples(row, size) for row in chosen))
+    new = {number: tuples(row, size) - seen for number, row in enumerate(rows)}
+    while any(new.values()):
+        best = max(new, key=lambda number: len(new[number]))
+        chosen.append(rows[best])
+        found = new[best]
+        new = {number: left - found for number, left in new.items()}
+    return chosen
+
+
+def name_of(structure: Answers) -> str:
+    return "-".join(structure.values())
+
+
+ALL = combinations(STRUCTURAL)
+TESTED = cover(ALL, 2, begin=[ALL[0], ALL[-1]])  # with their own tests; the default and the barest
+BOOTED = cover(ALL, 3, begin=TESTED)  # and checked for types and layers
 
 
 def _variants() -> dict[str, Answers]:
-    """Give each combination those other answers that bring most pairs which none has had yet."""
+    """Give each combination those other answers that bring the most pairs that are new."""
     variants: dict[str, Answers] = {}
-    seen: set[tuple[tuple[str, str], ...]] = set()
-    for structure in _combinations(STRUCTURAL):
-        answers = max(
-            (structure | others for others in _combinations(OTHERS)),
-            key=lambda answers: len(pairs_of(answers) - seen),
-        )
-        seen |= pairs_of(answers)
-        variants["-".join(structure.values())] = answers
+    seen: Tuples = frozenset()
+    others = combinations(OTHERS)
+    for structure in ALL:
+        candidates = (structure | other for other in others)
+        answers = max(candidates, key=lambda answers: len(tuples(answers, 2) - seen))
+        seen |= tuples(answers, 2)
+        variants[name_of(structure)] = answers
     return variants
 
 
 VARIANTS = _variants()
+SETS = {
+    "pairs": [name_of(row) for row in TESTED],
+    "triples": [name_of(row) for row in BOOTED],
+    "all": [name_of(row) for row in [*BOOTED, *(row for row in ALL if row not in BOOTED)]],
+}
 
 
 def chosen(conditions: str) -> list[str]:
@@ -72,7 +117,5 @@ def _condition(text: str) -> tuple[str, list[str]]:
     words = listed.split(",")
     if unknown := set(words) - set(STRUCTURAL[question]):
         allowed = ", ".join(STRUCTURAL[question])
-        raise ValueError(
-            f"{question} has no answer {', '.join(sorted(unknown))!r}; it has {allowed}"
-        )
+        raise ValueError(f"{question} has no answer {', '.join(unknown)!r}; it has {allowed}")
     return question, words

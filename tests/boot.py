@@ -1,0 +1,150 @@
+"""A variant as it is deployed: alone with its requirements.txt, in a fresh environment."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import httpx
+
+from tests.project import BakedProject
+from tests.running import end, is_ready, until
+from tests.subprocesses import run
+from tests.variants import Answers
+
+LIMIT = 60  # seconds for a program to end
+KEY = "k" * 32
+NO_TASK = UUID(int=0)
+
+
+@cache
+def pythons() -> dict[str, Path]:
+    """Return one interpreter of each version that works here, by the version."""
+    folders = [Path(folder) for folder in os.get_exec_path()]
+    folders += Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser().glob("versions/*/bin")
+    found = {f"3.{sys.version_info.minor}": Path(sys.executable)}
+    for path in (path for folder in folders for path in folder.glob("python3.*")):
+        match = re.fullmatch(r"python(3\.\d+)", path.name)
+        if match and match[1] not in found and _works(path):
+            found[match[1]] = path
+    return found
+
+
+def _works(python: Path) -> bool:
+    return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
+
+
+@contextmanager
+def installed(project: BakedProject, scratch: Path) -> Iterator[Path]:
+    """Install the project's requirements, and no more, into an environment that nobody used.
+
+    For the Python that was chosen, if it is here. It always lies at the same place, for then
+    bytecode need not be compiled again.
+    """
+    ours = Path(sys.executable)
+    environment = scratch / f"python{project.answers['python_version']}"
+    python = environment / "bin" / "python"
+    interpreter = pythons().get(project.answers["python_version"], ours)
+    uv = partial(run, "uv", "--quiet", "--no-progress", cwd=project.path)
+    uv("venv", "--no-project", "--python", interpreter, environment)
+    uv("pip", "install", "--python", python, "--requirements", "requirements.txt")
+    uv("pip", "check", "--python", python)
+    try:
+        yield python
+    finally:
+        shutil.rmtree(environment)
+
+
+def production(
+    answers: Answers, url_of: Callable[[str], str], database: str, port: int
+) -> dict[str, str]:
+    """Return the environment of a deployment on the servers."""
+    postgres = urlsplit(url_of("postgres"))
+    found = {
+        "ENV": "production",
+        "API_KEYS": KEY,
+        "CORS_ORIGINS": "https://example.com",
+        "DATABASE_URL": f"postgresql://postgres:secret@/{database}?{postgres.query}",
+        "PORT": str(port),
+        "HOME": os.environ["HOME"],
+        "DRAMATIQ_PROCESSES": "1",
+    }
+    if answers["task_queue"] == "rabbitmq":
+        found["RABBITMQ_URL"] = url_of("rabbitmq")
+    if answers["cache_backend"] in {"redis", "all"} or answers["task_queue"] == "redis":
+        found["REDIS_URL"] = url_of("valkey")
+    return found
+
+
+@contextmanager
+def booted(
+    project: BakedProject, python: Path, env: dict[str, str], log: Path
+) -> Iterator[httpx.Client]:
+    """Make the database, run the API and the worker, and see them end well."""
+    programs = ["api", "worker"] if project.answers["task_queue"] != "none" else ["api"]
+    with log.open("wb") as output, ExitStack() as stack:
+
+        def start(*command: str) -> subprocess.Popen[bytes]:
+            process = subprocess.Popen(
+                [python, *command],
+                cwd=project.path,
+                env=env,
+                stdout=output,
+                stderr=output,
+                process_group=0,
+            )
+            stack.callback(end, process)
+            return process
+
+        for command in (["cli.py", "db", "init"], ["-m", "alembic", "check"]):
+            assert start(*command).wait(LIMIT) == 0, log.read_text("utf-8")
+        running = [start("cli.py", program) for program in programs]
+        address = f"http://127.0.0.1:{env['PORT']}"
+        headers = {"X-API-Key": KEY}
+        client = httpx.Client(base_url=f"{address}/api/v1", headers=headers, trust_env=False)
+        until(lambda: is_ready(address), log)
+        yield stack.enter_context(client)
+        for process in running:
+            process.terminate()
+        ends = {process.wait(LIMIT) for process in running}
+        # uvicorn stops in good order, and then dies of the signal that it was sent.
+        assert ends <= {0, -signal.SIGTERM}, log.read_text("utf-8")
+
+
+def smoke(client: httpx.Client, answers: Answers, log: Path) -> None:
+    """Use what every service has, and what the answers brought."""
+
+    def call(method: str, path: str, expect: int = HTTPStatus.OK, **options: Any) -> Any:
+        response = client.request(method, path, **options)
+        assert response.status_code == expect, f"{method} {path}: {response.text}"
+        return response.json()
+
+    assert call("GET", "/health/live")
+    if answers["cache_backend"] != "none":
+        used = "redis" if answers["cache_backend"] == "all" else answers["cache_backend"]
+        assert call("GET", "/cache/info")["backend"] == used
+    if answers["task_queue"] != "none":
+        call("GET", f"/tasks/{NO_TASK}", expect=HTTPStatus.NOT_FOUND)
+    if answers["scheduler"] == "yes":
+        until(lambda: bool(call("GET", "/scheduler/jobs")["leader"]), log)
+    if answers.get("example", "yes") == "yes":
+        item = call("POST", "/items/", HTTPStatus.CREATED, json={"name": "Lamp"})
+        path = f"/items/{item['id']}"
+        assert call("GET", path) == call("GET", path) == item
+        call("PATCH", path, json={"name": "Desk lamp"})
+        assert call("GET", path)["name"] == "Desk lamp"
+    if answers.get("example", "yes") == "yes" and answers["task_queue"] != "none":
+        file = {"content": b"name\nLamp\n", "headers": {"Content-Type": "text/csv"}}
+        task = call("POST", "/item-imports/", HTTPStatus.ACCEPTED, **file)
+        path = f"/tasks/{task['task_id']}"
+        until(lambda: call("GET", path)["status"] in {"done", "succeeded"}, log)

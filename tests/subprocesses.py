@@ -1,0 +1,53 @@
+"""Programs of this environment, run in a project."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+BINARIES = Path(sys.executable).parent
+LIMIT = 900  # seconds that a program may take, the longest suite on a busy machine included
+
+
+def attempt(
+    *command: str | Path, cwd: Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program and return its status and what it printed, errors included.
+
+    The output goes to a file: a pipe stays open as long as any process that was left behind.
+    """
+    program, *arguments = command
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        process = subprocess.Popen(
+            [BINARIES / program, *arguments],
+            cwd=cwd,
+            env=environment() | dict(env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+        )
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LIMIT)
+        with suppress(ProcessLookupError):  # what hangs, and what it started
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        output.seek(0)
+        return subprocess.CompletedProcess(command, process.returncode, output.read())
+
+
+def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> str:
+    """Run a program that must succeed; return what it printed."""
+    done = attempt(*command, cwd=cwd, env=env)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}"
+    return str(done.stdout)
+
+
+def environment() -> dict[str, str]:
+    """Return ours, but for what pytest-xdist sets for its own workers."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return ours | {"PYTHONDONTWRITEBYTECODE": "1"}
