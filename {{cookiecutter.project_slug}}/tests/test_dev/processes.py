@@ -1,8 +1,8 @@
 """Processes that own servers and are killed, and ways to see what is left of them."""
 
+import asyncio
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -14,14 +14,20 @@ from typing import Any, Self
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from dev import postgres, unprivileged
 from src.core.config import ROOT, Settings
 from tests.leash import Leash
 
 LIMIT = 60.0  # seconds; only a test that fails waits so long
 BYTECODE = ROOT / ".pytest_cache" / "bytecode"
-AS_ROOT = sys.platform != "win32" and os.geteuid() == 0
+PROLOGUE = """
+import json, sys
+from pathlib import Path
+def report(*values):
+    print(json.dumps(values, default=str), flush=True)
+"""
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:
@@ -32,23 +38,33 @@ def eventually(condition: Callable[[], object], what: str) -> None:
 
 
 def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    ps = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)],  # noqa: S607 - wherever the system has it
-        capture_output=True,
-        check=False,
-    )
+    ps = ["ps", "-o", "stat=", "-p", str(pid)]
+    state = subprocess.run(ps, capture_output=True, check=False).stdout.strip()
     # A zombie is dead, and only waits for its parent to look.
-    return bool(ps.stdout.strip()) and not ps.stdout.startswith(b"Z")
+    return bool(state) and not state.startswith(b"Z")
 
 
 def wait_until_gone(pid: int) -> None:
     eventually(lambda: not is_running(pid), f"the end of process {pid}")
+
+
+def pid_of_postgres(data: Path) -> int:
+    return int((data / "postmaster.pid").read_text().split()[0])
+
+
+def query(url: str, statement: str) -> Any:
+    """Return the one value of a query, or None for another statement."""
+
+    async def connect_and_query() -> Any:
+        engine = create_async_engine(url)
+        try:
+            async with engine.begin() as connection:
+                result = await connection.execute(text(statement))
+                return result.scalar() if result.returns_rows else None
+        finally:
+            await engine.dispose()
+
+    return asyncio.run(connect_and_query())
 
 
 def name_other_servers(monkeypatch: pytest.MonkeyPatch, *ours: str) -> None:
@@ -60,20 +76,14 @@ def name_other_servers(monkeypatch: pytest.MonkeyPatch, *ours: str) -> None:
 
 
 class Owner:
-    """A Python process that may die in any way; it tells what it did in lines of JSON."""
+    """A Python process that may die in any way; it reports in lines of JSON."""
 
     def __init__(self, script: str, *arguments: object) -> None:
-        prologue = (
-            "import json, sys\nfrom pathlib import Path\nfrom dev import postgres, unprivileged\n"
-            f"unprivileged.SHARED = Path({str(unprivileged.SHARED)!r})\n"
-            f"postgres.INITIALISE = {postgres.INITIALISE!r}\n"
-            "def tell(*values):\n    print(json.dumps(values, default=str), flush=True)\n"
-        )
-        # Lest each process of a stack compile everything anew, where Python is to write nothing.
+        # Else each process of a stack compiles everything, where Python is to write nothing.
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(BYTECODE)}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", prologue + script, *map(str, arguments)],
+            [sys.executable, "-c", PROLOGUE + script, *map(str, arguments)],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
@@ -82,17 +92,10 @@ class Owner:
         )
         self._leash = Leash(self.process.pid)
 
-    def told(self) -> Any:
+    def reported(self) -> Any:
         assert self.process.stdout is not None
-        line = b""
-        deadline = time.monotonic() + LIMIT
-        while not line.endswith(b"\n"):
-            left = max(0.0, deadline - time.monotonic())
-            ready, _, _ = select.select([self.process.stdout], [], [], left)
-            assert ready, f"the owner said no more than {line!r}"
-            received = os.read(self.process.stdout.fileno(), 1)
-            assert received, f"the owner ended, and said no more than {line!r}"
-            line += received
+        line = self.process.stdout.readline()
+        assert line, "the owner ended without a report"
         return json.loads(line)
 
     def send(self, number: signal.Signals) -> int:
@@ -110,9 +113,3 @@ class Owner:
     ) -> None:
         self._leash.pull()
         self.process.__exit__(kind, error, trace)
-
-
-def modes(path: Path) -> dict[Path, tuple[int, int, int]]:
-    """Mode and owner of a path and of every folder that leads to it."""
-    stats = {part: part.stat() for part in (path, *path.parents)}
-    return {part: (stat.st_mode, stat.st_uid, stat.st_gid) for part, stat in stats.items()}

@@ -13,8 +13,9 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from dev import rabbitmq
-from dev.rabbitmq import NODE, RabbitMQError, embedded_rabbitmq
+from dev import rabbitmq, server
+from dev.rabbitmq import NODE, embedded_rabbitmq
+from dev.server import ServerError, free_port
 from tests.test_dev.processes import Owner, eventually
 
 LISTENING = "0A"  # in /proc/net/tcp
@@ -22,7 +23,7 @@ PERSISTENT = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
 OWNER = """
 from dev.rabbitmq import embedded_rabbitmq
 with embedded_rabbitmq(*map(Path, sys.argv[1:])) as url:
-    tell(url)
+    report(url)
     sys.stdin.read()
 """
 
@@ -30,7 +31,7 @@ with embedded_rabbitmq(*map(Path, sys.argv[1:])) as url:
 def is_installed() -> bool:
     try:
         rabbitmq._find_script()  # noqa: SLF001 - whether to skip, where nothing can be started
-    except RabbitMQError:
+    except ServerError:
         return False
     return True
 
@@ -144,10 +145,9 @@ def test_messages_are_kept_with_data_for_the_next_start(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_second_server_is_another_and_takes_another_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the port that it thought to be free is taken, and by a RabbitMQ that answers."""
-    free_port = rabbitmq._free_port  # noqa: SLF001 - lost races do not come when called
     with embedded_rabbitmq() as one:
         ports = iter([urlsplit(one).port])
-        monkeypatch.setattr(rabbitmq, "_free_port", lambda: next(ports, None) or free_port())
+        monkeypatch.setattr(rabbitmq, "free_port", lambda: next(ports, None) or free_port())
         with embedded_rabbitmq() as other:
             assert next(ports, "taken") == "taken"
             publish(one, "letters", b"for one")
@@ -161,9 +161,9 @@ def test_data_in_use_are_refused_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with embedded_rabbitmq(tmp_path) as url:
-        monkeypatch.setattr(rabbitmq, "RETRY_LIMIT", 0.1)
-        message = f"The messages in {tmp_path} are already in use by another RabbitMQ."
-        with pytest.raises(RabbitMQError, match=message), embedded_rabbitmq(tmp_path):
+        monkeypatch.setattr(server, "RELEASE_LIMIT", 0.1)
+        message = f"{tmp_path} is already in use by another process"
+        with pytest.raises(ServerError, match=message), embedded_rabbitmq(tmp_path):
             pass
         publish(url, "letters", b"still there")
         assert consume(url, "letters") == b"still there"
@@ -178,7 +178,7 @@ def test_server_ends_however_its_owner_dies(
 ) -> None:
     """And the next start, at once, waits until the data are free."""
     with Owner(OWNER, tmp_path) as owner:
-        (url,) = owner.told()
+        (url,) = owner.reported()
         publish(url, "letters", b"kept")
         owner.send(death)
         with embedded_rabbitmq(tmp_path) as url:
@@ -217,7 +217,7 @@ def test_server_that_was_killed_itself_leaves_nothing_but_its_data(
 def test_server_that_cannot_start_is_explained(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rabbitmq, "CONFIGURATION", "nonsense = 1\n")
     with (
-        pytest.raises(RabbitMQError, match=r"RabbitMQ cannot be started here \(.*set nonsense"),
+        pytest.raises(ServerError, match=r"RabbitMQ cannot be started here \(.*set nonsense"),
         embedded_rabbitmq(),
     ):
         pass
@@ -227,8 +227,8 @@ def test_server_that_cannot_start_is_explained(home: Path, monkeypatch: pytest.M
 @needs_server
 def test_data_that_cannot_be_kept_there_are_explained(home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    message = r"cannot be started here \(.*file.*\); set RABBITMQ_URL"
-    with pytest.raises(RabbitMQError, match=message), embedded_rabbitmq(tmp_path / "file"):
+    message = r"file cannot be used: File exists"
+    with pytest.raises(ServerError, match=message), embedded_rabbitmq(tmp_path / "file"):
         pass
     assert not any(home.iterdir())
 
@@ -237,5 +237,5 @@ def test_missing_program_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(rabbitmq, "FOLDERS", ())
     advice = "`apt-get install rabbitmq-server` .* set RABBITMQ_URL to a server of your own"
-    with pytest.raises(RabbitMQError, match=advice), embedded_rabbitmq():
+    with pytest.raises(ServerError, match=advice), embedded_rabbitmq():
         pass

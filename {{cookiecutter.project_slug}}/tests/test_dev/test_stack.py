@@ -6,16 +6,13 @@ import signal
 import socket
 import sys
 import urllib.request
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL
 
 from dev import stack
-from dev.postgres import embedded_postgres
-from dev.stack import Program
 from src.core import config
 from src.core.config import Settings, load_settings
 from tests.test_dev.processes import (
@@ -24,6 +21,7 @@ from tests.test_dev.processes import (
     eventually,
     is_running,
     name_other_servers,
+    pid_of_postgres,
     wait_until_gone,
 )
 
@@ -37,9 +35,9 @@ stack.DATA, stack.DEV_ENV_FILE = folder, folder / "dev.env"
 SMALL_STACK = (
     STACK
     + """
-stack._migrate = lambda url: None
+stack.upgrade = lambda *_: None
 from tests.test_dev.test_stack import waiting
-sys.exit(stack.run_stack([waiting(folder / "program")]))
+sys.exit(stack.run_stack(waiting(folder / "program")))
 """
 )
 # It tells a file who it is and where its database is.
@@ -59,17 +57,13 @@ sys.exit(7)
 """
 
 
-def waiting(path: Path) -> Program:
-    return Program("waiting", ("-c", WAITING, str(path)))
+def waiting(path: Path) -> dict[str, tuple[str, ...]]:
+    return {"waiting": ("-c", WAITING, str(path))}
 
 
 def read(path: Path) -> Any:
     eventually(path.exists, str(path))
     return json.loads(path.read_text())
-
-
-def server_pid(folder: Path) -> int:
-    return int((folder / "postgres" / "postmaster.pid").read_text().split()[0])
 
 
 def answers(url: str) -> bool:
@@ -94,7 +88,7 @@ def test_dev_serves_the_api_until_ctrl_c(tmp_path: Path, monkeypatch: pytest.Mon
     with Owner(STACK + "sys.exit(stack.run_stack())", tmp_path) as dev:
         url = f"http://127.0.0.1:{port}/api/v1/health/ready"
         eventually(lambda: answers(url), f"an answer from {url}")
-        pid = server_pid(tmp_path)
+        pid = pid_of_postgres(tmp_path / "postgres")
         assert (tmp_path / "dev.env").stat().st_mode & 0o777 == 0o600
         assert dev.send(signal.SIGINT) == 0
         assert not answers(url)
@@ -112,7 +106,7 @@ def test_nothing_outlives_dev(
     (tmp_path / "postgres").symlink_to(cluster)
     with Owner(SMALL_STACK, tmp_path) as dev:
         program, url = read(tmp_path / "program")
-        server = server_pid(tmp_path)
+        server = pid_of_postgres(cluster)
         assert f"DATABASE_URL={url}\n" in (tmp_path / "dev.env").read_text()
         assert dev.send(death) == status
         wait_until_gone(program)
@@ -120,12 +114,20 @@ def test_nothing_outlives_dev(
         eventually(lambda: not (tmp_path / "dev.env").exists(), "removal of dev.env")
 
 
+@pytest.mark.slow
+def test_ctrl_c_during_the_start_leaves_nothing(tmp_path: Path) -> None:
+    with Owner(SMALL_STACK, tmp_path) as dev:
+        eventually(lambda: any(tmp_path.glob("postgres-*/PG_VERSION")), "a cluster in the making")
+        assert dev.send(signal.SIGINT) == 0
+        assert not any(tmp_path.iterdir())
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for a stack in this very process."""
     monkeypatch.setattr(stack, "DATA", tmp_path)
     monkeypatch.setattr(stack, "DEV_ENV_FILE", tmp_path / "dev.env")
-    monkeypatch.setattr(stack, "_migrate", lambda _url: None)
+    monkeypatch.setattr(stack, "upgrade", lambda *_: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     return tmp_path
 
@@ -134,12 +136,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_second_dev_is_refused_and_does_no_harm(
     here: Path, cluster: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (here / "dev.env").touch()
     (here / "postgres").symlink_to(cluster)
-    with embedded_postgres(cluster):
-        assert stack.run_stack([waiting(here / "program")]) == 1
-    assert "already in use by process" in capsys.readouterr().err
-    assert {path.name for path in here.iterdir()} == {"postgres", "dev.env"}
+    with Owner(SMALL_STACK, here):
+        _, url = read(here / "program")
+        assert stack.run_stack(waiting(here / "other")) == 1
+        assert f"{here} is already in use by another process" in capsys.readouterr().err
+        assert f"DATABASE_URL={url}\n" in (here / "dev.env").read_text()
+        assert not (here / "other").exists()
 
 
 def test_port_that_is_taken_is_told_before_anything_starts(
@@ -148,7 +151,7 @@ def test_port_that_is_taken_is_told_before_anything_starts(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         monkeypatch.setenv("PORT", str(port))
-        assert stack.run_stack([waiting(here / "program")]) == 1
+        assert stack.run_stack(waiting(here / "program")) == 1
 
     assert f"Port {port} of 127.0.0.1 is taken" in capsys.readouterr().err
     assert not any(here.iterdir())
@@ -160,7 +163,7 @@ def test_program_that_ends_by_itself_ends_dev_with_its_status(
     """The settings name a server here, so none is started. Prefixes tell programs apart."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@nowhere/app")
     path = here / "program"
-    assert stack.run_stack([waiting(path), Program("seven", ("-c", ENDING, str(path)))]) == 7
+    assert stack.run_stack(waiting(path) | {"seven": ("-c", ENDING, str(path))}) == 7
     output = capsysbinary.readouterr()
     assert b"waiting | hello\n" in output.out
     assert b"seven ended by itself, with status 7." in output.err
@@ -176,16 +179,16 @@ def test_file_of_a_former_dev_names_no_server(here: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("ENV_FILE")
     monkeypatch.setattr(config, "ROOT", here)
     monkeypatch.setattr(config, "DEV_ENV_FILE", here / "dev.env")
-    named = []
+    missing: list[bool] = []
 
-    def database(settings: Settings) -> AbstractContextManager[URL]:
-        named.append(settings.has_custom_database)
-        return nullcontext(settings.database_url)
+    def start(settings: Settings, _stack: ExitStack) -> dict[str, str]:
+        missing.append(stack.SERVERS[0].is_missing(settings))
+        return {"DATABASE_URL": "postgresql://nowhere"}
 
     assert load_settings().has_custom_database
-    monkeypatch.setattr(stack, "_database", database)
-    assert stack.run_stack([Program("seven", ("-c", "raise SystemExit(7)"))]) == 7
-    assert named == [False]
+    monkeypatch.setattr(stack, "_start_servers", start)
+    assert stack.run_stack({"seven": ("-c", "raise SystemExit(7)")}) == 7
+    assert missing == [True]
 
 
 @pytest.mark.usefixtures("here")

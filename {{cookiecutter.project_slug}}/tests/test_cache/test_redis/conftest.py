@@ -6,7 +6,8 @@ from uuid import uuid4
 import pytest
 from redis.asyncio import Redis
 
-from dev.valkey import ValkeyError, embedded_valkey
+from dev.server import ServerError
+from dev.valkey import embedded_valkey
 from src.cache.backends import redis as redis_backend
 from src.cache.backends.redis import RedisBackend, close_client, create_client
 from src.core import redis_url
@@ -20,7 +21,7 @@ def url() -> Iterator[RedisURL]:
     try:
         with embedded_valkey() as url:
             yield redis_url.parse(url)
-    except ValkeyError as error:
+    except ServerError as error:
         pytest.skip(str(error))
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from dev import stack
-from dev.stack import Program
 from tests.test_dev.processes import name_other_servers
 
 pytestmark = [
@@ -36,16 +35,17 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@nowhere/app")
     monkeypatch.setenv("CACHE_BACKEND_TYPE", "redis")
     name_other_servers(monkeypatch, "REDIS_URL")
+    monkeypatch.setattr(stack, "DATA", tmp_path)
     monkeypatch.setattr(stack, "DEV_ENV_FILE", tmp_path / "dev.env")
-    monkeypatch.setattr(stack, "_migrate", lambda _url: None)
+    monkeypatch.setattr(stack, "upgrade", lambda *_: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     return tmp_path / "told"
 
 
 def run(told: Path) -> tuple[str | None, str | None, str]:
     told.with_name("dev.env").touch()
-    program = Program("telling", ("-c", TELLING, str(told), str(told.with_name("dev.env"))))
-    assert stack.run_stack([program]) == 0
+    program = ("-c", TELLING, str(told), str(told.with_name("dev.env")))
+    assert stack.run_stack({"telling": program}) == 0
     url, backend, file = json.loads(told.read_text())
     return url, backend, file
 
@@ -70,4 +70,4 @@ def test_dev_goes_on_without_the_wheel(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     assert run(told) == (None, "memory", "CACHE_BACKEND_TYPE=memory\n")
-    assert "Until then, each process caches in its own memory." in capsys.readouterr().err
+    assert "Until then, CACHE_BACKEND_TYPE is memory." in capsys.readouterr().err

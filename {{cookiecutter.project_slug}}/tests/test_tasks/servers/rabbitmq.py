@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from dev.rabbitmq import RabbitMQError, embedded_rabbitmq
+from dev.rabbitmq import embedded_rabbitmq
+from dev.server import ServerError
 from src.tasks.engine.brokers import rabbitmq
 from tests.proxy import Stream
 from tests.test_tasks.workers import LIMIT
@@ -18,7 +19,7 @@ from tests.test_tasks.workers import LIMIT
 def serve() -> Iterator[str]:
     try:
         url = os.environ.get("TEST_RABBITMQ_URL") or _start()
-    except RabbitMQError as error:
+    except ServerError as error:
         pytest.skip(str(error))
     with pytest.MonkeyPatch.context() as patch:
         # A busy machine may take its time to answer; who is not there refuses at once.

@@ -4,7 +4,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from dev.valkey import ValkeyError, embedded_valkey
+from dev.server import ServerError
+from dev.valkey import embedded_valkey
 from src.core import redis_url
 from tests.proxy import Stream
 
@@ -14,7 +15,7 @@ def serve() -> Iterator[str]:
     try:
         with embedded_valkey() as url:
             yield url
-    except ValkeyError as error:
+    except ServerError as error:
         pytest.skip(str(error))
 
 

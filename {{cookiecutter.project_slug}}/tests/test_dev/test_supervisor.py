@@ -1,0 +1,120 @@
+"""Commands never outlive their owner."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from dev.server import run_folder
+from dev.supervisor import COMMAND_NOT_STARTED, supervised
+from tests.test_dev.processes import LIMIT, Owner, eventually, is_running, wait_until_gone
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="the commands are for a shell"),
+]
+
+SLEEP = ["sh", "-c", 'echo $$ > "$0"; exec sleep 600']
+OWNER = """
+import time
+from dev.supervisor import supervised
+pid, left, *command = sys.argv[1:]
+with supervised([*command, pid], remove=[Path(left)], limit=5):
+    report("started")
+    time.sleep(600)
+"""
+
+
+def written(path: Path) -> int:
+    eventually(lambda: path.exists() and path.read_text(), f"a process id in {path.name}")
+    return int(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("script", "status"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 128 + signal.SIGKILL)]
+)
+def test_status_of_the_command_is_passed_on(script: str, status: int, tmp_path: Path) -> None:
+    """And files stay when it ends by itself: its owner may want them."""
+    with supervised(["sh", "-c", script], remove=[tmp_path]) as process:
+        assert process.wait(LIMIT) == status
+    assert tmp_path.exists()
+
+
+def test_command_that_cannot_be_started_is_named(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log, supervised(["/no/such"], output=log) as process:
+        assert process.wait(LIMIT) == COMMAND_NOT_STARTED
+    assert (tmp_path / "log").read_text() == "Cannot start /no/such: No such file or directory.\n"
+
+
+def test_leaving_the_block_sends_the_chosen_signal_and_removes_what_was_named(
+    tmp_path: Path,
+) -> None:
+    folder, ready, signalled = tmp_path / "folder", tmp_path / "ready", tmp_path / "signalled"
+    folder.mkdir()
+    script = 'trap "echo yes > $1; exit" INT; echo $$ > "$0"; while :; do sleep 0.01; done'
+    command = ["sh", "-c", script, ready, signalled]
+    with supervised(command, stop_signal=signal.SIGINT, remove=[folder]):
+        pid = written(ready)
+    assert not is_running(pid)
+    assert signalled.read_text() == "yes\n"
+    assert not folder.exists()
+
+
+def test_command_that_does_not_listen_is_killed(tmp_path: Path) -> None:
+    script = 'trap "" TERM; echo $$ > "$0"; while :; do sleep 0.01; done'
+    with supervised(["sh", "-c", script, tmp_path / "ready"], limit=0.1) as process:
+        pid = written(tmp_path / "ready")
+    assert not is_running(pid)
+    assert process.returncode == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize("death", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_command_ends_however_its_owner_dies(tmp_path: Path, death: signal.Signals) -> None:
+    ready, left = tmp_path / "ready", tmp_path / "left"
+    left.touch()
+    with Owner(OWNER, ready, left, *SLEEP) as owner:
+        owner.reported()
+        pid = written(ready)
+        owner.send(death)
+        wait_until_gone(pid)
+        eventually(lambda: not left.exists(), "removal of the file")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a death")
+def test_command_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
+    with supervised([*SLEEP, tmp_path / "ready"]) as process:
+        pid = written(tmp_path / "ready")
+        process.kill()
+        wait_until_gone(pid)
+
+
+def test_signals_to_the_supervisor_are_left_to_its_owner(tmp_path: Path) -> None:
+    with supervised([*SLEEP, tmp_path / "ready"]) as process:
+        pid = written(tmp_path / "ready")
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            process.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.1)
+        assert is_running(pid)
+
+
+def test_children_of_a_killed_command_are_killed_too(tmp_path: Path) -> None:
+    """So it is with a reloader: what it started would keep the port."""
+    script = 'sleep 600 & echo $! > "$0"; kill -9 $$'
+    with supervised(["sh", "-c", script, tmp_path / "ready"]) as process:
+        process.wait(LIMIT)
+        wait_until_gone(written(tmp_path / "ready"))
+
+
+def test_path_of_a_socket_is_short_whatever_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("a folder with a long name" * 4)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with run_folder("pg-") as run:
+        assert len(str(run)) < 104 - len("/socket/.s.PGSQL.5432")
+        assert run.stat().st_mode & 0o777 == 0o700
