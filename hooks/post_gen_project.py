@@ -17,6 +17,7 @@ FEATURES = [
     ("{{ cookiecutter.example }}", """
         alembic/versions/*_create_item.py
         alembic/versions/*_create_item_import.py
+        docs/example.md
         src/**/item.py
         src/**/item_import*.py
         src/**/items.py

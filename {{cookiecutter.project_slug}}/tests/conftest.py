@@ -2,6 +2,7 @@
 
 pytest_plugins = [
     "tests.fixtures.environment",  # first: the others read the settings when imported
+    "tests.fixtures.notes",
     "tests.fixtures.hangs",
     "tests.fixtures.database",
     "tests.fixtures.client",

@@ -13,9 +13,9 @@ from sqlalchemy import select
 
 from src.cache import Cache, MemoryBackend, use_cache
 from src.core.config import ROOT
-from src.db.models.item import Item
 from src.db.session import Database
 from tests.fixtures.client import connect
+from tests.fixtures.notes import Note
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -32,7 +32,7 @@ class Examples(NamedTuple):
 
 
 @pytest.fixture
-def examples() -> Examples:
+def examples(documented_notes: None) -> Examples:  # noqa: ARG001 - examples import the notes
     """Run every block in order, in one module."""
     calls: list[str] = []
 
@@ -136,22 +136,22 @@ async def test_keys(examples: Examples, cache: Cache) -> None:
 async def test_tags(examples: Examples, cache: Cache, database: Database) -> None:
     """A commit invalidates what the decorator names, what the model names and what a statement did."""
     names = examples.names
-    count, keys = names["count_items"], []
+    count, keys = names["count_notes"], []
     with use_cache(cache):
         async with database.reads() as db:
             assert await count(db) == 0
         async with database.transaction() as db:
-            await names["import_items"](db, ["Lamp"])
+            await names["import_notes"](db, ["Lamp"])
         async with database.reads() as db:
             assert (await count(db), await count(db)) == (1, 1)
             keys = [key async for key in cache.backend.scan("tag:*")]
         async with database.transaction() as db:
-            await names["rename_all"](db, "Table")
-            assert await cache.backend.get("tag:items") is not None
-        assert await cache.backend.get("tag:items") is None
+            await names["replace_all"](db, "Table")
+            assert await cache.backend.get("tag:notes") is not None
+        assert await cache.backend.get("tag:notes") is None
         async with database.reads() as db:
-            assert await db.scalar(select(Item.name)) == "Table"
-    assert keys == ["tag:items"]
+            assert await db.scalar(select(Note.text)) == "Table"
+    assert keys == ["tag:notes"]
 
 
 async def test_background_refresh_and_scripts(examples: Examples, cache: Cache) -> None:
@@ -167,45 +167,3 @@ async def test_the_test(examples: Examples) -> None:
     names["fetched"] = ["7"]
     await names["test_a_user_is_fetched_once"]()
     assert calls == ["fetch 7"]
-
-
-async def test_the_guide(fresh_app: FastAPI, database: Database, cache: Cache) -> None:
-    """What DEVELOPER-GUIDE.md shows of the cache is true as well."""
-    guide = (ROOT / "DEVELOPER-GUIDE.md").read_text("utf-8")
-    names: dict[str, Any] = {
-        "__name__": "guide",
-        "User": PriceQuery,
-        "UserUpdate": str,
-        "UserClient": UserClient,
-    }
-    start = guide.index("\n## Caching")
-    for block in BLOCK.findall(guide[start : guide.index("\n## ", start + 1)]):
-        exec(block, names)  # noqa: S102 - our own page
-    with use_cache(cache):
-        before = [await names["get_user"]("7") for _ in range(2)]
-        await names["update_user"]("7", "EUR")
-        after = await names["get_user"]("7")
-    fresh_app.include_router(names["router"])
-    async with connect(fresh_app, database) as visitor:
-        greetings = [(await visitor.get("/greetings/Ann")).json() for _ in range(2)]
-
-    assert [user.currency for user in (*before, after)] == ["CHF", "CHF", "EUR"]
-    assert UserClient.fetches == 2
-    assert greetings == ["Hello Ann"] * 2
-
-
-class UserClient:
-    """Stands in for whatever the guide's example asks."""
-
-    currency = "CHF"
-    fetches = 0
-
-    @classmethod
-    async def fetch(cls, user_id: str) -> PriceQuery:
-        cls.fetches += 1
-        return PriceQuery(product=user_id, currency=cls.currency)
-
-    @classmethod
-    async def update(cls, user_id: str, currency: str) -> PriceQuery:
-        cls.currency = currency
-        return PriceQuery(product=user_id, currency=currency)

@@ -1,4 +1,4 @@
-"""One module per model, found without registration."""
+"""One module per model; each is found here by itself."""
 
 import importlib
 import pkgutil
