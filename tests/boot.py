@@ -137,13 +137,13 @@ def smoke(client: httpx.Client, answers: Answers, log: Path) -> None:
         call("GET", f"/tasks/{NO_TASK}", expect=HTTPStatus.NOT_FOUND)
     if answers["scheduler"] == "yes":
         until(lambda: bool(call("GET", "/scheduler/jobs")["leader"]), log)
-    if answers.get("example", "yes") == "yes":
+    if answers["example"] == "yes":
         item = call("POST", "/items/", HTTPStatus.CREATED, json={"name": "Lamp"})
         path = f"/items/{item['id']}"
         assert call("GET", path) == call("GET", path) == item
         call("PATCH", path, json={"name": "Desk lamp"})
         assert call("GET", path)["name"] == "Desk lamp"
-    if answers.get("example", "yes") == "yes" and answers["task_queue"] != "none":
+    if answers["example"] == "yes" and answers["task_queue"] != "none":
         file = {"content": b"name\nLamp\n", "headers": {"Content-Type": "text/csv"}}
         task = call("POST", "/item-imports/", HTTPStatus.ACCEPTED, **file)
         path = f"/tasks/{task['task_id']}"

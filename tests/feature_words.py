@@ -17,6 +17,7 @@ WORDS = {
         re.IGNORECASE,
     ),
     "scheduler": re.compile("schedul|stale_?item|staleness", re.IGNORECASE),
+    "example": re.compile("(?<![a-z])items?(?![a-z])|staleness|lamp", re.IGNORECASE),
     "github": re.compile("github|dependabot", re.IGNORECASE),
     "gitlab": re.compile("gitlab|renovate", re.IGNORECASE),
 }
@@ -30,6 +31,7 @@ OTHERWISE = re.compile(
     r"|(?i:prepared_statement_cache_size|InvalidCachedStatementError|cached (statement|plan)|query_cache)"
     r"|(?i:cache-control)|message_cache|propcache"  # HTTP's, Dramatiq's, aiormq's
     r'|^ *schedule:( #.*)?$|"schedule:weekly"'  # pipelines' and bots'
+    r"|\.items\(|__(get|set|del)item__|modifyitems|pytest\.Item"  # Python's, pytest's
     r"|BackgroundTasks?\b|a background task",  # Starlette's
     re.MULTILINE,
 )
@@ -45,6 +47,7 @@ def not_chosen(answers: Answers) -> Iterator[str]:
         "rabbitmq": queue == "rabbitmq",
         "queue": queue != "none",
         "scheduler": answers["scheduler"] == "yes",
+        "example": answers["example"] == "yes",
         "github": answers["ci_provider"] == "github",
         "gitlab": answers["ci_provider"] == "gitlab",
     }

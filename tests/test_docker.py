@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from scripts.tables import choices_of
 from tests.conftest import Bake
 from tests.project import BakedProject
 from tests.subprocesses import BINARIES, attempt
-from tests.variants import STRUCTURAL, choices_of
+from tests.variants import STRUCTURAL
 
 DEV = ["docker-compose.yml"]
 PROD = [*DEV, "docker-compose.prod.yml"]

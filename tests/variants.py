@@ -5,36 +5,23 @@ which each two occur run their own tests.
 """
 
 import itertools
-import json
 from itertools import chain
 
-from tests.project import REPOSITORY
+from scripts.tables import choices_of, names
 
 Answers = dict[str, str]
 Tuples = frozenset[tuple[tuple[str, str], ...]]
-
-ASKED = json.loads((REPOSITORY / "cookiecutter.json").read_text("utf-8"))
-
-
-def choices_of(question: str) -> list[str]:
-    """Return what can be answered, the default first; nothing for free text."""
-    default = ASKED[question]
-    if isinstance(default, bool):
-        return ["yes", "no"] if default else ["no", "yes"]
-    return list(default) if isinstance(default, list) else []
-
 
 # The questions that decide on code. A new one gets a name here and words in feature_words.py.
 STRUCTURAL = {
     question: choices_of(question)
     for question in ("cache_backend", "task_queue", "scheduler", "example")
-    if question in ASKED
 }
 # Those with a choice that decide on text or on a file: each pair of any two answers occurs.
 OTHERS = {
     question: choices_of(question)
-    for question in ASKED
-    if not question.startswith("_") and question not in STRUCTURAL and choices_of(question)
+    for question in names()
+    if question not in STRUCTURAL and choices_of(question)
 }
 
 # Both brokers, which no answer gives: the service as it is un-rendered.

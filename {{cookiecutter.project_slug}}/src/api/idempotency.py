@@ -113,7 +113,7 @@ class _IdempotentRequest(NamedTuple):
 class _BufferedResponse:
     """Holds the response back until it is stored and committed, then sends it.
 
-    Background tasks run after that, as they do without a key.
+    `BackgroundTasks` run after that, as they do without a key.
     """
 
     def __init__(self, session: AsyncSession, key: bytes, send: Send) -> None:

@@ -1,7 +1,7 @@
-"""Prometheus metrics: requests by method, route and status, and how long they took.
+"""Prometheus metrics: requests by method, route and status, and their duration.
 
-A request is labelled with the route's template (`/api/v1/items/{item_id}`), never with its path:
-whoever can invent paths could otherwise invent time series without end.
+The label is the route's template (`/api/v1/tasks/{task_id}`), never the path: a client that invents
+paths would create time series without end.
 """
 
 import os
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 UNMATCHED = "unmatched"
 
-# The time when each series began would be a series of its own, and double their number.
+# Each series would have a second one with its creation time.
 disable_created_metrics()
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -61,8 +61,7 @@ class MetricsMiddleware:
 def route_template(scope: Scope) -> str:
     """Return the template of the route that matched, prefixes included.
 
-    FastAPI keeps included routers as a tree: `scope["route"]` knows its own part of the path only,
-    the whole is in FastAPI's own corner of the scope.
+    `scope["route"]` of an included router has its own part of the path only; FastAPI keeps the whole.
     """
     context = scope.get("fastapi", {}).get("effective_route_context")
     route = context or scope.get("route")
@@ -71,7 +70,7 @@ def route_template(scope: Scope) -> str:
 
 
 def metrics() -> Response:
-    """Answer a scrape; with `PROMETHEUS_MULTIPROC_DIR` set, for all worker processes together."""
+    """With `PROMETHEUS_MULTIPROC_DIR` set, the metrics of all worker processes together."""
     registry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()

@@ -1,6 +1,6 @@
-"""One stream of log lines for the service and every library it runs: uvicorn, SQLAlchemy, Alembic.
+"""One stream of log lines for the service and its libraries: uvicorn, SQLAlchemy, Alembic.
 
-JSON, one object a line, wherever others read it; aligned and coloured on a developer's terminal.
+JSON, one object a line; in development aligned and coloured.
 """
 
 import logging
@@ -23,7 +23,7 @@ _SECRET_NAME = re.compile(
     r"passw|passphrase|secret|token|api[-_]?key|authorization|cookie|credential|dsn", re.IGNORECASE
 )
 _URL_PASSWORD = re.compile(r"""(://[^:/\s"']*:)[^\s"']+@""")
-# What they say is said elsewhere too, or is of no interest to anybody.
+# Duplicates of other lines, or of no interest.
 _SILENCED = ("alembic.runtime.plugins", "alembic.util.messaging", "watchfiles.main")
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic", "sqlalchemy.engine")
 
@@ -76,15 +76,15 @@ def _is_about_a_revision(record: logging.LogRecord) -> bool:
 def _renderers(settings: Settings) -> list[Processor]:
     if settings.ENV == "development":
         plain = structlog.dev.plain_traceback
-        colours = "FORCE_COLOR" in os.environ or sys.stderr.isatty()  # `dev` has a terminal for us
+        colours = "FORCE_COLOR" in os.environ or sys.stderr.isatty()  # `dev` sets it
         return [structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)]
-    # Local variables stay out of tracebacks: they may hold anything.
+    # Local variables may hold secrets.
     tracebacks = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
     return [tracebacks, structlog.processors.JSONRenderer()]
 
 
 def _adopt_library_loggers() -> None:
-    """Let records of libraries that bring handlers of their own reach the root instead."""
+    """Send the records of libraries with handlers of their own to the root instead."""
     for name in _OWN_HANDLERS:
         logger = logging.getLogger(name)
         # Without handlers and not propagating, it was switched off: `uvicorn --no-access-log`.
@@ -102,7 +102,7 @@ def _add_origin(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 
 def _mask_secrets(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Blank each value whose name says that it is a secret, at any depth."""
+    """Mask each value with the name of a secret, at any depth."""
     return {name: _masked(name, value) for name, value in event.items()}
 
 
@@ -110,12 +110,12 @@ def _masked(name: str, value: Any) -> Any:
     if _SECRET_NAME.search(name):
         return "**********"
     if isinstance(value, dict):
-        return {str(inner): _masked(str(inner), item) for inner, item in value.items()}
+        return {str(inner): _masked(str(inner), each) for inner, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_masked("", item) for item in value]
+        return [_masked("", each) for each in value]
     return value
 
 
 def _mask_urls(_logger: object, _method: str, line: Any) -> Any:
-    """Blank passwords in URLs, wherever in the finished line they stand, tracebacks included."""
+    """Mask passwords in URLs anywhere in the finished line, tracebacks included."""
     return _URL_PASSWORD.sub(r"\1**********@", line) if "://" in line else line

@@ -1,4 +1,4 @@
-"""Where PostgreSQL is, as hosting providers write it."""
+"""The URL of PostgreSQL, as hosting providers write it."""
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -8,7 +8,7 @@ _OPTIONS = {"host", "port", "ssl", "target_session_attrs", "prepared_statement_c
 
 
 def parse(text: str) -> URL:
-    """Parse a URL as hosting providers give it, `postgres://` included, for asyncpg.
+    """Parse a URL, `postgres://` included, for asyncpg.
 
     Raises ValueError, without the URL in its message: it may hold a password.
     """
@@ -21,7 +21,7 @@ def parse(text: str) -> URL:
     query = dict(url.query)
     if "sslmode" in query:  # libpq's name, which providers write, for asyncpg's `ssl`
         query["ssl"] = query.pop("sslmode")
-    query.pop("channel_binding", None)  # asyncpg has no such choice
+    query.pop("channel_binding", None)  # which asyncpg does not have
     if unknown := query.keys() - _OPTIONS:
         raise ValueError(f"not supported here: {', '.join(sorted(unknown))}")
     if query.get("ssl", "prefer") not in _SSL_MODES:

@@ -1,4 +1,4 @@
-"""What every model is made of: a base and three mixins."""
+"""Declarative base and mixins."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -9,7 +9,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 
 from src.utils.text import snake_case
 
-# Named constraints can be dropped by a later migration; unnamed ones get a name of the server's.
+# A later migration can drop a constraint by its name; the server names unnamed ones.
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -27,7 +27,7 @@ class Base(DeclarativeBase):
 
 
 def text_enum(kind: type[StrEnum], *, name: str) -> Enum:
-    """A column of words: a CHECK rather than a native ENUM, whose values no migration takes away."""
+    """Text with a CHECK: a migration cannot remove a value from a native ENUM."""
     return Enum(
         kind,
         native_enum=False,
@@ -39,7 +39,7 @@ def text_enum(kind: type[StrEnum], *, name: str) -> Enum:
 
 
 class UUIDMixin:
-    """A UUIDv7 key, made by the server: new rows land at the end of the index, not all over it."""
+    """A UUIDv7 key, made by the server: new rows are added at the end of the index."""
 
     id: Mapped[UUID] = mapped_column(
         primary_key=True, server_default=func.uuidv7(monotonic=True), sort_order=-10
@@ -56,7 +56,7 @@ class TableNameMixin:
 
 
 class TimestampMixin:
-    """When the row was made and last changed, by the clock of the server, with time zone."""
+    """By the clock of the server, with time zone."""
 
     created_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True), server_default=func.now(), sort_order=10

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 class Batch(Protocol):
     async def __call__(self, db: AsyncSession, /, *, limit: int) -> int:
-        """Do it to `limit` rows at most; return to how many."""
+        """Process up to `limit` rows; return how many."""
 
 
 async def in_batches(
@@ -16,7 +16,7 @@ async def in_batches(
     *,
     limit: int,
 ) -> int:
-    """Call until a batch is not full, each in a transaction of its own; return the sum."""
+    """Run batches, each in its own transaction, until one is not full; return the sum."""
     total = 0
     while True:
         async with transaction() as db:

@@ -1,7 +1,4 @@
-"""Create and drop whole databases, from a connection to the server's own `postgres`.
-
-All of it may raise DatabaseUnavailableError.
-"""
+"""Create and drop whole databases. May raise DatabaseUnavailableError."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -29,7 +26,7 @@ async def create_database(url: URL, *, template: str = "template1") -> bool:
 
 
 async def drop_database(url: URL) -> None:
-    """Drop the database that `url` names, whoever is connected to it."""
+    """Drop the database that `url` names, and its connections."""
     async with _maintenance(url) as connection:
         name = _quoted(connection, str(url.database))
         await connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))

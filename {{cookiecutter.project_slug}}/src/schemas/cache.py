@@ -5,8 +5,8 @@ from pydantic import BaseModel, Field
 
 class CacheInfo(BaseModel):
     backend: str = Field(examples=["memory"])
-    available: bool = Field(description="False while it is out of reach, and left alone.")
-    ttl_seconds: float = Field(description="How long a value lives unless something else is said.")
+    available: bool = Field(description="False while the cache server is unavailable.")
+    ttl_seconds: float = Field(description="Default TTL.")
     state: dict[str, Any] = Field(
-        description="What the backend tells of itself.", examples=[{"entries": 128}]
+        description="Details of the backend.", examples=[{"entries": 128}]
     )

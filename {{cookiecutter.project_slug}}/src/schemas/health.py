@@ -3,7 +3,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
-Word = Literal["ok", "unavailable"]
+Status = Literal["ok", "unavailable"]
 
 
 class Liveness(BaseModel):
@@ -11,17 +11,16 @@ class Liveness(BaseModel):
 
 
 class Readiness(BaseModel):
-    status: Word
-    checks: dict[str, Word] = Field(
-        description="Each part that the service needs.", examples=[{"database": "ok"}]
+    status: Status
+    checks: dict[str, Status] = Field(
+        description="Status of each dependency.", examples=[{"database": "ok"}]
     )
 
     @classmethod
     def of(cls, results: Mapping[str, bool]) -> Self:
-        """Describe which checks passed."""
         return cls(
-            status=_word(all(results.values())),
-            checks={name: _word(passed) for name, passed in results.items()},
+            status=_status(all(results.values())),
+            checks={name: _status(passed) for name, passed in results.items()},
         )
 
 
@@ -32,5 +31,5 @@ class AppInfo(BaseModel):
     environment: str
 
 
-def _word(passed: bool) -> Word:
+def _status(passed: bool) -> Status:
     return "ok" if passed else "unavailable"

@@ -34,7 +34,7 @@ class ItemCreate(BaseModel):
 
 
 class ItemUpdate(BaseModel):
-    """A field that is left out stays as it is; `"description": null` takes the description away."""
+    """Omitted fields do not change; `"description": null` removes the description."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,7 +50,7 @@ class ItemResponse(BaseModel):
     name: str
     description: str | None
     status: ItemStatus
-    version: int = Field(description="Counts up with each change; the ETag of the item.")
+    version: int = Field(description="Increases with each change; the ETag.")
     created_at: datetime
     updated_at: datetime
 
@@ -64,10 +64,10 @@ class _Slice(BaseModel):
 
 class ItemListQuery(_Slice):
     cursor: uuid.UUID | None = Field(
-        default=None, description="The `next_cursor` of the page before; not with `offset`."
+        default=None, description="The `next_cursor` of the previous page; not with `offset`."
     )
     status: ItemStatus | None = None
-    total: bool = Field(default=False, description="Count all items too; costs a query more.")
+    total: bool = Field(default=False, description="Count all items, with another query.")
 
     @model_validator(mode="after")
     def _one_way_to_page(self) -> Self:
@@ -80,7 +80,7 @@ class ItemSearchQuery(_Slice):
     q: Annotated[
         Text,
         StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
-    ] = Field(description="Words to find; the last one may be the beginning of a word.")
+    ] = Field(description="All words must match; the last one also as a prefix.")
 
 
 class ItemPage(BaseModel):
@@ -88,7 +88,7 @@ class ItemPage(BaseModel):
 
     items: list[ItemResponse]
     next_cursor: uuid.UUID | None = Field(description="Null on the last page.")
-    total: int | None = Field(default=None, description="Only where it was asked for.")
+    total: int | None = Field(default=None, description="Only with `total=true`.")
 
 
 class ItemMatches(BaseModel):

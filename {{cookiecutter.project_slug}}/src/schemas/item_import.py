@@ -5,7 +5,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Rejection(BaseModel):
-    row: int = Field(description="As a spreadsheet counts: the header is row 1.")
+    row: int = Field(description="Row number; the header is row 1.")
     detail: str
 
 
@@ -14,7 +14,7 @@ class ItemImportResponse(BaseModel):
 
     id: uuid.UUID
     total: int = Field(description="Rows of the file.")
-    done: int = Field(description="Rows that were looked at.")
-    rejected: int = Field(description="Rows that became no item.")
-    rejections: list[Rejection] = Field(description="The first hundred of these.")
+    done: int = Field(description="Rows processed.")
+    rejected: int = Field(description="Rows rejected.")
+    rejections: list[Rejection] = Field(description="The first hundred rejected rows.")
     created_at: datetime

@@ -8,33 +8,35 @@ from src.domain.scheduler import RunOutcome
 class Run(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
-    tick: datetime = Field(description="When it was due.")
+    tick: datetime = Field(description="Due time.")
     outcome: RunOutcome
     started_at: datetime
     finished_at: datetime | None
-    error: str | None = Field(description="What a run that failed raised.")
+    error: str | None = Field(description="The exception of a failed run.")
     holder: str = Field(description="The process that ran it.")
 
 
 class Job(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
-    id: str = Field(examples=["archive_stale_items"])
+    id: str = Field(examples=["prune_run_history"])
     trigger: str = Field(examples=["interval[1:00:00]"])
-    next_tick: datetime | None = Field(description="Null if there is none to come.")
-    runs: list[Run] = Field(description="The last ones, the newest first.")
+    next_tick: datetime | None = Field(description="Null if there is no further tick.")
+    runs: list[Run] = Field(description="The latest runs, newest first.")
 
 
 class Leader(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
-    holder: str = Field(description="Machine, process and term.", examples=["web-1:7:1f3c9a52"])
+    holder: str = Field(
+        description="Machine, process and leadership.", examples=["web-1:7:1f3c9a52"]
+    )
     acquired_at: datetime
-    expires_at: datetime = Field(description="When another takes over, unless it is renewed.")
+    expires_at: datetime = Field(description="When another process may take over, unless renewed.")
 
 
 class SchedulerInfo(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
-    leader: Leader | None = Field(description="Null while no process schedules.")
+    leader: Leader | None = Field(description="Null while no process is the leader.")
     jobs: list[Job]

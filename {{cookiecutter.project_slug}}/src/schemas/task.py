@@ -8,7 +8,7 @@ from src.domain.task import TaskStatus
 
 
 class TaskAccepted(BaseModel):
-    task_id: uuid.UUID = Field(description="What to follow, at `Location`.")
+    task_id: uuid.UUID = Field(description="Task id; poll the `Location` URL.")
 
 
 class TaskProblem(BaseModel):
@@ -21,13 +21,13 @@ class TaskResponse(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     id: uuid.UUID
-    actor: str = Field(description="What is done.", examples=["import_items"])
+    actor: str = Field(description="Actor name.", examples=["send_invoice"])
     status: TaskStatus
-    attempts: int = Field(description="How often it was begun.")
-    done: int | None = Field(description="How far it is; null if it does not tell.")
-    total: int | None = Field(description="Of how many.")
-    result: Any | None = Field(description="What it returned, once it is done.")
-    problem: TaskProblem | None = Field(description="Why it failed, if it has.")
+    attempts: int = Field(description="Number of attempts.")
+    done: int | None = Field(description="Units completed; null if not reported.")
+    total: int | None = Field(description="Total units of work.")
+    result: Any | None = Field(description="Return value of the task.")
+    problem: TaskProblem | None = Field(description="Why it failed.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

@@ -2,5 +2,5 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-# What PostgreSQL's text can hold: any character but NUL.
+# Any text that PostgreSQL can store: without NUL.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]

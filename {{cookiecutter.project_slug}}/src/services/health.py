@@ -19,16 +19,16 @@ async def ping_database(database: Database) -> None:
 
 
 async def run_checks(checks: Mapping[str, Awaitable[None]]) -> dict[str, bool]:
-    """Run all checks at once, for two seconds at most; say which passed."""
+    """Run all checks at once, for two seconds at most; return which passed."""
     tasks = {name: asyncio.create_task(_passes(name, check)) for name, check in checks.items()}
     try:
         await asyncio.wait(tasks.values(), timeout=CHECK_TIMEOUT_SECONDS)
         return {name: task.done() and task.result() for name, task in tasks.items()}
     finally:
         for name, task in tasks.items():
-            # Not awaited: to give up a connection that hangs takes seconds more.
+            # Not awaited: to close a connection that hangs takes seconds more.
             if task.cancel():
-                log.warning("not_ready", part=name, cause="no answer in time")
+                log.warning("not_ready", part=name, cause="timeout")
 
 
 async def _passes(name: str, check: Awaitable[None]) -> bool:

@@ -15,7 +15,7 @@ from src.db import session as db_session
 from src.db.models.item import Item
 from src.db.session import Database
 from tests.fixtures.client import connect
-from tests.test_api.test_statements import recorded
+from tests.fixtures.statements import recorded
 
 ITEMS = "/api/v1/items/"
 
@@ -192,3 +192,17 @@ async def test_a_statement_over_rows_invalidates_what_it_is_told_to(
             assert (await client.get(item)).json()["name"] == "Lamp"
 
     assert (await client.get(item)).json()["name"] == "Table"
+
+
+async def test_a_change_with_an_idempotency_key_is_seen_at_once(
+    committing_client: AsyncClient,
+) -> None:
+    """Its transaction is committed by `IdempotencyMiddleware`."""
+    for _ in range(2):
+        assert (await committing_client.get(ITEMS)).json()["items"] == []
+
+    created = await committing_client.post(
+        ITEMS, json={"name": "Lamp"}, headers={"Idempotency-Key": "one"}
+    )
+
+    assert (await committing_client.get(ITEMS)).json()["items"] == [created.json()]

@@ -1,4 +1,4 @@
-"""Requests that meet each other, on connections of their own."""
+"""Requests that run at once, on their own connections."""
 
 import asyncio
 
@@ -6,48 +6,42 @@ import pytest
 from httpx import AsyncClient
 
 from src.db import session as db_session
-
-ITEMS = "/api/v1/items/"
+from tests.fixtures.notes import NOTES
 
 
 @pytest.fixture(autouse=True)
-def _patient_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine a connection may be long in use."""
+def _long_pool_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection may stay in use for long on a busy machine."""
     monkeypatch.setattr(db_session, "POOL_TIMEOUT_SECONDS", 60)
 
 
-async def test_of_many_changes_to_one_version_one_wins(committing_client: AsyncClient) -> None:
-    item = (await committing_client.post(ITEMS, json={"name": "Lamp"})).json()
+@pytest.mark.parametrize(
+    ("headers", "statuses", "version"),
+    [({"If-Match": '"1"'}, [200] + [412] * 7, 2), ({}, [200] * 8, 9)],
+    ids=["one change wins with If-Match", "all changes happen without"],
+)
+async def test_changes_of_one_row(
+    committing_client: AsyncClient, headers: dict[str, str], statuses: list[int], version: int
+) -> None:
+    created = await committing_client.post(NOTES, json={"text": "Lamp"})
+    path = created.headers["location"]
 
     responses = await asyncio.gather(
         *(
-            committing_client.patch(
-                ITEMS + item["id"], json={"name": f"Lamp {n}"}, headers={"If-Match": '"1"'}
-            )
+            committing_client.patch(path, json={"text": f"Lamp {n}"}, headers=headers)
             for n in range(8)
         )
     )
 
-    assert sorted(response.status_code for response in responses) == [200] + [412] * 7
-    assert (await committing_client.get(ITEMS + item["id"])).json()["version"] == 2
-
-
-async def test_changes_without_a_condition_all_happen(committing_client: AsyncClient) -> None:
-    item = (await committing_client.post(ITEMS, json={"name": "Lamp"})).json()
-
-    responses = await asyncio.gather(
-        *(committing_client.patch(ITEMS + item["id"], json={"name": f"Lamp {n}"}) for n in range(8))
-    )
-
-    assert {response.status_code for response in responses} == {200}
-    assert (await committing_client.get(ITEMS + item["id"])).json()["version"] == 9
+    assert sorted(response.status_code for response in responses) == statuses
+    assert (await committing_client.get(path)).json()["version"] == version
 
 
 async def test_more_requests_than_connections_wait_their_turn(
     committing_client: AsyncClient,
 ) -> None:
     responses = await asyncio.gather(
-        *(committing_client.post(ITEMS, json={"name": f"Lamp {n}"}) for n in range(60))
+        *(committing_client.post(NOTES, json={"text": f"Lamp {n}"}) for n in range(60))
     )
 
     assert {response.status_code for response in responses} == {201}

@@ -17,7 +17,7 @@ from src.db.session import Database
 from src.domain.task import TaskStatus
 from src.repositories.task import TaskRepository
 from tests.fixtures.client import connect
-from tests.test_api.test_statements import recorded
+from tests.fixtures.statements import recorded
 
 IMPORTS = "/api/v1/item-imports/"
 TASKS = "/api/v1/tasks/"

@@ -26,11 +26,11 @@ def lines(captured: Captured) -> list[dict[str, Any]]:
 def test_libraries_and_service_share_one_stream(capsys: Captured, settings: Settings) -> None:
     configure_logging(settings)
 
-    structlog.get_logger("src.x").warning("ours", item="lamp")
+    structlog.get_logger("src.x").warning("ours", lamp="green")
     logging.getLogger("uvicorn.error").warning("theirs %s", "lamp")
 
     ours, theirs = lines(capsys)
-    assert (ours["event"], ours["item"], ours["logger"]) == ("ours", "lamp", "src.x")
+    assert (ours["event"], ours["lamp"], ours["logger"]) == ("ours", "green", "src.x")
     assert (theirs["event"], theirs["level"]) == ("theirs lamp", "warning")
     assert ours["timestamp"].endswith("Z")
 
@@ -59,7 +59,7 @@ def test_tracebacks_show_no_variables(capsys: Captured, settings: Settings) -> N
 
 
 def raise_for(_length: int) -> None:
-    raise ValueError("postgresql://me:p@hunter2@db/shop is away")
+    raise ValueError("postgresql://me:p@hunter2@db/shop is unavailable")
 
 
 def test_secrets_are_masked_at_any_depth(capsys: Captured, settings: Settings) -> None:
@@ -78,7 +78,7 @@ def test_secrets_are_masked_at_any_depth(capsys: Captured, settings: Settings) -
     assert line["headers"]["Accept"] == "text/plain"
 
 
-def test_handlers_of_libraries_are_taken_over_but_silence_is_kept(settings: Settings) -> None:
+def test_loggers_of_libraries_use_our_handler_unless_switched_off(settings: Settings) -> None:
     loud, silent = logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")
     loud.handlers, loud.propagate = [logging.NullHandler()], False
     silent.handlers, silent.propagate = [], False
@@ -90,8 +90,7 @@ def test_handlers_of_libraries_are_taken_over_but_silence_is_kept(settings: Sett
     silent.propagate = True
 
 
-def test_dev_lends_its_terminal(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It reads the lines of the programs from pipes, and asks for the colours that it can show."""
+def test_dev_may_ask_for_colours(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     configure_logging(Settings(ENV="development"))
 

@@ -27,5 +27,5 @@ def test_a_valid_parent_names_its_trace(text: str) -> None:
         f"00-{TRACE}-{PARENT}-01\n",
     ],
 )
-def test_what_is_none_has_no_trace(text: str) -> None:
+def test_any_other_has_no_trace(text: str) -> None:
     assert trace_id_of(text) is None

@@ -14,11 +14,11 @@ DRAFT, ACTIVE, ARCHIVED = ItemStatus
     ("current", "wanted"),
     [(DRAFT, None), (DRAFT, ACTIVE), (DRAFT, ARCHIVED), (ACTIVE, ACTIVE), (ACTIVE, ARCHIVED)],
 )
-def test_life_goes_forward(current: ItemStatus, wanted: ItemStatus | None) -> None:
+def test_the_status_moves_forward(current: ItemStatus, wanted: ItemStatus | None) -> None:
     ensure_changeable(current, wanted)
 
 
-def test_life_does_not_go_back() -> None:
+def test_the_status_does_not_move_back() -> None:
     with pytest.raises(ItemTransitionError, match="active cannot become draft"):
         ensure_changeable(ACTIVE, DRAFT)
 

@@ -31,7 +31,7 @@ LAMP = {"name": "Lamp", "description": "Brass"}
         b'\xef\xbb\xbf"name",description\nLamp,Brass\n',
     ],
 )
-def test_ways_to_write_the_same(content: bytes) -> None:
+def test_spellings_of_one_file(content: bytes) -> None:
     assert list(read_rows(content)) == [Row(2, LAMP)]
 
 
@@ -47,34 +47,28 @@ def test_ways_to_write_the_same(content: bytes) -> None:
         (b"La\0mp", "La\0mp"),
     ],
 )
-def test_what_a_cell_may_hold(cell: bytes, expected: str) -> None:
+def test_cells(cell: bytes, expected: str) -> None:
     rows = list(read_rows(b"name\n" + cell + b"\nnext\n"))
 
     assert rows == [Row(2, {"name": expected}), Row(3, {"name": "next"})]
 
 
-def test_a_cell_that_is_empty_or_missing_is_left_out() -> None:
-    rows = list(read_rows(b"name,description\nLamp,\nLamp\n,Brass\n"))
+def test_empty_cells_are_left_out_and_extra_ones_are_kept() -> None:
+    rows = list(read_rows(b"name,description\nLamp,\nLamp\n,Brass\nLamp,,Brass\n"))
 
     assert [row.cells for row in rows] == [
         {"name": "Lamp"},
         {"name": "Lamp"},
         {"description": "Brass"},
+        {"name": "Lamp", BEYOND_HEADER: "Brass"},
     ]
 
 
-def test_empty_rows_are_none_and_yet_numbered() -> None:
-    """As a spreadsheet shows them."""
+def test_empty_rows_are_skipped_but_numbered() -> None:
     content = b"name,description\n\nLamp,\n,\n\r\nLight,\n\n"
 
     assert [row.number for row in read_rows(content)] == [3, 6]
     assert count_rows(content) == 2
-
-
-def test_a_cell_beyond_the_header_is_not_lost() -> None:
-    (row,) = read_rows(b"name\nLamp,,Brass\n")
-
-    assert row.cells == {"name": "Lamp", BEYOND_HEADER: "Brass"}
 
 
 @pytest.mark.parametrize(
@@ -100,14 +94,11 @@ def test_a_cell_beyond_the_header_is_not_lost() -> None:
         (b"name\n" + b"Lamp\n" * (MAX_ROWS + 1), TooManyRowsError, str(MAX_ROWS)),
     ],
 )
-def test_what_is_no_file_of_items(content: bytes, error: type[DomainError], message: str) -> None:
+def test_invalid_files(content: bytes, error: type[DomainError], message: str) -> None:
     with pytest.raises(error, match=message):
         count_rows(content)
 
 
-def test_as_many_rows_as_there_may_be() -> None:
-    assert count_rows(b"name\n" + b"Lamp\n" * MAX_ROWS) == MAX_ROWS
-
-
-def test_what_is_behind_the_last_row_counts_for_none() -> None:
-    assert count_rows(b"name\n" + b"Lamp\n" * MAX_ROWS + b"\n" * 1000) == MAX_ROWS
+@pytest.mark.parametrize("end", [b"", b"\n" * 1000])
+def test_the_most_rows_that_a_file_may_have(end: bytes) -> None:
+    assert count_rows(b"name\n" + b"Lamp\n" * MAX_ROWS + end) == MAX_ROWS

@@ -1,18 +1,17 @@
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Column, MetaData, String, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.db.base import NAMING_CONVENTION, Base, TableNameMixin, TimestampMixin, UUIDMixin
-from src.db.models.item import Item
 from src.db.session import Database, ReadOnlySessionError
-from src.repositories.item import ItemRepository
 from src.utils.text import snake_case
+from tests.fixtures.notes import Note, NoteNotFoundError, NoteRepository
 
 
 class OrderLine(Base, UUIDMixin, TableNameMixin, TimestampMixin):
-    """Made of the base classes and its columns, and no more."""
+    """The base classes and its columns, and no more."""
 
     # Apart from the service's own tables, which migrations and `alembic check` are about.
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
@@ -23,17 +22,17 @@ class OrderLine(Base, UUIDMixin, TableNameMixin, TimestampMixin):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("Item", "item"),
+        ("Order", "order"),
         ("OrderLine", "order_line"),
         ("HTTPCall", "http_call"),
-        ("V2Item", "v2_item"),
+        ("V2Order", "v2_order"),
     ],
 )
 def test_tables_are_named_after_classes(name: str, expected: str) -> None:
     assert snake_case(name) == expected
 
 
-def test_constraints_have_names_of_our_own() -> None:
+def test_constraints_are_named() -> None:
     assert OrderLine.__tablename__ == "order_line"
     assert {index.name for index in OrderLine.__table__.indexes} == {"ix_order_line_name"}  # type: ignore[attr-defined]
 
@@ -50,32 +49,55 @@ async def test_a_model_needs_no_more_than_base_classes_and_columns(db: AsyncSess
 
 
 async def test_keys_are_in_order_of_creation(db: AsyncSession) -> None:
-    items = [Item(name=f"Lamp {n}") for n in range(20)]
-    db.add_all(items)
+    db.add_all(Note(text=f"Lamp {n}") for n in range(20))
     await db.flush()
 
-    found = (await db.scalars(select(Item).order_by(Item.id))).all()
-    assert [item.name for item in found] == [f"Lamp {n}" for n in range(20)]
+    found = await db.scalars(select(Note.text).order_by(Note.id))
+    assert list(found) == [f"Lamp {n}" for n in range(20)]
 
 
-async def test_a_locked_row_is_read_anew(committing_database: Database) -> None:
-    """What the session knows of it from before the lock may be old."""
-    async with committing_database.transaction() as session:
-        item = await ItemRepository(session).add(Item(name="Lamp"))
-    async with committing_database.transaction() as session:
-        repository = ItemRepository(session)
-        assert await repository.get(item.id) is not None
-        async with committing_database.transaction() as other:
-            (await ItemRepository(other).get_for_update(item.id) or item).name = "Light"
+class TestRepository:
+    async def test_a_locked_row_is_read_again(self, committing_database: Database) -> None:
+        async with committing_database.transaction() as session:
+            note = await NoteRepository(session).add(Note(text="Lamp"))
+        async with committing_database.transaction() as session:
+            repository = NoteRepository(session)
+            assert await repository.get(note.id) is not None
+            async with committing_database.transaction() as other:
+                (await NoteRepository(other).get_for_update(note.id) or note).text = "Light"
 
-        found = await repository.get_for_update(item.id)
+            found = await repository.get_or_raise(note.id, NoteNotFoundError, for_update=True)
 
-        assert found is not None
-        assert (found.name, found.version) == ("Light", 2)
+            assert (found.text, found.version) == ("Light", 2)
+
+    @pytest.mark.parametrize("for_update", [False, True])
+    async def test_get_or_raise_names_the_missing_key(
+        self, db: AsyncSession, *, for_update: bool
+    ) -> None:
+        missing = uuid4()
+
+        with pytest.raises(NoteNotFoundError, match=f"There is no note {missing}."):
+            await NoteRepository(db).get_or_raise(missing, NoteNotFoundError, for_update=for_update)
+
+    async def test_pages_are_newest_first_and_the_last_has_no_cursor(
+        self, db: AsyncSession
+    ) -> None:
+        db.add_all(Note(text=text) for text in "abcd")
+        await db.flush()
+        repository = NoteRepository(db)
+
+        first, cursor = await repository.paginate(select(Note), limit=2)
+        last, end = await repository.paginate(select(Note), limit=2, cursor=cursor)
+        skipped, _ = await repository.paginate(select(Note), limit=2, offset=1)
+
+        assert [note.text for note in first] == ["d", "c"]
+        assert [note.text for note in last] == ["b", "a"]
+        assert end is None
+        assert [note.text for note in skipped] == ["c", "b"]
 
 
 async def test_a_reading_session_does_not_write(database: Database) -> None:
     async with database.reads() as session:
-        session.add(Item(name="Lamp"))
+        session.add(Note(text="Lamp"))
         with pytest.raises(ReadOnlySessionError):
             await session.flush()

@@ -17,9 +17,9 @@ from src.domain.item_import import (
     Progress,
 )
 from src.services.item_import import ItemImportService
-from tests.test_api.test_statements import recorded
+from tests.fixtures.statements import recorded
 
-PATIENCE_SECONDS = 60
+TIMEOUT_SECONDS = 60
 
 
 async def start(database: Database, content: bytes) -> UUID:
@@ -52,14 +52,7 @@ def lamps(number: int) -> bytes:
     return "\n".join(["name", *(f"Lamp {n}" for n in range(number))]).encode()
 
 
-async def test_a_file_is_kept_until_it_is_imported(db: AsyncSession) -> None:
-    started = await ItemImportService.start(db, lamps(3))
-
-    assert (started.total, started.done, started.rejected, started.rejections) == (3, 0, 0, [])
-    assert not await db.scalar(select(func.count(Item.id)))
-
-
-async def test_what_is_no_file_of_items_is_not_kept(db: AsyncSession) -> None:
+async def test_an_invalid_file_is_not_stored(db: AsyncSession) -> None:
     with pytest.raises(NoRowsError):
         await ItemImportService.start(db, b"name\n")
 
@@ -67,7 +60,7 @@ async def test_what_is_no_file_of_items_is_not_kept(db: AsyncSession) -> None:
 
 
 async def test_rows_become_items_in_their_order(database: Database) -> None:
-    """Whatever a spreadsheet writes around them: BOM, CRLF, quotes, line ends in a field."""
+    """With what a spreadsheet writes: BOM, CRLF, quotes, line ends in a field."""
     content = (
         '\ufeffdescription,name\r\n"Brass, with a\r\n""green"" shade",Lamp\r\n\r\n,  Chair  \r\n'
     )
@@ -84,40 +77,29 @@ async def test_rows_become_items_in_their_order(database: Database) -> None:
     assert {(item.status, item.version) for item in items} == {(ItemStatus.DRAFT, 1)}
 
 
-async def test_batches_follow_each_other(db: AsyncSession) -> None:
+async def test_batches_continue_where_the_last_one_stopped(db: AsyncSession) -> None:
+    """The file is dropped with the last one; a batch after that does nothing."""
+    content = select(ItemImport.content)
     started = await ItemImportService.start(db, lamps(5))
-    seen = [await ItemImportService.import_batch(db, started.id, limit=2) for _ in range(3)]
+    assert (started.total, started.done, started.rejected, started.rejections) == (5, 0, 0, [])
 
+    seen = [await ItemImportService.import_batch(db, started.id, limit=2) for _ in range(2)]
+    assert await db.scalar(content) == lamps(5)
+    seen += [await ItemImportService.import_batch(db, started.id, limit=2) for _ in range(2)]
+    assert await db.scalar(content) == b""
+
+    last = Progress(done=5, total=5, created=5, rejected=0, is_over=True)
     assert seen == [
         Progress(done=2, total=5, created=2, rejected=0, is_over=False),
         Progress(done=4, total=5, created=4, rejected=0, is_over=False),
-        Progress(done=5, total=5, created=5, rejected=0, is_over=True),
+        last,
+        last,
     ]
     found = await db.scalars(select(Item.name).order_by(Item.id))
     assert list(found) == [f"Lamp {n}" for n in range(5)]
 
 
-async def test_once_it_is_over_nothing_happens(database: Database) -> None:
-    import_id = await start(database, lamps(3))
-    last = await work(database, import_id, limit=2)
-
-    assert await work(database, import_id, limit=2) == last
-    assert len(await names(database)) == 3
-
-
-async def test_the_file_is_dropped_at_the_end(db: AsyncSession) -> None:
-    content = select(ItemImport.content)
-    started = await ItemImportService.start(db, lamps(2))
-    await ItemImportService.import_batch(db, started.id, limit=1)
-    assert await db.scalar(content) == lamps(2)
-
-    await ItemImportService.import_batch(db, started.id, limit=1)
-
-    assert await db.scalar(content) == b""
-
-
 async def test_a_bad_row_does_not_stop_the_others(database: Database) -> None:
-    """Each is named as a spreadsheet counts, and as the rules of an item have it."""
     rows = [
         "name,description",
         "Lamp,Brass",
@@ -146,8 +128,8 @@ async def test_a_bad_row_does_not_stop_the_others(database: Database) -> None:
     ]
 
 
-async def test_a_file_of_bad_rows_alone(database: Database) -> None:
-    """All of them are counted, and the first are kept."""
+async def test_a_file_of_bad_rows(database: Database) -> None:
+    """All are counted, the first are listed."""
     done = await run(database, b"name\n" + b'" "\n' * 250)
 
     assert (done.done, done.rejected) == (250, 250)
@@ -155,7 +137,7 @@ async def test_a_file_of_bad_rows_alone(database: Database) -> None:
     assert await names(database) == []
 
 
-async def test_a_batch_that_was_killed_is_imported_again(committing_database: Database) -> None:
+async def test_a_killed_batch_is_imported_again(committing_database: Database) -> None:
     import_id = await start(committing_database, lamps(5))
 
     async def die_after_a_batch() -> None:
@@ -181,7 +163,7 @@ async def test_a_batch_that_was_killed_is_imported_again(committing_database: Da
 async def test_workers_at_once_import_each_row_once(committing_database: Database) -> None:
     import_id = await start(committing_database, lamps(200))
 
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         seen = await asyncio.gather(
             *(work(committing_database, import_id, limit=7) for _ in range(4))
         )
@@ -190,10 +172,9 @@ async def test_workers_at_once_import_each_row_once(committing_database: Databas
     assert await names(committing_database) == [f"Lamp {n}" for n in range(200)]
 
 
-async def test_a_batch_goes_on_from_what_another_worker_has_done(
+async def test_a_batch_reads_again_what_another_worker_has_done(
     committing_database: Database,
 ) -> None:
-    """And not from what its own session read before."""
     import_id = await start(committing_database, lamps(3))
     async with committing_database.transaction() as db:
         known = await ItemImportService.get(db, import_id)
@@ -223,7 +204,7 @@ async def test_progress_is_read_without_the_file(database: Database) -> None:
             _ = found.content
 
 
-async def test_there_is_no_such_import(db: AsyncSession) -> None:
+async def test_unknown_import(db: AsyncSession) -> None:
     missing = uuid4()
 
     with pytest.raises(ItemImportNotFoundError, match=str(missing)):

@@ -20,7 +20,7 @@ from src.tasks.engine import relay as relays
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.relay import Relay
 from src.tasks.outbox import MAX_BYTES, enqueue_messages
-from tests.test_api.test_statements import recorded
+from tests.fixtures.statements import recorded
 from tests.test_tasks.workers import LIMIT, eventually, received, unsent
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

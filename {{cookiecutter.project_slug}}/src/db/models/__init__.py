@@ -1,4 +1,4 @@
-"""One module per model; each is found here by itself."""
+"""One module per model, found without registration."""
 
 import importlib
 import pkgutil

@@ -5,7 +5,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from src.db.base import Base, TableNameMixin, TimestampMixin, UUIDMixin, text_enum
 from src.domain.item import ItemStatus
 
-# The `simple` configuration knows no language: it neither stems nor drops words.
+# The configuration `simple` neither stems words nor drops any.
 SEARCH_CONFIG = "simple"
 _WEIGHTED_WORDS = (
     f"setweight(to_tsvector('{SEARCH_CONFIG}', name), 'A') || "
@@ -30,8 +30,8 @@ class Item(Base, UUIDMixin, TableNameMixin, TimestampMixin):
         Index("ix_item_search", "search", postgresql_using="gin"),
         CheckConstraint("length(name) > 0", name="name_not_empty"),
     )
-    # SQLAlchemy counts `version` up with each UPDATE, and refuses one on a version that is gone.
-    # No object carries `search`: each INSERT and UPDATE would fetch it.
+    # SQLAlchemy increments `version` with each UPDATE, and refuses to update an old version.
+    # Objects leave `search` out, which each INSERT and UPDATE would fetch otherwise.
     __mapper_args__ = {  # noqa: RUF012 - as in Base
         **Base.__mapper_args__,
         "version_id_col": version,

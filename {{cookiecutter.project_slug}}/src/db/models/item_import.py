@@ -8,9 +8,9 @@ from src.db.base import Base, TableNameMixin, TimestampMixin, UUIDMixin
 
 
 class ItemImport(Base, UUIDMixin, TableNameMixin, TimestampMixin):
-    """A file of items, and how many of its rows are over with: imported, or rejected."""
+    """A file of items, and how many of its rows are done: imported or rejected."""
 
-    # As it was sent, since a text cannot hold a NUL; emptied at the end, and large until then.
+    # Bytes, since text cannot hold a NUL. Large until it is emptied at the end.
     content: Mapped[bytes] = mapped_column(deferred=True, deferred_raiseload=True)
     total: Mapped[int] = mapped_column()
     done: Mapped[int] = mapped_column(default=0)

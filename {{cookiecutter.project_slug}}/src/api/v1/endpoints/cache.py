@@ -1,4 +1,4 @@
-"""A look into the cache, and a way to empty it."""
+"""Inspect and clear the cache."""
 
 from typing import Annotated
 
@@ -30,5 +30,5 @@ async def cache_info(cache: CurrentCache) -> CacheInfo:
 
 @router.post("/clear", status_code=status.HTTP_204_NO_CONTENT)
 async def clear_cache(cache: CurrentCache) -> None:
-    """Forget everything that this service has cached. If the cache is away: once it is back."""
+    """Delete all cached values. If the cache is unavailable: once it has recovered."""
     await cache.backend.flush()

@@ -1,4 +1,4 @@
-"""Probes for an orchestrator, and what runs here."""
+"""Probes for an orchestrator, and what this service is."""
 
 from fastapi import APIRouter, Request, Response, status
 
@@ -11,17 +11,17 @@ router = APIRouter()
 
 @router.get("/health/live", tags=["health"])
 async def live() -> Liveness:
-    """Tell that the process answers. Restart it if it does not."""
+    """Liveness: restart the process if this fails."""
     return Liveness()
 
 
 @router.get(
     "/health/ready",
     tags=["health"],
-    responses={503: {"model": Readiness, "description": "Some part is away."}},
+    responses={503: {"model": Readiness, "description": "A dependency is unavailable."}},
 )
 async def ready(request: Request, response: Response) -> Readiness:
-    """Tell whether every part that the service needs answers. Send it no requests if not."""
+    """Readiness: send no requests while a dependency is unavailable."""
     results = await run_checks({"database": ping_database(request.state.database)})
     readiness = Readiness.of(results)
     if readiness.status != "ok":

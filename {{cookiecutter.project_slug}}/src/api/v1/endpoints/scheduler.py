@@ -1,4 +1,4 @@
-"""A look at what the scheduler does, in whichever process it leads."""
+"""Inspect the scheduler, whichever process is the leader."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ router = APIRouter(prefix="/scheduler", tags=["scheduler"], dependencies=[ApiKey
 @router.get("/jobs", response_model=SchedulerInfo)
 async def scheduler_jobs(
     db: ReadSession,
-    runs: Annotated[int, Query(ge=0, le=100, description="How many runs of each job.")] = 5,
+    runs: Annotated[int, Query(ge=0, le=100, description="Number of runs of each job.")] = 5,
 ) -> Overview:
-    """Who leads; of each job the next tick and the last runs."""
+    """The leader, and of each job the next tick and the latest runs."""
     return await SchedulerService.overview(db, runs=runs)

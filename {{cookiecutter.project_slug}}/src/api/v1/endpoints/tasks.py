@@ -1,4 +1,4 @@
-"""What becomes of the tasks that other endpoints answer 202 for."""
+"""The state of tracked tasks, for which other endpoints answer 202."""
 
 from uuid import UUID
 
@@ -16,7 +16,7 @@ router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[ApiKey])
 
 @router.get("/{task_id}", response_model=TaskResponse, responses=problems(TaskNotFoundError))
 async def get_task(task_id: UUID, db: ReadSession, response: Response) -> Task:
-    """Tell how far it is. Ask again after `Retry-After` seconds; without one it is over."""
+    """Poll again after `Retry-After` seconds; without that header the task has ended."""
     task = await TaskService.get_task(db, task_id)
     response.headers["Cache-Control"] = "no-store"
     if task.status not in OVER:
