@@ -8,7 +8,7 @@ PostgreSQL for the first. A request that fails leaves no key behind, and may be 
 import re
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, cast
 
 from fastapi.routing import RouteContext, iter_route_contexts
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,7 +24,7 @@ from src.api.deps import CREDENTIAL_HEADERS
 from src.core.events import State
 from src.db.models.idempotency import IdempotencyKey
 from src.db.session import DatabaseUnavailableError
-from src.services.idempotency import IdempotencyService
+from src.repositories.idempotency import IdempotencyRepository
 
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
@@ -62,52 +62,22 @@ class IdempotencyMiddleware:
         await self.app(scope, receive, send)
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = await _IdempotentRequest.read(scope, receive)
+        key = _hash_key(scope)
+        body = await _read_body(scope, receive)
+        fingerprint = _hash_request(scope, body)
         state: State = scope["state"]
         async with state["database"].transaction() as session:
-            stored = await IdempotencyService.acquire(session, request.key, request.fingerprint)
+            stored = await IdempotencyRepository(session).acquire(key, fingerprint)
             if stored is None:
-                response = _BufferedResponse(session, request.key, send)
+                response = _BufferedResponse(session, key, send)
                 scope["state"] = State(**{**state, "transaction": session})
                 scope.pop("extensions", None)  # responses sent through them could not be stored
                 try:
-                    await self.app(scope, request.replay_body(receive), response.buffer)
+                    await self.app(scope, _replay_body(body, receive), response.buffer)
                 except _CommitError as error:
                     raise error.cause from None
                 return
         await _replay(stored)(scope, receive, send)
-
-
-class _IdempotentRequest(NamedTuple):
-    key: bytes  # a hash of path, key and caller
-    fingerprint: bytes  # a hash of the rest
-    body: bytes
-
-    @classmethod
-    async def read(cls, scope: Scope, receive: Receive) -> Self:
-        key = _plain_key(scope)
-        try:
-            body = await Request(scope, receive).body()
-        except ClientDisconnect as error:
-            raise HTTPException(400, "Incomplete request body.") from error
-        path, headers = scope["path"].encode(), scope["headers"]
-        # No caller gets the response of another. The table holds hashes, not API keys.
-        caller = [part for each in headers if each[0] in CREDENTIAL_HEADERS for part in each]
-        content_type = [value for name, value in headers if name == b"content-type"]
-        return cls(
-            key=_digest(path, key, *caller),
-            fingerprint=_digest(scope["query_string"], body, *content_type),
-            body=body,
-        )
-
-    def replay_body(self, receive: Receive) -> Receive:
-        """Receive the body again, and then what the server sends."""
-        unread: list[Message] = [{"type": "http.request", "body": self.body}]
-
-        async def replay() -> Message:
-            return unread.pop() if unread else await receive()
-
-        return replay
 
 
 class _BufferedResponse:
@@ -143,9 +113,8 @@ class _BufferedResponse:
             for name, value in start.get("headers", ())
         ]
         body = b"".join(part.get("body", b"") for part in parts)
-        await IdempotencyService.store_response(
-            self.session, self.key, start["status"], headers, body
-        )
+        repository = IdempotencyRepository(self.session)
+        await repository.store_response(self.key, start["status"], headers, body)
         await self.session.commit()
 
 
@@ -162,18 +131,44 @@ def _route_of(scope: Scope) -> RouteContext | None:
     return next((route for route in routes if route.matches(scope)[0] is Match.FULL), None)
 
 
+async def _read_body(scope: Scope, receive: Receive) -> bytes:
+    try:
+        return await Request(scope, receive).body()
+    except ClientDisconnect as error:
+        raise HTTPException(400, "Incomplete request body.") from error
+
+
+def _replay_body(body: bytes, receive: Receive) -> Receive:
+    """Receive the body again, and then what the server sends."""
+    unread: list[Message] = [{"type": "http.request", "body": body}]
+
+    async def replay() -> Message:
+        return unread.pop() if unread else await receive()
+
+    return replay
+
+
 def _keys_of(scope: Scope) -> list[bytes]:
     return [value for name, value in scope["headers"] if name == b"idempotency-key"]
 
 
-def _plain_key(scope: Scope) -> bytes:
-    """Read the key: the standard puts it in quotes, many clients do not."""
+def _hash_key(scope: Scope) -> bytes:
+    """Hash path, key and caller: no caller gets the response of another.
+
+    The standard puts the key in quotes, many clients do not.
+    """
     key, *others = _keys_of(scope)
     if len(key) > 1 and key.startswith(b'"') and key.endswith(b'"'):
         key = key[1:-1]
     if others or not _VISIBLE.fullmatch(key):
         raise HTTPException(400, _BAD_KEY)
-    return key
+    caller = [part for each in scope["headers"] if each[0] in CREDENTIAL_HEADERS for part in each]
+    return _digest(scope["path"].encode(), key, *caller)
+
+
+def _hash_request(scope: Scope, body: bytes) -> bytes:
+    content_type = [value for name, value in scope["headers"] if name == b"content-type"]
+    return _digest(scope["query_string"], body, *content_type)
 
 
 def _digest(*parts: bytes) -> bytes:

@@ -17,7 +17,7 @@ from src.api.deps import DbSession
 from src.core.config import Settings
 from src.db.models.idempotency import IdempotencyKey
 from src.db.session import Database, open_database
-from src.services import idempotency
+from src.repositories import idempotency
 from tests.fixtures.client import connect
 from tests.fixtures.notes import NOTES, Note
 from tests.fixtures.statements import recorded
