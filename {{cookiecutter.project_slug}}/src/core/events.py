@@ -1,12 +1,13 @@
 """The lifespan: what a process opens when it starts and closes, in reverse, when it stops."""
 
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import NotRequired, Protocol, TypedDict
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NotRequired, TypedDict
 
 import structlog
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.types import Lifespan
 
 from src import (
     # % if cookiecutter.cache_backend != "none"
@@ -36,11 +37,7 @@ class State(TypedDict):
     transaction: NotRequired[AsyncSession]  # of `IdempotencyMiddleware`, which commits it
 
 
-class Lifespan(Protocol):
-    def __call__(self, app: FastAPI, /) -> AbstractAsyncContextManager[State]: ...
-
-
-def build_lifespan(settings: Settings) -> Lifespan:
+def build_lifespan(settings: Settings) -> Lifespan[FastAPI]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[State]:
         async with AsyncExitStack() as stack:
