@@ -76,7 +76,8 @@ class ProblemOpenAPI(FastAPI):
 
 def _describe_errors(operation: dict[str, Any], method: str, dependant: Dependant) -> None:
     responses = operation["responses"]
-    statuses = {_STATUS_OF_DEPENDENCY.get(call) for call in _calls(dependant)} - {None}
+    known = _STATUS_OF_DEPENDENCY
+    statuses = {known[call] for call in _calls(dependant) if call in known}
     if responses.get("422", {}).get("description") == "Validation Error":
         del responses["422"]  # FastAPI's own, for whatever takes parameters or a body
         statuses.add(422)
@@ -85,8 +86,7 @@ def _describe_errors(operation: dict[str, Any], method: str, dependant: Dependan
     if method == "POST":
         operation.setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
         statuses |= _STATUSES_OF_POST
-    derived = problems(*(status for status in statuses if status is not None))
-    for status, response in derived.items():
+    for status, response in problems(*statuses).items():
         responses.setdefault(str(status), response)
     operation["responses"] = dict(sorted(responses.items()))
 

@@ -6,6 +6,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
@@ -40,28 +41,23 @@ async def _domain_error(request: Request, error: DomainError) -> JSONResponse:
 
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods_of(request)):
+        headers["Allow"] = ", ".join(methods)
     says_more = error.detail != phrase_of(error.status_code)
     return problem_response(
         request.scope,
         error.status_code,
         detail=str(error.detail) if says_more else None,
-        headers={**(error.headers or {}), **_allow(request, error.status_code)},
+        headers=headers,
     )
 
 
-def _allow(request: Request, status: int) -> dict[str, str]:
-    """Name every method that the path has; Starlette names those of one route alone."""
-    if status != HTTPStatus.METHOD_NOT_ALLOWED:
-        return {}
-    methods = [
-        method
-        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-        if any(
-            route.matches({**request.scope, "method": method})[0] is Match.FULL
-            for route in request.app.router.routes
-        )
-    ]
-    return {"Allow": ", ".join(methods)}
+def _methods_of(request: Request) -> list[str]:
+    """Return all methods of the path; Starlette names those of one route alone."""
+    routes = iter_route_contexts(request.app.routes)
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in matching for method in route.methods or ()})
 
 
 async def _invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
