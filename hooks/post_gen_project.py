@@ -30,7 +30,7 @@ FEATURES = [
     ("{{ not cookiecutter.example }}", "src/*/jobs_without_example.py"),
     ("{{ cookiecutter.cache_backend != 'none' }}", """
         docs/cache.md
-        src/api/response_cache.py
+        src/api/response_*.py
         src/api/v1/endpoints/cache.py
         src/cache
         src/core/cache_type.py

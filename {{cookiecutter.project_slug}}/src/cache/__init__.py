@@ -1,10 +1,13 @@
-"""The cache: docs/cache.md tells how to use it."""
+"""`@cached`, `@invalidate_cache` and direct access to the cache; docs/cache.md shows how.
+
+Nothing in this package is yours to change: `engine` is the machinery, `backends` the stores.
+"""
 
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError
 from src.cache.backends.memory import MemoryBackend
 from src.cache.decorators import cached, invalidate, invalidate_cache
 from src.cache.dependencies import get_cache
-from src.cache.engine.cache import Cache, Policy, current_cache, open_cache, use_cache
+from src.cache.engine.cache import Cache, current_cache, open_cache, use_cache
 from src.cache.engine.models import watch_models
 
 __all__ = [
@@ -13,7 +16,6 @@ __all__ = [
     "CacheError",
     "CacheUnavailableError",
     "MemoryBackend",
-    "Policy",
     "cached",
     "current_cache",
     "get_cache",

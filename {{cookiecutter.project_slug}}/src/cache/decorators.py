@@ -8,10 +8,15 @@ from typing import Any, ParamSpec, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from src.cache.engine.after_commit import Watch, after_commit, watch_commits
-from src.cache.engine.cache import Policy, current_cache
+from src.cache.engine.after_commit import (
+    invalidate_after_commit,
+    open_transactions,
+    watch_commits,
+)
+from src.cache.engine.cache import current_cache
 from src.cache.engine.codec import codec_for
-from src.cache.engine.keys import Arguments, Template, is_tool, key_maker
+from src.cache.engine.keys import Arguments, Template, key_maker
+from src.cache.engine.policy import Policy
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,8 +58,11 @@ def cached(
         unrefreshed: Policy[T] = Policy(policy.name, policy.codec, ttl=ttl, jitter=jitter)
         key_of = key_maker(function, key_prefix, key)
         tags_of = _filler(tags, function)
-        if stale:
-            _refuse_tools(function)
+        if stale and (excluded := Arguments(function).excluded()):
+            raise TypeError(
+                f"{function.__qualname__} cannot be refreshed in the background: `{excluded[0]}`"
+                " ends with the request; open what it needs inside"
+            )
 
         @functools.wraps(function)
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -91,9 +99,12 @@ def invalidate_cache(
         @functools.wraps(function)
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
             patterns, named_tags = patterns_of(args, kwargs), tags_of(args, kwargs)
-            with watch_commits() as watch:
+            with watch_commits() as commits:
                 result = await function(*args, **kwargs)
-            await _invalidate(patterns, named_tags, _sessions_of(args, kwargs), watch)
+            sessions = open_transactions(_sessions_of(args, kwargs))
+            # It may have committed by itself, and then begun another transaction.
+            now = bool(commits) or not sessions
+            await _invalidate(patterns, named_tags, sessions, now=now)
             return result
 
         return wrapper
@@ -105,19 +116,20 @@ async def invalidate(
     *key_patterns: str, tags: Sequence[str] = (), session: AsyncSession | None = None
 ) -> None:
     """Forget keys, what matches patterns and what carries tags, as `@invalidate_cache` does."""
-    await _invalidate(key_patterns, tags, [session.sync_session] if session else [])
+    sessions = open_transactions([session.sync_session] if session else [])
+    await _invalidate(key_patterns, tags, sessions, now=not sessions)
 
 
 async def _invalidate(
-    key_patterns: Sequence[str],
-    tags: Sequence[str],
-    sessions: Sequence[Session],
-    watch: Watch | None = None,
+    key_patterns: Sequence[str], tags: Sequence[str], sessions: Sequence[Session], *, now: bool
 ) -> None:
     cache = current_cache()
-    if cache is not None:
-        callback = functools.partial(cache.invalidate, *key_patterns, tags=tags)
-        await after_commit(callback, sessions, watch)
+    if cache is None:
+        return
+    for session in sessions:
+        invalidate_after_commit(session, cache.invalidate, key_patterns, tags)
+    if now:
+        await cache.invalidate(*key_patterns, tags=tags)
 
 
 def _sessions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Session]:
@@ -142,12 +154,3 @@ def _filler(
         return tuple(template.fill(values) for template in prepared)
 
     return fill
-
-
-def _refuse_tools(function: Callable[..., Any]) -> None:
-    for name, kind in Arguments(function).annotated.items():
-        if is_tool(kind):
-            raise TypeError(
-                f"{function.__qualname__} cannot be refreshed in the background: `{name}` ends with"
-                " the request; open what it needs inside"
-            )

@@ -13,11 +13,13 @@ from fastapi.responses import StreamingResponse
 from httpx import ASGITransport, AsyncClient
 from starlette.background import BackgroundTask
 from starlette.requests import HTTPConnection
+from starlette.types import Receive, Scope, Send
 
 from src.api.deps import ApiKey
 from src.api.metrics import REQUESTS
-from src.api.response_cache import CachedRoute, CacheMiddleware, cached_response
-from src.cache import Cache, MemoryBackend, use_cache
+from src.api.response_cache import CachedRoute, cached_response
+from src.api.response_shortcut import CacheMiddleware
+from src.cache import Cache, MemoryBackend
 from src.db.session import Database
 from tests.fixtures.client import connect
 
@@ -85,12 +87,16 @@ def client_of(serve: Serve, router: APIRouter, counter: Counter) -> Callable[...
     return client_of
 
 
-def bare(router: APIRouter) -> tuple[CacheMiddleware, AsyncClient]:
-    """Serve the router with nothing but the middleware around it, and without a lifespan."""
+def bare(router: APIRouter, **state: Cache) -> tuple[CacheMiddleware, AsyncClient]:
+    """Serve the router with nothing but the middleware around it, and with this state alone."""
     app = FastAPI()
     app.include_router(router)
     middleware = CacheMiddleware(app)
-    return middleware, AsyncClient(transport=ASGITransport(middleware), base_url="http://test")
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await middleware({**scope, "state": {**state}}, receive, send)
+
+    return middleware, AsyncClient(transport=ASGITransport(serve), base_url="http://test")
 
 
 async def test_a_second_request_is_answered_without_the_endpoint(
@@ -238,11 +244,10 @@ async def test_a_long_path_is_kept_but_takes_no_memory(
         counter()
         return len(text)
 
-    middleware, client = bare(router)
-    with use_cache(cache):
-        async with client:
-            for length in (1, 1000, 1, 1000):
-                assert (await client.get(f"/t/{'x' * length}")).json() == length
+    middleware, client = bare(router, cache=cache)
+    async with client:
+        for length in (1, 1000, 1, 1000):
+            assert (await client.get(f"/t/{'x' * length}")).json() == length
 
     assert counter.calls == 2
     assert [*middleware.known] == ["/t/x"]
@@ -487,7 +492,7 @@ async def of_the_cookie(session: Annotated[str, Cookie()]) -> None: ...
         (of_the_cookie, {}, "identity"),
         (nothing, {"dependencies": [ApiKey]}, "identity"),
         (nothing, {"dependencies": [Depends(ask_who_calls)]}, "shared=True"),
-        (nothing, {"methods": ["POST"]}, "only answers to GET"),
+        (nothing, {"methods": ["POST"]}, "only responses to GET"),
     ],
 )
 def test_a_route_whose_answers_cannot_be_shared_is_refused(

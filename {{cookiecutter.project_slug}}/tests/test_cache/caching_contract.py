@@ -182,7 +182,11 @@ class CachingContract:
 
         assert await find() == [1]
 
-    async def test_functions_that_want_each_others_keys_do_not_wait_for_ever(self) -> None:
+    async def test_functions_that_want_each_others_keys_do_not_wait_for_ever(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A nested call waits no longer than a lease lasts."""
+        monkeypatch.setattr(cache_module, "LEASE_SECONDS", 0.5)
         both_lead = asyncio.Barrier(2)
 
         @cached(key="{number}")

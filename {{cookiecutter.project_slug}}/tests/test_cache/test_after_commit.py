@@ -1,16 +1,16 @@
-"""What waits for a commit happens right after it, and only then."""
+"""Invalidation waits for the commit, and is done before the caller of `commit` continues."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from src.cache.engine.after_commit import after_commit, has_uncommitted_changes, watch_commits
-from src.db.models.item import Item
+from src.cache import Cache, MemoryBackend, invalidate, use_cache
+from src.cache.engine.after_commit import has_uncommitted_changes
 from src.db.session import Database
 
-PATIENCE_SECONDS = 60
 SLOW_COMMIT = (
     (
         "CREATE FUNCTION pg_temp.slow() RETURNS trigger LANGUAGE plpgsql AS"
@@ -25,118 +25,115 @@ SLOW_COMMIT = (
 )
 
 
-class Calls(list[str]):
-    async def note(self) -> None:
-        self.append("called")
+class RecordingBackend(MemoryBackend):
+    """Knows what was deleted; a deletion waits at the gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deleted: list[str] = []
+        self.started, self.gate = asyncio.Event(), asyncio.Event()
+        self.gate.set()
+
+    async def delete(self, *keys: str) -> int:
+        self.started.set()
+        await self.gate.wait()
+        self.deleted += keys
+        return await super().delete(*keys)
 
 
 @pytest.fixture
-def calls() -> Calls:
-    return Calls()
+async def backend() -> AsyncGenerator[RecordingBackend]:
+    backend = RecordingBackend()
+    with use_cache(Cache(backend, ttl=60)):
+        yield backend
 
 
-async def test_without_a_transaction_there_is_nothing_to_wait_for(calls: Calls) -> None:
-    await after_commit(calls.note)
-    assert len(calls) == 1
+async def test_without_a_transaction_it_is_done_at_once(backend: RecordingBackend) -> None:
+    await invalidate("key")
+    assert backend.deleted == ["key"]
 
 
-async def test_a_callback_waits_for_the_commit(database: Database, calls: Calls) -> None:
+async def test_it_waits_for_the_commit(database: Database, backend: RecordingBackend) -> None:
+    """Whatever a transaction invalidates is deleted together, once."""
     async with database.transaction():
-        await after_commit(calls.note)
-        assert not calls
-    assert len(calls) == 1
+        await invalidate("a")
+        await invalidate("a", "b")
+        await invalidate(tags=["c"])
+        assert backend.deleted == []
+    assert backend.deleted == ["a", "b", "tag:c"]
 
 
-async def test_a_session_of_any_sessionmaker_will_do(
-    committing_database: Database, calls: Calls
+async def test_a_session_of_another_sessionmaker_counts(
+    committing_database: Database, backend: RecordingBackend
 ) -> None:
     engine = committing_database.writes.kw["bind"]
     async with async_sessionmaker(engine)() as session:
         await session.execute(text("SELECT 1"))
-        await after_commit(calls.note)
-        assert not calls
+        await invalidate("key")
+        assert backend.deleted == []
         await session.commit()
-        assert len(calls) == 1
-    assert len(calls) == 1
+        assert backend.deleted == ["key"]
+    assert backend.deleted == ["key"]
 
 
-async def test_after_a_rollback_nothing_happens(database: Database, calls: Calls) -> None:
+async def test_after_a_rollback_nothing_is_deleted(
+    database: Database, backend: RecordingBackend
+) -> None:
     with pytest.raises(ValueError, match="undo"):  # noqa: PT012 - the block is what raises
         async with database.transaction():
-            await after_commit(calls.note)
+            await invalidate("key")
             raise ValueError("undo")
     async with database.transaction():
         pass
-    assert not calls
+    assert backend.deleted == []
 
 
-async def test_a_commit_that_fails_is_none(committing_database: Database, calls: Calls) -> None:
-    async with committing_database.writes() as session:
-        await session.execute(
-            text("CREATE TEMPORARY TABLE one (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
-        )
-        await session.execute(text("INSERT INTO one VALUES (1), (1)"))
-        await after_commit(calls.note)
-        with pytest.raises(Exception, match="unique"):
-            await session.commit()
-    assert not calls
-
-
-async def test_savepoints_count_with_what_becomes_of_them(db: AsyncSession, calls: Calls) -> None:
-    async def note_kept() -> None:
-        calls.append("kept")
-
+async def test_a_savepoint_does_not_count_as_a_commit(
+    db: AsyncSession, backend: RecordingBackend
+) -> None:
     async with db.begin_nested():
-        await after_commit(note_kept)
-        savepoint = await db.begin_nested()
-        await after_commit(calls.note)
-        await savepoint.rollback()
-    assert not calls
+        await invalidate("key")
+    assert backend.deleted == []
     await db.commit()
-    assert calls == ["kept"]
+    assert backend.deleted == ["key"]
 
 
-async def test_of_two_sessions_either_may_have_written(
-    committing_database: Database, calls: Calls
+async def test_an_open_savepoint_does_not_hide_the_commit(
+    committing_database: Database, backend: RecordingBackend
+) -> None:
+    async with committing_database.transaction() as session:
+        await session.begin_nested()
+        await invalidate("key")
+    assert backend.deleted == ["key"]
+
+
+async def test_either_of_two_sessions_may_have_written(
+    committing_database: Database, backend: RecordingBackend
 ) -> None:
     """Neither hides what the other has not committed yet."""
     async with committing_database.transaction() as session:
-        session.add(Item(name="Lamp"))
-        await session.flush()
+        await session.execute(text("CREATE TEMPORARY TABLE one (id int)"))
         async with committing_database.transaction() as other:
             await other.execute(text("SELECT 1"))
             assert has_uncommitted_changes()
-            await after_commit(calls.note, [session.sync_session])
-        assert not calls
+            await invalidate("key", session=session)
+        assert backend.deleted == []
         assert has_uncommitted_changes()
-    assert len(calls) == 1
+    assert backend.deleted == ["key"]
     assert not has_uncommitted_changes()
 
 
 async def test_a_reading_session_does_not_hide_the_transaction(
-    committing_database: Database, calls: Calls
+    committing_database: Database, backend: RecordingBackend
 ) -> None:
     async with committing_database.transaction(), committing_database.reads() as reads:
-        await after_commit(calls.note, [reads.sync_session])
-        assert not calls
-    assert len(calls) == 1
-
-
-async def test_what_begins_after_the_commit_is_not_waited_for(
-    committing_database: Database, calls: Calls
-) -> None:
-    """A session that commits and then refreshes has begun anew, and may never commit again."""
-    async with committing_database.writes() as session:
-        with watch_commits() as watch:
-            await session.execute(text("SELECT 1"))
-            await session.commit()
-            await session.execute(text("SELECT 1"))
-        await after_commit(calls.note, [session.sync_session], watch)
-        assert len(calls) == 1
+        await invalidate("key", session=reads)
+        assert backend.deleted == []
+    assert backend.deleted == ["key"]
 
 
 async def test_a_task_that_outlives_the_transaction_is_not_in_it(
-    committing_database: Database, calls: Calls
+    committing_database: Database, backend: RecordingBackend
 ) -> None:
     ended = asyncio.Event()
 
@@ -144,7 +141,7 @@ async def test_a_task_that_outlives_the_transaction_is_not_in_it(
         assert has_uncommitted_changes()
         await ended.wait()
         assert not has_uncommitted_changes()
-        await after_commit(calls.note)
+        await invalidate("key")
 
     async with committing_database.transaction() as session:
         await session.execute(text("CREATE TEMPORARY TABLE one (id int)"))
@@ -152,38 +149,33 @@ async def test_a_task_that_outlives_the_transaction_is_not_in_it(
         await asyncio.sleep(0)
     ended.set()
     await task
-    assert len(calls) == 1
+    assert backend.deleted == ["key"]
 
 
-async def test_a_callback_that_fails_neither_undoes_nor_stops_anything(
-    database: Database, calls: Calls
+async def test_a_failure_does_not_look_like_a_failed_commit(
+    database: Database, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail() -> None:
+    async def fail(*_: str) -> int:
         raise ValueError("logged")
 
+    monkeypatch.setattr(backend, "delete", fail)
     async with database.transaction():
-        await after_commit(fail)
-        await after_commit(calls.note)
-    assert len(calls) == 1
+        await invalidate("key")
 
 
-async def test_who_is_cancelled_while_committing_may_have_committed(
-    committing_database: Database,
+async def test_a_commit_that_is_cancelled_may_have_succeeded(
+    committing_database: Database, backend: RecordingBackend
 ) -> None:
-    called = asyncio.Event()
-
-    async def note() -> None:
-        called.set()
+    ready = asyncio.Event()
 
     async def change() -> None:
         async with committing_database.writes() as session:
             for statement in SLOW_COMMIT:
                 await session.execute(text(statement))
-            await after_commit(note)
+            await invalidate("key")
             ready.set()
             await session.commit()
 
-    ready = asyncio.Event()
     task = asyncio.create_task(change())
     await ready.wait()
     await asyncio.sleep(0.1)  # the commit would take far longer
@@ -191,31 +183,22 @@ async def test_who_is_cancelled_while_committing_may_have_committed(
 
     with pytest.raises(asyncio.CancelledError):
         await task
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        await called.wait()
+    assert backend.deleted == ["key"]
 
 
-async def test_who_is_cancelled_after_the_commit_has_committed(
-    committing_database: Database,
+async def test_a_caller_cancelled_after_the_commit_still_invalidates(
+    committing_database: Database, backend: RecordingBackend
 ) -> None:
-    begun, gate, called = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    async def note() -> None:
-        begun.set()
-        await gate.wait()
-        called.set()
+    backend.gate.clear()
 
     async def change() -> None:
-        async with committing_database.writes() as session:
-            await session.execute(text("SELECT 1"))
-            await after_commit(note)
-            await session.commit()
+        async with committing_database.transaction():
+            await invalidate("key")
 
     task = asyncio.create_task(change())
-    await begun.wait()
+    await backend.started.wait()
     task.cancel()
+    backend.gate.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    gate.set()
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        await called.wait()
+    assert backend.deleted == ["key"]

@@ -159,13 +159,13 @@ async def test_what_has_a_session_is_not_refreshed_in_the_background(
 class Refusing(MemoryBackend):
     """A cache that has just failed, as leases may be granted without one."""
 
-    async def lease(self, key: str, token: str, seconds: float) -> bool:
+    async def acquire_lease(self, key: str, token: str, seconds: float) -> bool:
         return bool(key and token and seconds)
 
-    async def renew(self, key: str, token: str, seconds: float) -> bool:
+    async def renew_lease(self, key: str, token: str, seconds: float) -> bool:
         return not (key and token and seconds)
 
-    async def fulfil(
+    async def set_if_leased(
         self, key: str, token: str, value: str | bytes, ex: float | None = None
     ) -> bool:
         return not (key and token and value and ex)

@@ -1,3 +1,5 @@
+"""The circuit breaker around a backend that can be told to fail."""
+
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
@@ -10,37 +12,29 @@ from structlog.testing import LogCapture
 
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError
 from src.cache.backends.memory import MemoryBackend
-from src.cache.engine.circuit_breaker import (
-    MAX_PENDING,
-    MAX_PENDING_PATTERNS,
-    CircuitBreakerBackend,
-)
+from src.cache.engine import circuit_breaker
+from src.cache.engine.circuit_breaker import CircuitBreakerBackend
+from tests.test_cache.contract import keys_of
 
-Logs = list[MutableMapping[str, Any]]
-
-AWAY = CacheUnavailableError("connection refused")
+UNAVAILABLE = CacheUnavailableError("connection refused")
 READ_ONLY = CacheError("read-only replica")
 PATIENCE_SECONDS = 60
 REQUEST = ContextVar("REQUEST", default="none")
 
-
-async def _keys(backend: CacheBackend) -> list[str]:
-    return [key async for key in backend.scan()]
-
-
+Logs = list[MutableMapping[str, Any]]
 Call = Callable[[CacheBackend], Awaitable[object]]
+# Each with what it returns while the circuit is open.
 OTHERS: dict[str, tuple[Call, object]] = {
     "get": (lambda backend: backend.get("key"), None),
     "get_many": (lambda backend: backend.get_many("key", "unknown"), [None, None]),
     "set": (lambda backend: backend.set("key", "new", 7), None),
-    "set_many": (lambda backend: backend.set_many({"key": "new"}, 7), None),
     "add": (lambda backend: backend.add("key", "new", 7), True),
-    "increment": (lambda backend: backend.increment("number", 3, 7), 3),
-    "scan": (_keys, []),
-    "lease": (lambda backend: backend.lease("key", "token", 7), True),
-    "renew": (lambda backend: backend.renew("leased", "token", 7), False),
-    "fulfil": (lambda backend: backend.fulfil("leased", "token", "new", 7), False),
-    "release": (lambda backend: backend.release("leased", "token"), None),
+    "scan": (keys_of, []),
+    "acquire_lease": (lambda backend: backend.acquire_lease("key", "token", 7), True),
+    "renew_lease": (lambda backend: backend.renew_lease("leased", "token", 7), False),
+    "set_if_leased": (lambda backend: backend.set_if_leased("leased", "token", "new", 7), False),
+    "release_lease": (lambda backend: backend.release_lease("leased", "token"), None),
+    "info": (lambda backend: backend.info(), {}),
 }
 DELETIONS: dict[str, tuple[Call, object]] = {
     "delete": (lambda backend: backend.delete("key"), 0),
@@ -51,18 +45,17 @@ CALLS = OTHERS | DELETIONS
 
 
 class FaultyBackend(MemoryBackend):
-    """Memory that may be told to wait, and then to fail, before it does what it is asked to."""
+    """Memory that waits at a gate, and then fails, before it does what it is asked to."""
 
     name = "faulty"
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, ...]] = []
-        self.away: CacheUnavailableError | None = None
+        self.outage: CacheUnavailableError | None = None
         self.errors: dict[str, Exception] = {}
         self.gates: dict[str, asyncio.Event] = {}
-        self.closed = False
-        for operation in (*(OTHERS.keys() - {"scan"}), *DELETIONS, "ping", "info"):
+        for operation in (*(OTHERS.keys() - {"scan"}), *DELETIONS, "ping"):
             setattr(self, operation, self._faulty(operation))
 
     def _faulty(self, operation: str) -> Callable[..., Awaitable[object]]:
@@ -72,13 +65,14 @@ class FaultyBackend(MemoryBackend):
             await self._meet(operation, *args)
             return await do(*args)
 
+        call.__name__ = operation
         return call
 
     async def _meet(self, operation: str, *args: object) -> None:
         self.calls.append((operation, *args))
         if gate := self.gates.get(operation):
             await gate.wait()
-        if error := self.errors.get(operation, self.away):
+        if error := self.errors.get(operation, self.outage):
             raise error
 
     async def scan(self, pattern: str = "*") -> AsyncIterator[str]:
@@ -87,7 +81,6 @@ class FaultyBackend(MemoryBackend):
             yield key
 
     async def aclose(self) -> None:
-        self.closed = True
         await self._meet("aclose")
 
     def called(self, operation: str) -> int:
@@ -104,7 +97,7 @@ def other_tasks() -> set[asyncio.Task[Any]]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110 - what is waited for tells nobody
+        while not condition():  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.001)
 
 
@@ -114,8 +107,9 @@ def metric(name: str, **labels: str) -> float:
 
 async def make_inner() -> FaultyBackend:
     inner = FaultyBackend()
-    await inner.set_many({"key": "old", "number": "1"})
-    await inner.lease("leased", "token", 60)
+    await inner.set("key", "old")
+    await inner.set("other", "old")
+    await inner.acquire_lease("leased", "token", 60)
     inner.calls.clear()
     return inner
 
@@ -130,7 +124,7 @@ async def backend(inner: FaultyBackend) -> AsyncGenerator[CircuitBreakerBackend]
     before = other_tasks()
     async with CircuitBreakerBackend(inner, retry_seconds=0.01) as backend:
         yield backend
-        inner.away = None
+        inner.outage = None
         inner.errors.clear()
         inner.gates.clear()
     assert other_tasks() <= before
@@ -138,34 +132,29 @@ async def backend(inner: FaultyBackend) -> AsyncGenerator[CircuitBreakerBackend]
 
 @pytest.fixture
 def logs(monkeypatch: pytest.MonkeyPatch) -> Logs:
+    """What the circuit breaker logs, however the tests before have configured the log."""
     capture = LogCapture()
     log = structlog.wrap_logger(None, [capture], wrapper_class=structlog.stdlib.BoundLogger)
-    monkeypatch.setattr("src.cache.engine.circuit_breaker.log", log)
+    monkeypatch.setattr(circuit_breaker, "log", log)
     return capture.entries
 
 
-def events(logs: Logs) -> list[str]:
-    return [entry["event"] for entry in logs]
-
-
 async def fail(backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
-    """Let an outage begin."""
-    inner.away = AWAY
+    inner.outage = UNAVAILABLE
     await backend.get("key")
     assert not backend.available
     inner.calls.clear()
 
 
 async def recover(backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
-    inner.away = None
+    inner.outage = None
     await until(lambda: backend.available)
 
 
 @pytest.mark.parametrize("operation", CALLS)
-async def test_healthy(
+async def test_while_closed_calls_pass_through(
     operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
 ) -> None:
-    """While all is well, a call reaches the inner backend as it is, and its answer comes back."""
     call, _ = CALLS[operation]
     direct = await make_inner()
 
@@ -174,549 +163,339 @@ async def test_healthy(
     assert inner.calls == direct.calls
 
 
-class TestDefaults:
-    @pytest.mark.parametrize("operation", CALLS)
-    async def test_away(
-        self, operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
-    ) -> None:
-        """The failing call answers as if there were no cache, and so does the next one, at once."""
-        call, default = CALLS[operation]
-        inner.away = AWAY
+@pytest.mark.parametrize("operation", CALLS)
+async def test_an_outage_opens_it(
+    operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
+) -> None:
+    """The failing call returns what an empty cache would, and so does the next one, at once."""
+    call, default = CALLS[operation]
+    inner.outage = UNAVAILABLE
 
-        assert await call(backend) == default
-        assert not backend.available
-        assert await call(backend) == default
+    assert await call(backend) == default
+    assert not backend.available
+    assert await call(backend) == default
 
-        assert inner.requests == [operation]
+    assert inner.requests == [operation]
 
-    @pytest.mark.parametrize("operation", OTHERS)
-    async def test_single_failure(
-        self, operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
-    ) -> None:
-        """What one operation could not do is no reason to leave the backend alone."""
-        call, default = OTHERS[operation]
-        inner.errors[operation] = READ_ONLY
 
-        assert await call(backend) == default
+@pytest.mark.parametrize("operation", OTHERS)
+async def test_one_failed_operation_does_not_open_it(
+    operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
+) -> None:
+    call, default = OTHERS[operation]
+    inner.errors[operation] = READ_ONLY
+    errors = metric("cache_errors_total", operation=operation)
 
-        assert backend.available
-        assert events(logs) == ["cache_error"]
+    assert await call(backend) == default
 
-    async def test_scan_fails_midway(
-        self, backend: CircuitBreakerBackend, inner: FaultyBackend
-    ) -> None:
-        """A scan ends where the backend fails."""
-        found = []
+    assert backend.available
+    assert [(log["event"], log["operation"]) for log in logs] == [("cache_error", operation)]
+    assert metric("cache_errors_total", operation=operation) == errors + 1
+    assert metric("cache_operation_duration_seconds_count", operation=operation) > 0
 
-        async for key in backend.scan():
-            found.append(key)
-            await fail(backend, inner)
 
-        assert len(found) == 1
+async def test_a_scan_ends_where_the_backend_fails(
+    backend: CircuitBreakerBackend, inner: FaultyBackend
+) -> None:
+    found = []
+    async for key in backend.scan():
+        found.append(key)
+        await fail(backend, inner)
 
-    async def test_ping(self, backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
-        """A ping reports a failure, and an outage without asking the backend."""
+    assert len(found) == 1
+
+
+async def test_a_ping_raises_at_once_while_it_is_open(
+    backend: CircuitBreakerBackend, inner: FaultyBackend
+) -> None:
+    await backend.ping()
+    inner.outage = UNAVAILABLE
+    with pytest.raises(CacheUnavailableError):
         await backend.ping()
-        inner.away = AWAY
-        with pytest.raises(CacheUnavailableError):
-            await backend.ping()
-        assert not backend.available
 
-        inner.gates["ping"] = asyncio.Event()
-        with pytest.raises(CacheUnavailableError):
-            await backend.ping()
+    inner.gates["ping"] = asyncio.Event()
+    with pytest.raises(CacheUnavailableError):
+        await backend.ping()
 
-    async def test_info(self, backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
-        """The inner backend is described while it is there."""
-        assert await backend.info() == await inner.info()
 
-        await fail(backend, inner)
+@pytest.mark.parametrize("operation", ["get", "delete"])
+@pytest.mark.parametrize("error", [ValueError("bad ex"), TypeError("a bug")])
+async def test_mistakes_and_bugs_are_raised(
+    error: Exception, operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
+) -> None:
+    inner.errors[operation] = error
 
-        assert await backend.info() == {}
+    with pytest.raises(type(error)):
+        await CALLS[operation][0](backend)
 
-    def test_ttl(self, inner: FaultyBackend) -> None:
-        """Its default time to live is the inner one's."""
-        inner.ttl = 7
+    assert backend.available
 
-        assert CircuitBreakerBackend(inner).ttl == 7
 
-    @pytest.mark.parametrize("operation", ["get", "delete"])
-    @pytest.mark.parametrize("error", [ValueError("bad ex"), TypeError("a bug")])
-    async def test_other_errors(
-        self, error: Exception, operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
-    ) -> None:
-        """Mistakes of the caller and bugs are not hidden."""
-        inner.errors[operation] = error
+async def test_a_cancelled_read_does_not_open_it(
+    backend: CircuitBreakerBackend, inner: FaultyBackend
+) -> None:
+    inner.gates["get"] = asyncio.Event()
 
-        with pytest.raises(type(error)):
-            await CALLS[operation][0](backend)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(backend.get("key"), 0.01)
 
-        assert backend.available
+    assert backend.available
 
-    async def test_cancelled_read(
-        self, backend: CircuitBreakerBackend, inner: FaultyBackend
-    ) -> None:
-        """A caller who gives up says nothing about the backend."""
-        inner.gates["get"] = asyncio.Event()
 
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(backend.get("key"), 0.01)
+async def test_concurrent_failures_are_one_outage_with_one_warning(
+    backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
+) -> None:
+    inner.outage = UNAVAILABLE
+    gate = inner.gates["get"] = asyncio.Event()
+    calls = [asyncio.create_task(backend.get("key")) for _ in range(200)]
+    await until(lambda: inner.called("get") == 200)
 
-        assert backend.available
+    gate.set()
+    assert await asyncio.gather(*calls) == [None] * 200
+    await until(lambda: inner.called("ping") > 3)
 
+    cause = {"backend": "faulty", "cause": "connection refused"}
+    assert logs == [{"event": "cache_unavailable", "log_level": "warning", **cause}]
 
-class TestBreaker:
-    async def test_many_failures(
-        self, backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
-    ) -> None:
-        """However many calls fail together, it is one outage with one line in the log."""
-        inner.away = AWAY
-        gate = inner.gates["get"] = asyncio.Event()
-        calls = [asyncio.create_task(backend.get("key")) for _ in range(200)]
-        await until(lambda: inner.called("get") == 200)
-        gate.set()
 
-        assert await asyncio.gather(*calls) == [None] * 200
-
-        await until(lambda: inner.called("ping") > 3)
-        assert logs == [
-            {
-                "event": "cache_unavailable",
-                "log_level": "warning",
-                "backend": "faulty",
-                "cause": "connection refused",
-            }
-        ]
-
-    async def test_recovery(
-        self, backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
-    ) -> None:
-        """It heals by itself, says so, and leaves no task behind."""
-        tasks = other_tasks()
-        await fail(backend, inner)
-        assert len(other_tasks() - tasks) == 1
-
-        await recover(backend, inner)
-
-        assert await backend.get("key") == "old"
-        assert other_tasks() <= tasks
-        assert events(logs) == ["cache_unavailable", "cache_available"]
-        assert logs[1]["log_level"] == "info"
-        assert 0 < logs[1]["away_seconds"] < 2 * PATIENCE_SECONDS
-
-    async def test_second_outage(
-        self, backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
-    ) -> None:
-        """Each outage is told of, and heals."""
-        for _ in range(2):
-            await fail(backend, inner)
-            await recover(backend, inner)
-
-        assert events(logs) == ["cache_unavailable", "cache_available"] * 2
-
-    async def test_late_failure(
-        self, backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
-    ) -> None:
-        """A call from before the outage that fails after it does not begin another one."""
-        gate = inner.gates["set"] = asyncio.Event()
-        late = asyncio.create_task(backend.set("key", "new"))
-        await until(lambda: inner.called("set") == 1)
-        await fail(backend, inner)
-        await recover(backend, inner)
-        inner.errors["set"] = AWAY
-        gate.set()
-
-        await late
-
-        assert backend.available
-        assert events(logs) == ["cache_unavailable", "cache_available"]
-
-    async def test_context(
-        self, backend: CircuitBreakerBackend, inner: FaultyBackend, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The task that heals does not run in the context of the request that met the failure."""
-        seen = []
-
-        async def ping() -> None:
-            seen.append(REQUEST.get())
-
-        monkeypatch.setattr(inner, "ping", ping)
-        REQUEST.set("mine")
-
-        await fail(backend, inner)
-        await recover(backend, inner)
-
-        assert seen == ["none"]
-
-    async def test_bug_while_healing(
-        self, backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
-    ) -> None:
-        """A bug that healing meets is logged, and does not end it."""
-        inner.errors["ping"] = TypeError("a bug")
-        await fail(backend, inner)
-        await until(lambda: inner.called("ping") == 2)
-        assert not backend.available
-        del inner.errors["ping"]
-
-        await recover(backend, inner)
-
-        assert events(logs)[:2] == ["cache_unavailable", "cache_retry_failed"]
-        assert isinstance(logs[1]["exc_info"], TypeError)
-
-    async def test_errors_are_logged_now_and_then(
-        self,
-        backend: CircuitBreakerBackend,
-        inner: FaultyBackend,
-        logs: Logs,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        """Of each operation's errors one a minute is logged."""
-        inner.errors = {"set": READ_ONLY, "add": READ_ONLY}
-        now = 1000.0
-        monkeypatch.setattr("src.cache.engine.circuit_breaker.monotonic", lambda: now)
-
-        for _ in range(3):
-            await backend.set("key", "new")
-            await backend.add("key", "new")
-        assert [entry["operation"] for entry in logs] == ["set", "add"]
-        assert logs[0]["cause"] == "read-only replica"
-        now += 60
-        await backend.set("key", "new")
-
-        assert [entry["operation"] for entry in logs] == ["set", "add", "set"]
-
-
-class TestDeletions:
-    @pytest.mark.parametrize("operation", DELETIONS)
-    async def test_while_away(
-        self, operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
-    ) -> None:
-        """What is deleted in an outage is gone before anything is read again."""
-        await fail(backend, inner)
-        await DELETIONS[operation][0](backend)
-        assert operation not in inner.requests
-        inner.away = None
-
-        while not backend.available:
-            assert await backend.get("key") is None
-            await asyncio.sleep(0)
-
-        assert await backend.get("key") is None
-        assert inner.requests == [operation, "get"]
-
-    @pytest.mark.parametrize("operation", ["set", "set_many"])
-    @pytest.mark.parametrize("error", [AWAY, READ_ONLY])
-    async def test_of_what_could_not_be_replaced(
-        self,
-        error: CacheError,
-        operation: str,
-        backend: CircuitBreakerBackend,
-        inner: FaultyBackend,
-    ) -> None:
-        """A value whose successor was not stored is outdated."""
-        inner.errors[operation] = error
-
-        await OTHERS[operation][0](backend)
-        inner.errors.clear()
-        await recover(backend, inner)
-
-        assert await backend.get("key") is None
-
-    @pytest.mark.parametrize("error", [AWAY, READ_ONLY])
-    @pytest.mark.parametrize("operation", DELETIONS)
-    async def test_that_fail(
-        self,
-        operation: str,
-        error: CacheError,
-        backend: CircuitBreakerBackend,
-        inner: FaultyBackend,
-    ) -> None:
-        """While a deletion cannot be carried out, nothing is read, though the backend answers."""
-        inner.errors[operation] = error
-
-        await DELETIONS[operation][0](backend)
-        await until(lambda: inner.called(operation) > 2)
-
-        assert not backend.available
-        assert await backend.get("key") is None
-        inner.errors.clear()
-        await recover(backend, inner)
-        assert await backend.get("key") is None
-        assert inner.requests[-1] == "get"
-
-    async def test_cancelled(self, backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
-        """A deletion whose caller gives up is carried out nevertheless."""
-        gate = inner.gates["delete"] = asyncio.Event()
-
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(backend.delete("key"), 0.01)
-
-        assert not backend.available
-        gate.set()
-        await recover(backend, inner)
-        assert await backend.get("key") is None
-
-    async def test_late_failure(self, backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
-        """A deletion from before an outage that fails after it is not forgotten either."""
-        gate = inner.gates["delete"] = asyncio.Event()
-        late = asyncio.create_task(backend.delete("key"))
-        await until(lambda: inner.called("delete") == 1)
-        await fail(backend, inner)
-        await recover(backend, inner)
-        inner.errors["delete"] = AWAY
-        gate.set()
-
-        await late
-
-        assert not backend.available
-        inner.errors.clear()
-        await recover(backend, inner)
-        assert await backend.get("key") is None
-
-    async def test_while_replaying(
-        self, backend: CircuitBreakerBackend, inner: FaultyBackend
-    ) -> None:
-        """A deletion that comes while others are replayed is carried out at once."""
-        await inner.set("other", "old")
-        gate = inner.gates["delete"] = asyncio.Event()
-        await fail(backend, inner)
-        await backend.delete("key")
-        inner.away = None
-        await until(lambda: inner.called("delete") == 1)
-
-        assert await backend.delete_matching("other") == 1
-
-        assert not backend.available
-        gate.set()
-        await recover(backend, inner)
-        assert await backend.get_many("key", "other") == [None, None]
-
-    async def test_that_fail_while_replaying(
-        self, backend: CircuitBreakerBackend, inner: FaultyBackend
-    ) -> None:
-        """A deletion that fails while others are replayed is replayed as well."""
-        await inner.set("other", "old")
-        gate = inner.gates["delete"] = asyncio.Event()
-        await fail(backend, inner)
-        await backend.delete("key")
-        inner.away = None
-        await until(lambda: inner.called("delete") == 1)
-        inner.errors["delete_matching"] = READ_ONLY
-
-        assert await backend.delete_matching("other") == 0
-
-        inner.errors.clear()
-        gate.set()
-        await recover(backend, inner)
-        assert await backend.get_many("key", "other") == [None, None]
-        assert inner.called("ping") == 1
-
-    async def test_after_failed_replay(
-        self, backend: CircuitBreakerBackend, inner: FaultyBackend
-    ) -> None:
-        """Once a replay has failed, deletions leave the backend alone again."""
-        inner.errors["delete"] = AWAY
-        await backend.delete("key")
-        await until(lambda: inner.called("delete") == 2)
-        inner.away = AWAY
-
-        await backend.delete_matching("k*")
-
-        assert inner.called("delete_matching") == 0
-
-    async def test_each_once(self, backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
-        """Deletions are carried out together, and each but once."""
-        await fail(backend, inner)
-        for _ in range(3):
-            await backend.delete("a")
-            await backend.delete_matching("b*")
-        inner.calls.clear()
-
-        await recover(backend, inner)
-
-        assert inner.calls == [("ping",), ("delete", "a"), ("delete_matching", "b*")]
-
-    @pytest.mark.parametrize(
-        ("number", "delete"),
-        [
-            (MAX_PENDING, lambda backend, n: backend.delete(f"key:{n}")),
-            (MAX_PENDING_PATTERNS, lambda backend, n: backend.delete_matching(f"key:{n}:*")),
-        ],
-    )
-    async def test_too_many(
-        self,
-        number: int,
-        delete: Callable[[CacheBackend, int], Awaitable[int]],
-        backend: CircuitBreakerBackend,
-        inner: FaultyBackend,
-    ) -> None:
-        """More deletions than are worth remembering become one of everything."""
-        await fail(backend, inner)
-        for n in range(number):
-            await delete(backend, n)
-        await delete(backend, 0)
-        await recover(backend, inner)
-        assert "flush" not in inner.requests
-
-        await fail(backend, inner)
-        for n in range(number + 2):
-            await delete(backend, n)
-        inner.calls.clear()
-        await recover(backend, inner)
-
-        assert inner.requests == ["flush"]
-
-
-class TestClosing:
-    async def test_healthy(self, inner: FaultyBackend, logs: Logs) -> None:
-        """The inner backend is closed with it."""
-        async with CircuitBreakerBackend(inner):
-            pass
-
-        assert inner.calls == [("aclose",)]
-        assert logs == []
-
-    async def test_away(self, inner: FaultyBackend) -> None:
-        """Nothing goes on in the background."""
-        tasks = other_tasks()
-        backend = CircuitBreakerBackend(inner)
-        await fail(backend, inner)
-
-        await backend.aclose()
-
-        assert other_tasks() <= tasks
-        assert inner.closed
-
-    async def test_call_in_flight(self, inner: FaultyBackend, logs: Logs) -> None:
-        """A call that fails because of the closing starts nothing anew."""
-        tasks = other_tasks()
-        backend = CircuitBreakerBackend(inner)
-        gate = inner.gates["get"] = asyncio.Event()
-        late = asyncio.create_task(backend.get("key"))
-        await until(lambda: inner.called("get") == 1)
-        await backend.aclose()
-        inner.away = AWAY
-        gate.set()
-
-        assert await late is None
-
-        assert other_tasks() <= tasks
-        assert logs == []
-
-    async def test_bug(self, inner: FaultyBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A bug that the end of healing brings to light does not begin it again."""
-        pinged = asyncio.Event()
-
-        async def ping() -> None:
-            pinged.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                raise TypeError("a bug")
-
-        monkeypatch.setattr(inner, "ping", ping)
-        tasks = other_tasks()
-        backend = CircuitBreakerBackend(inner, retry_seconds=0.01)
-        await fail(backend, inner)
-        await pinged.wait()
-
-        await backend.aclose()
-
-        assert other_tasks() <= tasks
-
-    async def test_last_try(self, inner: FaultyBackend, logs: Logs) -> None:
-        """Pending deletions are carried out, if the backend is back."""
-        backend = CircuitBreakerBackend(inner)
-        await fail(backend, inner)
-        await backend.delete("key")
-        inner.away = None
-
-        await backend.aclose()
-
-        assert await inner.get("key") is None
-        assert events(logs) == ["cache_unavailable"]
-
-    async def test_interrupted_replay(self, inner: FaultyBackend) -> None:
-        """Deletions that were being replayed are carried out."""
-        backend = CircuitBreakerBackend(inner, retry_seconds=0.01)
-        inner.gates["delete"] = asyncio.Event()
-        await fail(backend, inner)
-        await backend.delete("key")
-        inner.away = None
-        await until(lambda: inner.called("delete") == 1)
-        inner.gates.clear()
-
-        await backend.aclose()
-
-        assert await inner.get("key") is None
-
-    async def test_lost_deletions(self, inner: FaultyBackend, logs: Logs) -> None:
-        """Deletions that cannot be carried out are told of."""
-        backend = CircuitBreakerBackend(inner)
-        await fail(backend, inner)
-        await backend.delete("key", "other")
-        await backend.delete_matching("k*")
-
-        await backend.aclose()
-
-        assert inner.closed
-        assert logs[1:] == [
-            {
-                "event": "cache_deletions_lost",
-                "log_level": "warning",
-                "backend": "faulty",
-                "number": 3,
-                "everything": False,
-                "cause": "connection refused",
-            }
-        ]
-
-    async def test_no_answer(
-        self, inner: FaultyBackend, logs: Logs, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """A backend that does not answer does not hold up the end of the process."""
-        monkeypatch.setattr("src.cache.engine.circuit_breaker.LAST_TRY_SECONDS", 0.01)
-        backend = CircuitBreakerBackend(inner)
-        await fail(backend, inner)
-        await backend.flush()
-        inner.gates["flush"] = asyncio.Event()
-
-        await asyncio.wait_for(backend.aclose(), PATIENCE_SECONDS)
-
-        assert inner.closed
-        assert events(logs) == ["cache_unavailable", "cache_deletions_lost"]
-        assert logs[1]["everything"]
-
-    async def test_failing_close(self, inner: FaultyBackend) -> None:
-        """That the inner backend cannot be closed is nobody's concern."""
-        inner.errors["aclose"] = AWAY
-
-        await CircuitBreakerBackend(inner).aclose()
-
-
-class TestMetrics:
-    async def test_available(self, backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
-        """The gauge follows the breaker."""
-        assert metric("cache_available") == 1
+async def test_it_closes_by_itself_after_each_outage(
+    backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
+) -> None:
+    """It says so in log and metric, and leaves no task behind."""
+    tasks = other_tasks()
+    for _ in range(2):
+        logs.clear()
         await fail(backend, inner)
         assert metric("cache_available") == 0
+        assert len(other_tasks() - tasks) == 1
         await recover(backend, inner)
+        await until(lambda: len(logs) == 2)
+
+        assert await backend.get("key") == "old"
         assert metric("cache_available") == 1
+        assert other_tasks() <= tasks
+        assert [log["event"] for log in logs] == ["cache_unavailable", "cache_recovered"]
+        assert 0 < logs[1]["unavailable_seconds"] < 2 * PATIENCE_SECONDS
 
-    @pytest.mark.parametrize("operation", ["set", "delete"])
-    async def test_operations(
-        self, operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
-    ) -> None:
-        """What reached the backend is timed; what failed is counted too."""
-        call, _ = CALLS[operation]
-        count = "cache_operation_duration_seconds_count"
-        timed = metric(count, operation=operation)
-        failed = metric("cache_errors_total", operation=operation)
 
-        await call(backend)
-        inner.away = AWAY
-        await call(backend)
-        await call(backend)
+@pytest.mark.parametrize(("operation", "stays_closed"), [("set", True), ("delete", False)])
+async def test_a_call_from_before_an_outage_that_fails_after_it(
+    operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend, *, stays_closed: bool
+) -> None:
+    """It does not open the circuit again, unless a deletion was missed."""
+    gate = inner.gates[operation] = asyncio.Event()
+    late = asyncio.ensure_future(CALLS[operation][0](backend))
+    await until(lambda: inner.called(operation) == 1)
+    await fail(backend, inner)
+    await recover(backend, inner)
+    inner.errors[operation] = UNAVAILABLE
+    if operation == "set":  # which is followed by a deletion of the value that it replaces
+        inner.gates.pop("delete", None)
+    gate.set()
 
-        assert metric(count, operation=operation) == timed + 2
-        assert metric("cache_errors_total", operation=operation) == failed + 1
+    await late
+
+    assert backend.available is stays_closed
+    inner.errors.clear()
+    await recover(backend, inner)
+    assert await backend.get("key") is None
+
+
+async def test_the_probe_has_a_context_of_its_own(
+    backend: CircuitBreakerBackend, inner: FaultyBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not log under the id of the request that met the failure."""
+    seen = []
+
+    async def ping() -> None:
+        seen.append(REQUEST.get())
+
+    monkeypatch.setattr(inner, "ping", ping)
+    REQUEST.set("mine")
+
+    await fail(backend, inner)
+    await recover(backend, inner)
+
+    assert seen == ["none"]
+
+
+async def test_a_bug_does_not_end_the_probe(
+    backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
+) -> None:
+    inner.errors["ping"] = TypeError("a bug")
+    await fail(backend, inner)
+    await until(lambda: inner.called("ping") == 2)
+    assert [log["event"] for log in logs[:2]] == ["cache_unavailable", "cache_probe_failed"]
+    del inner.errors["ping"]
+
+    await recover(backend, inner)
+
+
+async def test_an_operations_errors_are_logged_once_a_minute(
+    backend: CircuitBreakerBackend,
+    inner: FaultyBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    logs: Logs,
+) -> None:
+    inner.errors = {"set": READ_ONLY, "add": READ_ONLY}
+    now = 1000.0
+    monkeypatch.setattr(circuit_breaker, "monotonic", lambda: now)
+
+    for _ in range(3):
+        await backend.set("key", "new")
+        await backend.add("key", "new")
+    assert [log["operation"] for log in logs] == ["set", "add"]
+    now += 60
+    await backend.set("key", "new")
+
+    assert [log["operation"] for log in logs] == ["set", "add", "set"]
+
+
+@pytest.mark.parametrize("operation", DELETIONS)
+async def test_a_deletion_missed_in_an_outage_flushes_before_anything_is_read(
+    operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
+) -> None:
+    await fail(backend, inner)
+    await DELETIONS[operation][0](backend)
+    assert inner.requests == []
+    inner.outage = None
+
+    while not backend.available:
+        assert await backend.get("key") is None
+        await asyncio.sleep(0)
+
+    assert await backend.get_many("key", "other") == [None, None]
+    assert inner.requests[:2] == ["flush", "get_many"]
+
+
+@pytest.mark.parametrize("error", [UNAVAILABLE, READ_ONLY])
+@pytest.mark.parametrize("operation", [*DELETIONS, "set"])
+async def test_while_a_deletion_fails_nothing_is_read(
+    operation: str, error: CacheError, backend: CircuitBreakerBackend, inner: FaultyBackend
+) -> None:
+    """Though the backend answers. A failed `set` counts, for what it replaces is outdated."""
+    inner.errors = dict.fromkeys([operation, "delete", "flush"], error)
+
+    await CALLS[operation][0](backend)
+    await until(lambda: inner.called("flush") > 2)
+
+    assert await backend.get("key") is None
+    assert not backend.available
+    inner.errors.clear()
+    await recover(backend, inner)
+    assert await backend.get("key") is None
+    assert inner.requests[-1] == "get"
+
+
+async def test_a_cancelled_deletion_counts_as_missed(
+    backend: CircuitBreakerBackend, inner: FaultyBackend
+) -> None:
+    gate = inner.gates["delete"] = inner.gates["flush"] = asyncio.Event()
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(backend.delete("key"), 0.01)
+
+    assert not backend.available
+    gate.set()
+    await recover(backend, inner)
+    assert await backend.get("key") is None
+
+
+@pytest.mark.parametrize("error", [None, READ_ONLY])
+async def test_a_deletion_during_the_flush_is_done_at_once(
+    error: CacheError | None, backend: CircuitBreakerBackend, inner: FaultyBackend
+) -> None:
+    """If it fails there is another flush."""
+    gate = inner.gates["flush"] = asyncio.Event()
+    await fail(backend, inner)
+    await backend.delete("key")
+    inner.outage = None
+    await until(lambda: inner.called("flush") == 1)
+    if error is not None:
+        inner.errors["delete_matching"] = error
+
+    assert await backend.delete_matching("other") == (1 if error is None else 0)
+
+    assert not backend.available
+    gate.set()
+    await recover(backend, inner)
+    assert await backend.get_many("key", "other") == [None, None]
+    assert inner.called("flush") == (1 if error is None else 2)
+
+
+async def test_after_a_failed_flush_deletions_do_not_reach_the_backend(
+    backend: CircuitBreakerBackend, inner: FaultyBackend
+) -> None:
+    inner.errors = {"delete": UNAVAILABLE, "flush": UNAVAILABLE}
+    await backend.delete("key")
+    await until(lambda: inner.called("flush") == 1)
+    inner.outage = UNAVAILABLE
+
+    await backend.delete_matching("k*")
+
+    assert inner.called("delete_matching") == 0
+
+
+async def test_closing_closes_the_inner_backend(inner: FaultyBackend) -> None:
+    """That this fails does not matter."""
+    inner.errors["aclose"] = UNAVAILABLE
+
+    await CircuitBreakerBackend(inner).aclose()
+
+    assert inner.calls == [("aclose",)]
+
+
+async def test_closing_ends_the_probe(inner: FaultyBackend) -> None:
+    """And a call that fails because of it starts no other."""
+    tasks = other_tasks()
+    backend = CircuitBreakerBackend(inner)
+    gate = inner.gates["get_many"] = asyncio.Event()
+    late = asyncio.create_task(backend.get_many("key"))
+    await until(lambda: inner.called("get_many") == 1)
+    await fail(backend, inner)
+
+    await backend.aclose()
+    gate.set()
+
+    assert await late == [None]
+    assert other_tasks() <= tasks
+    assert inner.called("aclose") == 1
+
+
+@pytest.mark.parametrize("is_flushing", [True, False])
+async def test_closing_flushes_if_a_deletion_was_missed(
+    inner: FaultyBackend, *, is_flushing: bool
+) -> None:
+    backend = CircuitBreakerBackend(inner, retry_seconds=0.01 if is_flushing else 60)
+    inner.gates["flush"] = asyncio.Event()
+    await fail(backend, inner)
+    await backend.delete("key")
+    inner.outage = None
+    if is_flushing:
+        await until(lambda: inner.called("flush") == 1)
+    inner.gates.clear()
+
+    await backend.aclose()
+
+    assert await inner.get("key") is None
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_closing_logs_lost_deletions(
+    inner: FaultyBackend, monkeypatch: pytest.MonkeyPatch, logs: Logs, *, hangs: bool
+) -> None:
+    """A backend that does not answer does not hold up the end of the process."""
+    monkeypatch.setattr(circuit_breaker, "LAST_FLUSH_SECONDS", 0.01)
+    backend = CircuitBreakerBackend(inner)
+    await fail(backend, inner)
+    await backend.delete("key", "other")
+    await backend.delete_matching("k*")
+    if hangs:
+        inner.gates["flush"] = asyncio.Event()
+
+    await asyncio.wait_for(backend.aclose(), PATIENCE_SECONDS)
+
+    cause = "TimeoutError" if hangs else "connection refused"
+    lost = {"backend": "faulty", "number": 2, "cause": cause}
+    assert {"event": "cache_deletions_lost", "log_level": "warning", **lost} in logs
+    assert inner.called("aclose") == 1

@@ -87,20 +87,31 @@ async def test_after_a_rollback_all_is_as_it_was(
     assert store.calls == 1
 
 
-async def test_a_function_that_commits_by_itself_invalidates_though_it_reads_on(
-    committing_database: Database, read: Callable[[], Awaitable[int]], store: Store
+@pytest.mark.parametrize("in_a_block", [True, False])
+async def test_a_function_that_commits_by_itself_invalidates_at_once(
+    committing_database: Database,
+    read: Callable[[], Awaitable[int]],
+    store: Store,
+    *,
+    in_a_block: bool,
 ) -> None:
+    """Though it reads on, or its caller has a transaction open that never commits."""
+
     @invalidate_cache("value")
     async def change(session: AsyncSession) -> None:
-        await session.execute(text("SELECT 1"))
-        store.value = 2
-        await session.commit()
+        if in_a_block:
+            async with committing_database.transaction():
+                store.value = 2
+        else:
+            await session.execute(text("SELECT 1"))
+            store.value = 2
+            await session.commit()
         await session.execute(text("SELECT 1"))
 
     await read()
     async with committing_database.writes() as session:
         await change(session)
-    assert await read() == 2
+        assert await read() == 2
 
 
 @cached(key="names", tags=["items"])

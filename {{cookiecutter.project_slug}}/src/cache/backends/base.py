@@ -1,7 +1,7 @@
 """What every cache backend does, and how it says that it cannot."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any, Self
 
 Value = str | bytes
@@ -18,10 +18,9 @@ class CacheUnavailableError(CacheError):
 class CacheBackend(ABC):
     r"""A store of values that may vanish at any time, in a namespace of its own.
 
-    Keys are `str`. A value comes back as the type that it was set with, `str` or `bytes`; a
-    number that `increment` made comes back as its digits. `ex` is a time to live in seconds, and
-    may be a fraction; without it a value lives for the backend's `ttl`, and for ever if that is
-    None. Patterns are `*`, `?`, `[abc]`, `[^a]`, and `\\` before a literal one.
+    Keys are `str`. A value comes back as the type that it was set with, `str` or `bytes`. `ex` is
+    a time to live in seconds, and may be a fraction; without it a value lives for the backend's
+    `ttl`, and for ever if that is None. Patterns are `*`, `?`, `[abc]`, `[^a]`, and `\\` before a literal one.
 
     Every method may raise CacheError, and ValueError for an `ex` that is not positive.
 
@@ -72,20 +71,8 @@ class CacheBackend(ABC):
     async def set(self, key: str, value: Value, ex: float | None = None) -> None: ...
 
     @abstractmethod
-    async def set_many(self, values: Mapping[str, Value], ex: float | None = None) -> None: ...
-
-    @abstractmethod
     async def add(self, key: str, value: Value, ex: float | None = None) -> bool:
         """Set the value only if the key has none, and tell whether it was set."""
-
-    @abstractmethod
-    async def increment(self, key: str, by: int = 1, ex: float | None = None) -> int:
-        """Add to a number, which begins at 0, and return the sum.
-
-        `ex` counts from the first call: it does not prolong the life of a number that is there.
-
-        Raises CacheError if the value is no number.
-        """
 
     @abstractmethod
     async def delete(self, *keys: str) -> int:
@@ -107,19 +94,21 @@ class CacheBackend(ABC):
         """Delete everything in the namespace, and nothing outside."""
 
     @abstractmethod
-    async def lease(self, key: str, token: str, seconds: float) -> bool:
+    async def acquire_lease(self, key: str, token: str, seconds: float) -> bool:
         """Take the lease on a key under a token of one's own; False while another one holds it."""
 
     @abstractmethod
-    async def renew(self, key: str, token: str, seconds: float) -> bool:
+    async def renew_lease(self, key: str, token: str, seconds: float) -> bool:
         """Prolong a lease; False if it is no longer held under this token."""
 
     @abstractmethod
-    async def fulfil(self, key: str, token: str, value: Value, ex: float | None = None) -> bool:
+    async def set_if_leased(
+        self, key: str, token: str, value: Value, ex: float | None = None
+    ) -> bool:
         """Set the value and end the lease; if that is no longer held, do nothing: False."""
 
     @abstractmethod
-    async def release(self, key: str, token: str) -> None:
+    async def release_lease(self, key: str, token: str) -> None:
         """End the lease, if it is held under this token, without a value."""
 
     @abstractmethod

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -82,16 +82,10 @@ class FileBackend(CacheBackend):
         return await self._do(READ, self._store.get_many, keys)
 
     async def set(self, key: str, value: Value, ex: float | None = None) -> None:
-        await self._do(SET, self._store.set_many, {key: value}, self._expiry(ex))
-
-    async def set_many(self, values: Mapping[str, Value], ex: float | None = None) -> None:
-        await self._do(WRITE, self._store.set_many, dict(values), self._expiry(ex))
+        await self._do(SET, self._store.set, key, value, self._expiry(ex))
 
     async def add(self, key: str, value: Value, ex: float | None = None) -> bool:
         return await self._do(WRITE, self._store.add, key, value, self._expiry(ex))
-
-    async def increment(self, key: str, by: int = 1, ex: float | None = None) -> int:
-        return await self._do(WRITE, self._store.increment, key, by, self._expiry(ex))
 
     async def delete(self, *keys: str) -> int:
         return await self._do(WRITE, self._store.delete, keys)
@@ -109,17 +103,19 @@ class FileBackend(CacheBackend):
     async def flush(self) -> None:
         await self._do(WRITE, self._store.flush)
 
-    async def lease(self, key: str, token: str, seconds: float) -> bool:
-        return await self._do(WRITE, self._store.lease, key, token, seconds)
+    async def acquire_lease(self, key: str, token: str, seconds: float) -> bool:
+        return await self._do(WRITE, self._store.acquire_lease, key, token, seconds)
 
-    async def renew(self, key: str, token: str, seconds: float) -> bool:
-        return await self._do(WRITE, self._store.renew, key, token, seconds)
+    async def renew_lease(self, key: str, token: str, seconds: float) -> bool:
+        return await self._do(WRITE, self._store.renew_lease, key, token, seconds)
 
-    async def fulfil(self, key: str, token: str, value: Value, ex: float | None = None) -> bool:
-        return await self._do(WRITE, self._store.fulfil, key, token, value, self._expiry(ex))
+    async def set_if_leased(
+        self, key: str, token: str, value: Value, ex: float | None = None
+    ) -> bool:
+        return await self._do(WRITE, self._store.set_if_leased, key, token, value, self._expiry(ex))
 
-    async def release(self, key: str, token: str) -> None:
-        await self._do(WRITE, self._store.release, key, token)
+    async def release_lease(self, key: str, token: str) -> None:
+        await self._do(WRITE, self._store.release_lease, key, token)
 
     async def ping(self) -> None:
         await self._do(WRITE, time.time)  # it is enough that a transaction can be had

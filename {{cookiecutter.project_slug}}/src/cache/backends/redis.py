@@ -3,7 +3,7 @@
 import asyncio
 import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -43,12 +43,6 @@ COMMON_OPTIONS: Final[dict[str, Any]] = {
     "socket_timeout": SOCKET_SECONDS,
 }
 
-_INCREMENT = """
-local is_there = redis.call('EXISTS', KEYS[1])
-redis.call('INCRBY', KEYS[1], ARGV[1])
-if is_there == 0 and ARGV[3] then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
-return redis.call('GET', KEYS[1]) -- a number of Lua's has 53 bits
-"""
 _RENEW = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])
@@ -57,7 +51,7 @@ _RELEASE = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('UNLINK', KEYS[1])
 """
-_FULFIL = """
+_SET_IF_LEASED = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('UNLINK', KEYS[1])
 redis.call('SET', KEYS[2], unpack(ARGV, 2))
@@ -75,9 +69,8 @@ def create_client(url: RedisURL) -> Client:
 
     It connects when it is first used.
     """
-    # One repetition, at once: the server may have closed a connection that lay idle. (Should it
-    # have died on an increment, that may count twice.) Not after a time-out: a server that is away
-    # is to be found out soon.
+    # One repetition, at once: the server may have closed a connection that lay idle. Not after
+    # a time-out: a server that is unavailable is to be found out soon.
     retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
     options: dict[str, Any] = {**COMMON_OPTIONS, "retry": retry}
     if url.kind == "cluster":
@@ -100,7 +93,7 @@ class RedisBackend(CacheBackend):
     """Keys are `namespace:key`; the lease on one is `lease:{namespace:key}`.
 
     In a Cluster the braces bring a lease to the node that has the value, so that one script can
-    see both. A key with a `}` of its own may be elsewhere; `fulfil` then takes two steps.
+    see both. A key with a `}` of its own may be elsewhere; `set_if_leased` then takes two steps.
     """
 
     name = "redis"
@@ -113,10 +106,9 @@ class RedisBackend(CacheBackend):
         self._prefix_pattern = re.sub(r"([*?\[\]\\^-])", r"\\\1", self._prefix)
         # redis-py has a pool that waits too, but its lock costs each command a fifth more.
         self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._increment = self._client.register_script(_INCREMENT)
         self._renew = self._client.register_script(_RENEW)
         self._release = self._client.register_script(_RELEASE)
-        self._fulfil = self._client.register_script(_FULFIL)
+        self._set_if_leased = self._client.register_script(_SET_IF_LEASED)
 
     async def aclose(self) -> None:
         await close_client(self._client)
@@ -137,19 +129,9 @@ class RedisBackend(CacheBackend):
     async def set(self, key: str, value: Value, ex: float | None = None) -> None:
         await self._execute("SET", self._prefix + key, _encode(value), *self._expiry(ex))
 
-    async def set_many(self, values: Mapping[str, Value], ex: float | None = None) -> None:
-        expiry = self._expiry(ex)
-        await self._pipeline(
-            [("SET", self._prefix + key, _encode(value), *expiry) for key, value in values.items()]
-        )
-
     async def add(self, key: str, value: Value, ex: float | None = None) -> bool:
         name = self._prefix + key
         return bool(await self._execute("SET", name, _encode(value), "NX", *self._expiry(ex)))
-
-    async def increment(self, key: str, by: int = 1, ex: float | None = None) -> int:
-        arguments: list[str | int] = [by, *self._expiry(ex)]
-        return int(await self._call(self._increment, [self._prefix + key], arguments))
 
     async def delete(self, *keys: str) -> int:
         # Leases first: a value that is stored meanwhile is then deleted too.
@@ -176,7 +158,7 @@ class RedisBackend(CacheBackend):
     async def flush(self) -> None:
         await self.delete_matching("*")
 
-    async def lease(self, key: str, token: str, seconds: float) -> bool:
+    async def acquire_lease(self, key: str, token: str, seconds: float) -> bool:
         # `get`: if the connection breaks, it is asked for twice, and the holder may be ourselves.
         holder = await self._call(
             self._client.set,
@@ -188,11 +170,13 @@ class RedisBackend(CacheBackend):
         )
         return holder in {None, token.encode()}
 
-    async def renew(self, key: str, token: str, seconds: float) -> bool:
+    async def renew_lease(self, key: str, token: str, seconds: float) -> bool:
         arguments: list[str | int] = [token, _milliseconds(seconds)]
         return bool(await self._call(self._renew, [self._lease_name(key)], arguments))
 
-    async def fulfil(self, key: str, token: str, value: Value, ex: float | None = None) -> bool:
+    async def set_if_leased(
+        self, key: str, token: str, value: Value, ex: float | None = None
+    ) -> bool:
         expiry = self._expiry(ex)
         lease = self._lease_name(key)
         if self._in_cluster and "}" in key:
@@ -201,9 +185,9 @@ class RedisBackend(CacheBackend):
                 await self.set(key, value, ex)
             return held
         arguments: list[str | bytes | int] = [token, _encode(value), *expiry]
-        return bool(await self._call(self._fulfil, [lease, self._prefix + key], arguments))
+        return bool(await self._call(self._set_if_leased, [lease, self._prefix + key], arguments))
 
-    async def release(self, key: str, token: str) -> None:
+    async def release_lease(self, key: str, token: str) -> None:
         await self._call(self._release, [self._lease_name(key)], [token])
 
     async def ping(self) -> None:

@@ -4,7 +4,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import structlog
 
 from src.cache.backends.base import CacheError, CacheUnavailableError, Value
-from src.cache.backends.integers import add_to
 from src.cache.engine.glob import compile_pattern, literal_prefix
 
 FILE_NAME = "cache.sqlite3"
@@ -115,25 +114,22 @@ class Store:
     def get_many(self, keys: Iterable[str]) -> list[Value | None]:
         return [self.get(key) for key in keys]
 
-    def set_many(self, values: Mapping[str, Value], expires: float) -> None:
-        sizes = [_size(key) + _size(value) for key, value in values.items()]  # all, or it raises
-        for (key, value), size in zip(values.items(), sizes, strict=True):
-            self._put(key, value, expires, size)
+    def set(self, key: str, value: Value, expires: float) -> None:
+        size = _size(key) + _size(value)
+        if size > min(self._max_bytes, _LARGEST_ROW_BYTES):
+            self._execute("DELETE FROM entries WHERE key = ?", key)
+            return
+        self._execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", key, value, expires)
+        self._unchecked += size + _ROW_OVERHEAD_BYTES
+        if self._unchecked > self._check_after:
+            self._unchecked = 0
+            self._make_room()
 
     def add(self, key: str, value: Value, expires: float) -> bool:
         if self.get(key) is not None:
             return False
-        self.set_many({key: value}, expires)
+        self.set(key, value, expires)
         return True
-
-    def increment(self, key: str, by: int, expires: float) -> int:
-        found = self._execute(
-            "SELECT value, expires FROM entries WHERE key = ? AND expires > ?", key, time.time()
-        ).fetchone()
-        value, expires = found or (None, expires)
-        total = add_to(value, by)
-        self.set_many({key: str(total)}, expires)
-        return total
 
     def delete(self, keys: Iterable[str]) -> int:
         return sum(self._delete("key = ?", key) for key in keys)
@@ -161,7 +157,7 @@ class Store:
         self._execute("DELETE FROM leases")
         self._give_back(self._pragma("freelist_count"))
 
-    def lease(self, key: str, token: str, seconds: float) -> bool:
+    def acquire_lease(self, key: str, token: str, seconds: float) -> bool:
         now = time.time()
         self._execute("DELETE FROM leases WHERE expires <= ?", now)
         taken = self._execute(
@@ -169,7 +165,7 @@ class Store:
         )
         return taken.rowcount == 1
 
-    def renew(self, key: str, token: str, seconds: float) -> bool:
+    def renew_lease(self, key: str, token: str, seconds: float) -> bool:
         now = time.time()
         renewed = self._execute(
             "UPDATE leases SET expires = ? WHERE key = ? AND token = ? AND expires > ?",
@@ -177,14 +173,14 @@ class Store:
         )
         return renewed.rowcount == 1
 
-    def fulfil(self, key: str, token: str, value: Value, expires: float) -> bool:
+    def set_if_leased(self, key: str, token: str, value: Value, expires: float) -> bool:
         _size(value)  # raises while the lease is still there
-        if not self.release(key, token):
+        if not self.release_lease(key, token):
             return False
-        self.set_many({key: value}, expires)
+        self.set(key, value, expires)
         return True
 
-    def release(self, key: str, token: str) -> bool:
+    def release_lease(self, key: str, token: str) -> bool:
         """Return whether the lease was held until now."""
         released = self._execute(
             "DELETE FROM leases WHERE key = ? AND token = ? RETURNING expires > ?",
@@ -201,16 +197,6 @@ class Store:
     def _execute(self, statement: str, *parameters: str | bytes | float) -> sqlite3.Cursor:
         connection = self._connection or self._open()
         return connection.execute(statement, parameters)
-
-    def _put(self, key: str, value: Value, expires: float, size: int) -> None:
-        if size > min(self._max_bytes, _LARGEST_ROW_BYTES):
-            self._execute("DELETE FROM entries WHERE key = ?", key)
-            return
-        self._execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", key, value, expires)
-        self._unchecked += size + _ROW_OVERHEAD_BYTES
-        if self._unchecked > self._check_after:
-            self._unchecked = 0
-            self._make_room()
 
     def _delete(self, condition: str, *parameters: str | bytes) -> int:
         """Delete entries and leases; return how many of the entries had not expired."""

@@ -1,15 +1,15 @@
 """Values as bytes, by the return annotation of the function that makes them."""
 
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import is_dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, Generic, NewType, Protocol, TypeVar, get_origin
 
 import structlog
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic.errors import PydanticUserError
 
-from src.cache.engine.keys import fields_of, hints_of
+from src.cache.engine.keys import hints_of
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ class Json(Generic[T]):
         """
         try:
             data = self._dump(value, warnings="error")
-            if is_same(self.decode(data), value):
+            if _is_same(self.decode(data), value):
                 return data
             reason = "it would come back as another value or type; annotate it precisely"
         except (TypeError, ValueError) as error:
@@ -77,20 +77,25 @@ class Json(Generic[T]):
         return None
 
 
-def is_same(one: Any, other: Any) -> bool:
+def _is_same(one: Any, other: Any) -> bool:
     """Tell apart what is equal and yet of another type: 1 and True, text and a member of StrEnum."""
     if type(one) is not type(other):
         # Where a float is wanted, an integer will do.
         return type(one) is float and type(other) is int and one == other
-    if isinstance(one, dict):
-        return list(one) == list(other) and is_same(
-            [*one, *one.values()], [*other, *other.values()]
-        )
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(is_same, one, other))
-    if isinstance(one, BaseModel) or is_dataclass(one):
-        return bool(one == other) and is_same(fields_of(one), fields_of(other))
-    return bool(one == other)
+    mine, others = _members(one), _members(other)
+    if mine is None or others is None:
+        return bool(one == other)
+    same_members = len(mine) == len(others) and all(map(_is_same, mine, others))
+    return same_members and (not isinstance(one, BaseModel) or one == other)
+
+
+def _members(value: Any) -> Sequence[Any] | None:
+    if is_dataclass(value):
+        return [getattr(value, field.name) for field in fields(value)]
+    if isinstance(value, (BaseModel, dict)):
+        members = dict(value)
+        return [*members, *members.values()]
+    return value if isinstance(value, (list, tuple)) else None
 
 
 _ONE_WAY = (AsyncIterator, Iterator)

@@ -6,7 +6,6 @@ nobody which rows it changes: invalidate what they carry with `@invalidate_cache
 """
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from itertools import chain
 from string import Formatter
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 from sqlalchemy import event, inspect, select
 from sqlalchemy.orm import Session
 
-from src.cache.engine.after_commit import call_after_commit
+from src.cache.engine.after_commit import invalidate_after_commit
 from src.cache.engine.cache import current_cache
-from src.cache.engine.keys import plain
+from src.cache.engine.keys import format_value
 
 _parse = Formatter().parse
 
@@ -43,11 +42,11 @@ def _invalidate_new(session: Session, _context: object) -> None:
 def _invalidate(session: Session, tags: set[str]) -> None:
     cache = current_cache()
     if cache is not None and tags:
-        call_after_commit(session, partial(cache.invalidate, tags=sorted(tags)))
+        invalidate_after_commit(session, cache.invalidate, (), tags)
 
 
 def _tags(row: object, values: Mapping[str, Any]) -> Iterator[str]:
-    texts = {name: plain(value) for name, value in values.items()}
+    texts = {name: format_value(value) for name, value in values.items()}
     for template in getattr(row, "__cache_tags__", ()):
         if all(name in texts for name in _names_in(template)):
             yield template.format_map(texts)

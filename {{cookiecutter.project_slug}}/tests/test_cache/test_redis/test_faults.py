@@ -14,7 +14,7 @@ from src.cache.backends.redis import MAX_CONNECTIONS, RedisBackend
 from src.core import redis_url
 from src.core.redis_url import RedisURL
 from tests.proxy import Relay
-from tests.test_cache.contract import until
+from tests.test_cache.contract import set_all, until
 from tests.test_cache.test_redis.servers import relay
 
 Call = Callable[[RedisBackend], Awaitable[Any]]
@@ -22,8 +22,8 @@ Call = Callable[[RedisBackend], Awaitable[Any]]
 CALLS: dict[str, Call] = {
     "get": lambda backend: backend.get("key"),
     "get_many": lambda backend: backend.get_many("a", "b"),
-    "set_many": lambda backend: backend.set_many({"a": "1"}),
-    "increment": lambda backend: backend.increment("key"),
+    "set": lambda backend: backend.set("a", "1"),
+    "renew_lease": lambda backend: backend.renew_lease("key", "token", 1),
     "delete_matching": lambda backend: backend.delete_matching("*"),
     "scan": lambda backend: anext(backend.scan()),
     "info": lambda backend: backend.info(),
@@ -108,9 +108,10 @@ async def test_many_at_once_share_few_connections(backend: RedisBackend) -> None
 async def test_scripts_survive_a_server_that_forgot_them(
     backend: RedisBackend, server: Redis
 ) -> None:
-    assert await backend.increment("n") == 1
+    await backend.acquire_lease("key", "token", 60)
+    assert await backend.renew_lease("key", "token", 60)
     await server.script_flush()
-    assert await backend.increment("n") == 2
+    assert await backend.renew_lease("key", "token", 60)
 
 
 async def test_foreign_keys_are_neither_seen_nor_deleted(
@@ -134,11 +135,11 @@ async def test_namespace_may_hold_characters_of_patterns(url: RedisURL) -> None:
     ):
         await other.set("key", "theirs")
         await backend.set("key", "ours")
-        await backend.lease("key", "token", 60)
+        await backend.acquire_lease("key", "token", 60)
 
         assert await backend.delete_matching("k*") == 1
 
-        assert not await backend.fulfil("key", "token", "stale")
+        assert not await backend.set_if_leased("key", "token", "stale")
         assert await other.get("key") == "theirs"
         await other.flush()
 
@@ -146,7 +147,7 @@ async def test_namespace_may_hold_characters_of_patterns(url: RedisURL) -> None:
 async def test_nothing_is_sent_that_blocks_the_server(backend: RedisBackend, server: Redis) -> None:
     await server.config_resetstat()
 
-    await backend.set_many({str(number): "x" for number in range(100)})
+    await set_all(backend, map(str, range(100)))
     await backend.delete_matching("1*")
     await backend.flush()
     await backend.info()
@@ -183,7 +184,7 @@ async def test_full_server_refuses_without_quoting_values(url: RedisURL, server:
         await server.config_set("maxmemory", "1")
         try:
             with pytest.raises(CacheError, match="command not allowed when used memory") as caught:
-                await backend.set_many({"key": "hunter2"})
+                await backend.set("key", "hunter2")
         finally:
             await server.config_set("maxmemory", "0")
     assert not isinstance(caught.value, CacheUnavailableError)
@@ -194,7 +195,7 @@ async def test_large_namespaces_are_not_counted_to_the_end(
     backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("src.cache.backends.redis.SCAN_BATCH", 10)
-    await backend.set_many({str(number): "x" for number in range(1000)})
+    await set_all(backend, map(str, range(1000)))
 
     info = await backend.info()
 

@@ -1,0 +1,56 @@
+"""Hits of cached responses are returned before routing: docs/decisions.md has what it saves."""
+
+from typing import Any, NamedTuple
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from src.api.response_cache import PATH, CachedPath, not_modified_or
+from src.cache import Cache, use_cache
+
+MAX_PATHS = 10_000
+MAX_PATH_LENGTH = 200  # the caller chooses it: thousands of long ones would fill the memory
+
+
+class KnownPath(NamedTuple):
+    path: CachedPath
+    scope: dict[str, Any]  # what routing adds, and the metrics read
+
+
+class CacheMiddleware:
+    """Makes the cache available to `@cached`, and returns cached responses of known paths."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.known: dict[str, KnownPath] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # There is none while the lifespan runs, nor for a client that does without the lifespan.
+        cache: Cache | None = scope.get("state", {}).get("cache")
+        if cache is None:
+            await self.app(scope, receive, send)
+            return
+        response = await self._cached_response(cache, scope)
+        if response is not None:
+            await response(scope, receive, send)
+            return
+        with use_cache(cache):
+            await self.app(scope, receive, send)
+        if PATH in scope and len(scope["path"]) <= MAX_PATH_LENGTH:
+            if len(self.known) >= MAX_PATHS:
+                self.known.clear()
+            routing = {name: scope[name] for name in ("fastapi", "route") if name in scope}
+            self.known[scope["path"]] = KnownPath(scope[PATH], routing)
+
+    async def _cached_response(self, cache: Cache, scope: Scope) -> Response | None:
+        known = self.known.get(scope["path"])
+        if known is None or scope.get("method") != "GET":
+            return None
+        key = known.path.cache_key(scope)
+        if key is None:
+            return None
+        response = await cache.get(known.path.route.values, key, known.path.tags)
+        if response is None:
+            return None
+        scope.update(known.scope)
+        return not_modified_or(response, scope)
