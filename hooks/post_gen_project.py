@@ -88,7 +88,7 @@ FEATURES = [
         .github/packages
         dev/rabbitmq.py
         src/core/rabbitmq_url.py
-        src/tasks/engine/brokers/rabbitmq.py
+        src/tasks/engine/brokers/rabbitmq*.py
         tests/**/rabbitmq.py
         tests/**/test_rabbitmq*.py
     """),

@@ -9,7 +9,7 @@ WORDS = {
     "redis": re.compile("redis(?!tribut)|valkey|sentinel", re.IGNORECASE),
     "file": re.compile("sqlite|cache_(file|folder)|FileBackend", re.IGNORECASE),
     "cache": re.compile("cach", re.IGNORECASE),
-    "rabbitmq": re.compile("rabbit|amqp|pika|aiormq|pamqp|erlang|quorum", re.IGNORECASE),
+    "rabbitmq": re.compile("rabbit|amqp|pika|erlang|quorum", re.IGNORECASE),
     "queue": re.compile(  # "worker" alone may be one of the API's, or of pytest-xdist's
         r"dramatiq|broker|outbox|\bactors?\b|enqueue|dead.?letter|redeliver|(task|message).?queue"
         r"|background.?task|cli\.py worker\b|src[./]worker|src[./]tasks|(open_|tasks[./])relay"
@@ -29,7 +29,7 @@ OTHERWISE = re.compile(
     r"|cache-dependency-path|PIP_CACHE_DIR|(\s|^)cache: pip|^  cache:$|type=cache|the cache mount"  # pipelines'
     r"|cache hit|caches in \$HOME"  # Docker's
     r"|(?i:prepared_statement_cache_size|InvalidCachedStatementError|cached (statement|plan)|query_cache)"
-    r"|(?i:cache-control)|message_cache|propcache"  # HTTP's, Dramatiq's, aiormq's
+    r"|(?i:cache-control)|message_cache"  # HTTP's, Dramatiq's
     r'|^ *schedule:( #.*)?$|"schedule:weekly"'  # pipelines' and bots'
     r"|\.items\(|__(get|set|del)item__|modifyitems|pytest\.Item"  # Python's, pytest's
     r"|BackgroundTasks?\b|a background task",  # Starlette's

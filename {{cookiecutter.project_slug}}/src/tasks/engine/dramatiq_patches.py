@@ -4,10 +4,13 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from dramatiq import Broker, Worker
 from dramatiq.asyncio import EventLoopThread, set_event_loop_thread
+from dramatiq.errors import ConnectionFailed
 from dramatiq.middleware import AsyncIO
 
 BOOT_SECONDS = 10.0
@@ -74,3 +77,17 @@ def silence_result_warnings() -> None:
 
 def _is_no_result_warning(record: logging.LogRecord) -> bool:
     return "returned a value that is not None" not in str(record.msg)
+
+
+# Until Dramatiq takes every fault of a broker's client for a lost connection; 2.2.1 knows some of
+# their errors only (Bogdanp/dramatiq#894).
+@contextmanager
+def connection_errors(*errors: type[Exception]) -> Iterator[None]:
+    """Raise ConnectionFailed for any of the errors: Dramatiq then tries again later.
+
+    Of another error it logs a traceback, or passes it on.
+    """
+    try:
+        yield
+    except errors as error:
+        raise ConnectionFailed(str(error) or repr(error)) from error

@@ -10,7 +10,7 @@ import pytest
 
 from dev.rabbitmq import embedded_rabbitmq
 from dev.server import ServerError
-from src.tasks.engine.brokers import rabbitmq
+from src.tasks.engine.brokers import rabbitmq, rabbitmq_publisher
 from tests.proxy import Stream
 from tests.test_tasks.workers import LIMIT
 
@@ -23,7 +23,8 @@ def serve() -> Iterator[str]:
         pytest.skip(str(error))
     with pytest.MonkeyPatch.context() as patch:
         # A busy machine may take its time to answer; who is not there refuses at once.
-        patch.setattr(rabbitmq, "ANSWER_SECONDS", LIMIT)
+        for module in (rabbitmq, rabbitmq_publisher):
+            patch.setattr(module, "ANSWER_SECONDS", LIMIT)
         for name in ("socket_timeout", "stack_timeout"):
             patch.setitem(rabbitmq.CONNECTION, name, str(LIMIT))
         yield url

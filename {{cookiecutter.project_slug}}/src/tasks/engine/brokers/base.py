@@ -92,6 +92,10 @@ class TaskBroker(Broker, ABC):
         """Forget dead letters, all unless named; return how many."""
 
 
+def is_named(letter: DeadLetter, ids: Collection[str] | None) -> bool:
+    return ids is None or letter.id in ids
+
+
 def mark_dead(message: MessageProxy, reason: str) -> None:
     """Make a dead letter of the message, once its attempt is over."""
     message.options |= {ERROR: reason, DIED_AT: current_millis()}
