@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from functools import cache, partial
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,14 @@ def test_every_question_and_answer_is_described() -> None:
         rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("|")]
         for answer in tables.choices_of(question):
             assert any(f"`{answer}`" in cell for cell in rows), (question, answer)
+
+
+def test_the_picture_of_the_prompts_is_of_today() -> None:
+    """It shows each question; `make pictures` makes it again."""
+    picture = unescape((DOCS / "images/prompts.svg").read_text("utf-8")).replace("\xa0", " ")
+    for number, question in enumerate(tables.names(), 1):
+        assert f"{number}/{len(tables.names())}" in picture
+        assert tables.prompt_of(question) in picture
 
 
 @cache
