@@ -22,10 +22,8 @@ FEATURES = [
         src/**/item_import*.py
         src/**/items.py
         src/**/stale_items.py
+        tests/**/test_*items.py
         tests/**/test_item*.py
-        tests/**/test_jobs.py
-        tests/test_api/test_cached_items.py
-        tests/test_cache/test_imported.py
     """),
     ("{{ not cookiecutter.example }}", "src/*/jobs_without_example.py"),
     ("{{ cookiecutter.cache_backend != 'none' }}", """
@@ -75,7 +73,7 @@ FEATURES = [
         src/worker.py
         tests/**/test_item_import.py
         tests/test_api/test_tasks.py
-        tests/test_cache/test_imported.py
+        tests/test_cache/test_imported_items.py
         tests/test_cache/test_in_tasks.py
         tests/test_tasks
     """),
