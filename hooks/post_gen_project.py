@@ -61,7 +61,7 @@ FEATURES = [
         tests/test_dev/test_valkey.py
     """),
     ("{{ cookiecutter.__queue }}", """
-        alembic/versions/*_create_tasks.py
+        alembic/versions/*_tasks.py
         alembic/versions/*_create_item_import.py
         docs/tasks.md
         src/**/item_import*.py

@@ -157,14 +157,12 @@ def _switch_scheduler(enabled: bool | None) -> None:
 @app.command()
 def worker(
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes that work.  [DRAMATIQ_PROCESSES]")
+        int | None, typer.Option(min=1, help="Worker processes.  [DRAMATIQ_PROCESSES]")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Tasks at once in each.  [DRAMATIQ_THREADS]")
+        int | None, typer.Option(min=1, help="Concurrent tasks in each.  [DRAMATIQ_THREADS]")
     ] = None,
-    queues: Annotated[
-        str, typer.Option(help="The queues to work on, a,b; all of them by default.")
-    ] = "",
+    queues: Annotated[str, typer.Option(help="Queues to consume, as a,b; all by default.")] = "",
     health_port: Annotated[
         int | None,
         typer.Option(
@@ -174,14 +172,14 @@ def worker(
     *,
     reload: Annotated[bool, typer.Option("--reload", help="Restart when code changes.")] = False,
 ) -> None:
-    """Do background tasks. Ctrl-C or SIGTERM, once, lets those that run come to their end."""
+    """Run background tasks. One Ctrl-C or SIGTERM lets running tasks end first."""
     if health_port is not None:
         os.environ["DRAMATIQ_HEALTH_PORT"] = str(health_port)
         get_settings.cache_clear()
     settings = get_settings()
     configure_logging(settings)
     with tempfile.TemporaryDirectory(prefix="worker-") as folder:
-        # Its processes count their metrics in files here, and show that they are alive.
+        # Its processes write their metrics and heartbeats here.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         from src import worker as workers  # noqa: PLC0415 - no other command needs Dramatiq
 
@@ -196,55 +194,16 @@ def worker(
     raise typer.Exit(status)
 
 
-tasks = typer.Typer(help="Look after background tasks.", no_args_is_help=True)
-app.add_typer(tasks, name="tasks")
-dead = typer.Typer(help="See to dead letters: tasks that failed for good.", no_args_is_help=True)
-tasks.add_typer(dead, name="dead")
-Ids = Annotated[list[str] | None, typer.Argument(help="Which ones, by their ids.", metavar="ID...")]
-All = Annotated[bool, typer.Option("--all", help="All of them.")]
+# Its commands are imported when one is used: that takes half as long as all imports of this file.
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def tasks(context: typer.Context) -> None:
+    """Inspect and requeue background tasks."""
+    from src.tasks import cli as commands  # noqa: PLC0415 - see above
 
-
-@dead.command("list")
-def list_dead(
-    limit: Annotated[int, typer.Option(min=1, help="How many of each queue.")] = 20,
-) -> None:
-    """List dead letters, the newest first."""
-    from src.tasks import cli as dead_letters  # noqa: PLC0415 - as above
-
-    for line in dead_letters.list_lines(limit=limit):
-        typer.echo(line)
-
-
-@dead.command("show")
-def show_dead(task_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
-    """Show a dead letter: its arguments, and what it failed of."""
-    from src.tasks import cli as dead_letters  # noqa: PLC0415 - as above
-
-    for line in dead_letters.show_lines(task_id):
-        typer.echo(line)
-
-
-@dead.command("requeue")
-def requeue_dead(ids: Ids = None, *, every: All = False) -> None:
-    """Have them done once more, as if they had never failed."""
-    from src.tasks import cli as dead_letters  # noqa: PLC0415 - as above
-
-    typer.echo(dead_letters.requeue(_chosen(ids, every=every)))
-
-
-@dead.command("purge")
-def purge_dead(ids: Ids = None, *, every: All = False) -> None:
-    """Forget them."""
-    from src.tasks import cli as dead_letters  # noqa: PLC0415 - as above
-
-    typer.echo(dead_letters.purge(_chosen(ids, every=every)))
-
-
-def _chosen(ids: list[str] | None, *, every: bool) -> list[str] | None:
-    """Return None for all."""
-    if bool(ids) == every:
-        raise typer.BadParameter("name some, or give --all")
-    return ids or None
+    commands.app(context.args, prog_name=context.command_path)
 
 
 # % endif

@@ -6,11 +6,11 @@ from src.domain.errors import NotFoundError
 class TaskStatus(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
-    DONE = "done"
+    SUCCEEDED = "succeeded"
     FAILED = "failed"
 
 
-OVER = (TaskStatus.DONE, TaskStatus.FAILED)
+TERMINAL_STATUSES = (TaskStatus.SUCCEEDED, TaskStatus.FAILED)
 
 
 class TaskNotFoundError(NotFoundError):

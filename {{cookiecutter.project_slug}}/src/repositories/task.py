@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.db.models.task import OutboxMessage, RedeliveredMessage, Task
-from src.domain.task import OVER, TaskStatus
+from src.domain.task import TERMINAL_STATUSES, TaskStatus
 from src.repositories.base import Repository
 from src.repositories.sql import execute_rowcount
 
@@ -22,9 +22,9 @@ class OutboxRepository:
         await self.session.execute(insert(OutboxMessage).values(due_at=func.now() + delay), rows)
 
     async def take(self, *, limit: int) -> Sequence[bytes]:
-        """Delete what is due, the first `limit` of it, and return it in order.
+        """Delete the first `limit` messages that are due, and return them in order.
 
-        What another transaction has taken is left to it.
+        Messages that another transaction has taken are skipped.
         """
         due = (
             select(OutboxMessage.id)
@@ -44,7 +44,7 @@ class OutboxRepository:
         return [row.body for row in rows]
 
     async def oldest_seconds(self) -> float:
-        """Return for how long the first message is due; 0 if none is."""
+        """Return for how long the first message is due; 0 if there is none."""
         first = select(func.min(OutboxMessage.due_at)).scalar_subquery()
         age = func.greatest(func.extract("epoch", func.now() - first), 0)
         return float(await self.session.scalar(select(age)) or 0)
@@ -60,9 +60,9 @@ class TaskRepository(Repository[Task]):
         return (await self.session.scalars(added, rows)).all()
 
     async def start(self, task_id: UUID, actor: str) -> int | None:
-        """Note that a worker begins; return which attempt it is, None if the task is over.
+        """Record an attempt; return its number, or None if the task has ended.
 
-        A task that was sent past the outbox gets its row here.
+        A task that was sent without the outbox gets its row here.
         """
         row = upsert(Task).values(
             id=task_id, actor=actor, status=TaskStatus.RUNNING, attempts=1, started_at=func.now()
@@ -75,15 +75,17 @@ class TaskRepository(Repository[Task]):
                     "attempts": Task.attempts + 1,
                     "started_at": func.coalesce(Task.started_at, func.now()),
                 },
-                where=Task.status.not_in(OVER),
+                where=Task.status.not_in(TERMINAL_STATUSES),
             ).returning(Task.attempts)
         )
 
-    async def put_back(self, task_id: UUID, attempt: int) -> None:
-        """Note that the attempt failed and another one follows, if that has not begun already."""
+    async def mark_queued(self, task_id: UUID, attempt: int) -> None:
+        """Record that the attempt failed and another one follows, unless that one has started."""
         await self.session.execute(
             update(Task)
-            .where(Task.id == task_id, Task.attempts == attempt, Task.status.not_in(OVER))
+            .where(
+                Task.id == task_id, Task.attempts == attempt, Task.status.not_in(TERMINAL_STATUSES)
+            )
             .values(status=TaskStatus.QUEUED)
         )
 
@@ -92,12 +94,12 @@ class TaskRepository(Repository[Task]):
     ) -> None:
         await self.session.execute(
             update(Task)
-            .where(Task.id == task_id, Task.status.not_in(OVER))
+            .where(Task.id == task_id, Task.status.not_in(TERMINAL_STATUSES))
             .values(status=status, result=result, problem=problem, finished_at=func.now())
         )
 
     async def reopen(self, task_ids: Sequence[UUID]) -> None:
-        """Let tasks that failed begin anew."""
+        """Queue tasks that failed again."""
         await self.session.execute(
             update(Task)
             .where(Task.id.in_(task_ids), Task.status == TaskStatus.FAILED)
@@ -110,19 +112,19 @@ class TaskRepository(Repository[Task]):
         )
 
     async def prune(self, *, before: datetime, limit: int) -> int:
-        """Delete tasks that were over before; return how many, `limit` at most."""
+        """Delete tasks that ended before; return how many, `limit` at most."""
         old = select(Task.id).where(Task.finished_at < before).limit(limit)
         return await execute_rowcount(self.session, delete(Task).where(Task.id.in_(old)))
 
 
 class RedeliveryRepository:
-    """Which messages may have killed their workers."""
+    """Messages that may have killed their workers."""
 
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
 
     async def count_start(self, message_id: str) -> int:
-        """Return how often the message was started since it was first redelivered, now included."""
+        """Count a start after a redelivery; return how many there were."""
         row = upsert(RedeliveredMessage).values(message_id=message_id, starts=1)
         starts = await self.session.scalar(
             row.on_conflict_do_update(
@@ -132,7 +134,7 @@ class RedeliveryRepository:
         )
         return starts or 0
 
-    async def forget(self, message_id: str) -> None:
+    async def delete(self, message_id: str) -> None:
         await self.session.execute(
             delete(RedeliveredMessage).where(RedeliveredMessage.message_id == message_id)
         )

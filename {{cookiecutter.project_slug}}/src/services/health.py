@@ -18,9 +18,17 @@ async def ping_database(database: Database) -> None:
         await session.execute(text("SELECT 1"))
 
 
-async def run_checks(checks: Mapping[str, Awaitable[None]]) -> dict[str, bool]:
-    """Run all checks at once, for two seconds at most; return which passed."""
-    tasks = {name: asyncio.create_task(_passes(name, check)) for name, check in checks.items()}
+async def run_checks(
+    checks: Mapping[str, Awaitable[None]], *, errors: tuple[type[Exception], ...] = ()
+) -> dict[str, bool]:
+    """Run all checks at once, for two seconds at most; return which passed.
+
+    A check fails by raising an error of the database, or one of `errors`.
+    """
+    errors = (DatabaseUnavailableError, SQLAlchemyError, *errors)
+    tasks = {
+        name: asyncio.create_task(_passes(name, check, errors)) for name, check in checks.items()
+    }
     try:
         await asyncio.wait(tasks.values(), timeout=CHECK_TIMEOUT_SECONDS)
         return {name: task.done() and task.result() for name, task in tasks.items()}
@@ -31,10 +39,10 @@ async def run_checks(checks: Mapping[str, Awaitable[None]]) -> dict[str, bool]:
                 log.warning("not_ready", part=name, cause="timeout")
 
 
-async def _passes(name: str, check: Awaitable[None]) -> bool:
+async def _passes(name: str, check: Awaitable[None], errors: tuple[type[Exception], ...]) -> bool:
     try:
         await check
-    except (DatabaseUnavailableError, SQLAlchemyError) as error:
+    except errors as error:
         log.warning("not_ready", part=name, cause=repr(error.__cause__ or error))
         return False
     return True

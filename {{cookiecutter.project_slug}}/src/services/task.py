@@ -16,6 +16,6 @@ class TaskService:
 
     @staticmethod
     async def prune(db: AsyncSession, *, before: datetime, limit: int) -> int:
-        """Forget tasks that were over before; return how many, `limit` at most."""
+        """Delete tasks that ended before; return how many, `limit` at most."""
         await RedeliveryRepository(db).prune(before=before, limit=limit)
         return await TaskRepository(db).prune(before=before, limit=limit)

@@ -1,6 +1,7 @@
-"""Background tasks with Dramatiq: docs/tasks.md tells how to add one.
+"""Background tasks with Dramatiq: docs/tasks.md.
 
-Importing this package makes the broker of the settings Dramatiq's own: actors find it there.
+Yours is `jobs.py`, with `enqueue` for endpoints and services, and `context.py` for tasks.
+Importing this package sets Dramatiq's broker, so that every actor is declared on ours.
 """
 
 from src.tasks.broker import broker

@@ -1,4 +1,4 @@
-"""The broker that the settings name, with each middleware that tasks pass, from out to in."""
+"""The broker that the settings name, with the middleware that tasks pass."""
 
 from typing import assert_never
 
@@ -24,9 +24,9 @@ from src.tasks.engine.middleware import (
 )
 from src.tasks.engine.middleware.context import ContextMiddleware
 from src.tasks.engine.middleware.metrics import MetricsMiddleware
-from src.tasks.engine.middleware.poison import GuardMiddleware
-from src.tasks.engine.middleware.retries import NotesMiddleware, RetriesMiddleware
-from src.tasks.engine.middleware.tracking import FollowingMiddleware
+from src.tasks.engine.middleware.poison import PoisonMessageMiddleware
+from src.tasks.engine.middleware.retries import RetriesMiddleware
+from src.tasks.engine.middleware.tracking import TaskTrackingMiddleware
 
 # Milliseconds, as all times of Dramatiq are.
 TIME_LIMIT = 600_000
@@ -36,14 +36,13 @@ MAX_BACKOFF = 600_000
 
 
 def middleware(settings: Settings) -> list[Middleware]:
-    """List what surrounds a task; hooks named `after_` are called from the last to the first."""
+    """List the middleware. Hooks named `after_` run from the last to the first."""
     shared = resources.ResourcesMiddleware(settings)
     return [
         ContextMiddleware(shared),
         MetricsMiddleware(settings),
-        FollowingMiddleware(shared),
-        NotesMiddleware(),
-        GuardMiddleware(shared),
+        TaskTrackingMiddleware(shared),
+        PoisonMessageMiddleware(shared),
         AgeLimit(),
         Callbacks(),
         Pipelines(),
@@ -51,11 +50,11 @@ def middleware(settings: Settings) -> list[Middleware]:
             max_retries=MAX_RETRIES, min_backoff=MIN_BACKOFF, max_backoff=MAX_BACKOFF
         ),
         CurrentMessage(),
-        # They interrupt the thread wherever it is: in the task only, and not in a hook.
+        # These two interrupt the thread: they are last, so that they do so in the task alone.
         ShutdownNotifications(),
         TimeLimit(time_limit=TIME_LIMIT),
         DaemonAsyncIO(),
-        shared,  # opened on the loop of the one before
+        shared,  # it needs the event loop of the one before
         # % if cookiecutter.cache_backend != "none"
         caching.CachingMiddleware(shared),
         # % endif
@@ -63,7 +62,7 @@ def middleware(settings: Settings) -> list[Middleware]:
 
 
 def create_broker(settings: Settings) -> TaskBroker:
-    """Make the broker; it connects when it is first used."""
+    """Create the broker; it connects when it is first used."""
     # % if cookiecutter.__queue_rabbitmq
     if settings.DRAMATIQ_BROKER == "rabbitmq":
         from src.tasks.engine.brokers.rabbitmq import RabbitmqTaskBroker  # noqa: PLC0415 - loaded if used

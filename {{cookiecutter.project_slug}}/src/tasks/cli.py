@@ -1,11 +1,13 @@
-"""What `python cli.py tasks dead` does with tasks that failed for good."""
+"""The command group `python cli.py tasks`."""
 
 import asyncio
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Annotated
 from uuid import UUID
 
+import typer
 from dramatiq import Message
 
 import src.tasks.jobs  # noqa: F401 - it declares the queues
@@ -17,94 +19,106 @@ from src.tasks.engine.brokers.base import ERROR, BrokerUnavailableError, DeadLet
 
 ALL = 1_000_000
 
+app = typer.Typer(
+    help="Inspect and requeue background tasks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+dead = typer.Typer(
+    help="Inspect, requeue and purge dead letters: tasks that failed for good.",
+    no_args_is_help=True,
+)
+app.add_typer(dead, name="dead")
+Ids = Annotated[list[str] | None, typer.Argument(help="Ids of dead letters.", metavar="ID...")]
+Every = Annotated[bool, typer.Option("--all", help="All of them.")]
 
-class DeadLetterError(SystemExit):
-    """The command cannot be carried out, and ends with the message and status 1."""
 
-
-def list_lines(*, limit: int) -> Iterator[str]:
-    """Raises DeadLetterError."""
-    with _naming_outage():
+@dead.command("list")
+def list_dead(
+    limit: Annotated[int, typer.Option(min=1, help="How many of each queue.")] = 20,
+) -> None:
+    """List dead letters, the newest first."""
+    with _exit_on_outage():
         for queue in _queues():
             letters = broker.dead_letters(queue, limit=limit)
-            yield f"{queue}: {broker.queue_state(queue).dead} dead"
+            typer.echo(f"{queue}: {broker.queue_state(queue).dead} dead")
             for letter in letters:
-                yield f"  {letter.id}  {_died(letter)}  {letter.message}  {_error(letter)}"
+                typer.echo(f"  {letter.id}  {_died(letter)}  {letter.message}  {_error(letter)}")
 
 
-def show_lines(task_id: str) -> Iterator[str]:
-    """Raises DeadLetterError."""
-    with _naming_outage():
-        letter = _find(task_id)
+@dead.command()
+def show(task_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Show a dead letter: its arguments, and why it failed."""
+    (letter,) = _select([task_id])
     message = letter.message
-    yield f"{message.actor_name}, queue {message.queue_name}, died {_died(letter)}"
-    yield f"args: {json.dumps(message.args)}"
-    yield f"kwargs: {json.dumps(message.kwargs)}"
-    yield f"attempts: {max(1, message.options.get('retries', 0))}"
-    yield f"error: {_error(letter)}"
-    yield message.options.get("traceback", "")
+    typer.echo(f"{message.actor_name}, queue {message.queue_name}, died {_died(letter)}")
+    typer.echo(f"args: {json.dumps(message.args)}")
+    typer.echo(f"kwargs: {json.dumps(message.kwargs)}")
+    typer.echo(f"attempts: {max(1, message.options.get('retries', 0))}")
+    typer.echo(f"error: {_error(letter)}")
+    typer.echo(message.options.get("traceback", ""))
 
 
-def requeue(ids: Collection[str] | None) -> str:
-    """Have them done once more, all unless named; say how many.
-
-    Raises DeadLetterError.
-    """
-    with _naming_outage():
-        chosen = _chosen(ids)
-        # First: a worker that takes one up would find that its task is over.
-        asyncio.run(_reopen(chosen))
-        count = sum(broker.requeue_dead(queue, ids) for queue in _queues())
-    return f"Requeued: {count}."
+@dead.command()
+def requeue(ids: Ids = None, *, every: Every = False) -> None:
+    """Requeue dead letters with a fresh retry budget."""
+    letters = _select(_chosen(ids, every=every))
+    # First: a worker that starts one would find that its task has failed.
+    asyncio.run(_reopen([letter.message for letter in letters]))
+    with _exit_on_outage():
+        count = sum(broker.requeue_dead(queue, ids or None) for queue in _queues())
+    typer.echo(f"Requeued: {count}.")
 
 
-def purge(ids: Collection[str] | None) -> str:
-    """Raises DeadLetterError."""
-    with _naming_outage():
-        _chosen(ids)
-        count = sum(broker.purge_dead(queue, ids) for queue in _queues())
-    return f"Purged: {count}."
+@dead.command()
+def purge(ids: Ids = None, *, every: Every = False) -> None:
+    """Delete dead letters."""
+    _select(_chosen(ids, every=every))
+    with _exit_on_outage():
+        count = sum(broker.purge_dead(queue, ids or None) for queue in _queues())
+    typer.echo(f"Purged: {count}.")
+
+
+def _chosen(ids: list[str] | None, *, every: bool) -> list[str] | None:
+    """Return None for all."""
+    if bool(ids) == every:
+        raise typer.BadParameter("name some, or give --all")
+    return ids or None
+
+
+def _select(ids: Sequence[str] | None) -> Sequence[DeadLetter]:
+    """Return the dead letters with these ids, or all. Raises SystemExit if one does not exist."""
+    with _exit_on_outage():
+        letters = [each for queue in _queues() for each in broker.dead_letters(queue, limit=ALL)]
+    if ids is None:
+        return letters
+    by_id = {letter.id: letter for letter in letters}
+    for each in ids:
+        if each not in by_id:
+            raise SystemExit(f"Error: There is no dead letter {each}.")
+    return [by_id[each] for each in ids]
+
+
+async def _reopen(messages: Sequence[Message[object]]) -> None:
+    keys = [UUID(message.message_id) for message in messages]
+    async with (
+        open_database(get_settings().database_url, pool_size=1) as database,
+        database.transaction() as db,
+    ):
+        await TaskRepository(db).reopen(keys)
 
 
 @contextmanager
-def _naming_outage() -> Iterator[None]:
+def _exit_on_outage() -> Iterator[None]:
     try:
         yield
     except BrokerUnavailableError as error:
-        raise DeadLetterError(f"Error: {error}") from error
+        raise SystemExit(f"Error: {error}") from error
 
 
 def _queues() -> Sequence[str]:
     return sorted(broker.get_declared_queues())
-
-
-def _letters() -> list[DeadLetter]:
-    return [letter for queue in _queues() for letter in broker.dead_letters(queue, limit=ALL)]
-
-
-def _find(task_id: str) -> DeadLetter:
-    for letter in _letters():
-        if letter.id == task_id:
-            return letter
-    raise DeadLetterError(f"Error: There is no dead letter {task_id}.")
-
-
-def _chosen(ids: Collection[str] | None) -> list[Message[object]]:
-    letters = {letter.id: letter.message for letter in _letters()}
-    for each in ids or ():
-        if each not in letters:
-            raise DeadLetterError(f"Error: There is no dead letter {each}.")
-    return [message for key, message in letters.items() if ids is None or key in ids]
-
-
-async def _reopen(messages: Sequence[Message[object]]) -> None:
-    settings = get_settings()
-    keys = [UUID(message.message_id) for message in messages]
-    async with (
-        open_database(settings.database_url, pool_size=1) as database,
-        database.transaction() as db,
-    ):
-        await TaskRepository(db).reopen(keys)
 
 
 def _died(letter: DeadLetter) -> str:

@@ -28,24 +28,24 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class TaskContext(Context):
     message_id: str | None = None
-    is_followed: bool = False
+    is_tracked: bool = False
 
 
 def message_id() -> str | None:
-    """Return what stays the same however often the message is delivered; none outside a worker."""
+    """Return the id that all deliveries of the message share; None outside a worker."""
     context = current_context()
     return context.message_id if isinstance(context, TaskContext) else None
 
 
 async def report_progress(db: AsyncSession, *, done: int, total: int | None = None) -> None:
-    """Show how far a followed task is, once the transaction of `db` commits."""
+    """Show how far a tracked task is, once the transaction of `db` commits."""
     context = current_context()
-    if isinstance(context, TaskContext) and context.is_followed:
+    if isinstance(context, TaskContext) and context.is_tracked:
         await TaskRepository(db).set_progress(UUID(context.message_id), done=done, total=total)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Let an actor that is no `async def` call what is one, on the loop of this worker process."""
+    """Run the coroutine on the event loop of this worker process, from an actor that is not async."""
     thread = get_event_loop_thread()
     if thread is None:
         work.close()

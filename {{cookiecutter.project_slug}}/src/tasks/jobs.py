@@ -1,4 +1,4 @@
-"""The tasks. docs/tasks.md tells what a task may rely on."""
+"""Your tasks. docs/tasks.md says what a task can rely on."""
 
 from typing import Any
 from uuid import UUID
@@ -11,12 +11,12 @@ from src.tasks.context import report_progress, transaction
 
 log = structlog.get_logger(__name__)
 
-BATCH = 100  # rows in a transaction: a worker that is killed loses no more of its work
+BATCH = 100  # rows in a transaction: a killed worker loses no more of its work
 
 
-@dramatiq.actor(queue_name="default", time_limit=600_000, followed=True)
+@dramatiq.actor(actor_name="import_items", queue_name="default", time_limit=600_000, tracked=True)
 async def import_items(import_id: str) -> dict[str, Any]:
-    """Import the items of an ItemImport, from the row on where the last attempt has stopped."""
+    """Import the items of an ItemImport, from the row where the last attempt stopped."""
     while True:
         async with transaction() as db:
             progress = await ItemImportService.import_batch(db, UUID(import_id), limit=BATCH)

@@ -1,6 +1,6 @@
-"""Tasks that are sent if, and only if, a transaction commits.
+"""Messages that are sent if, and only if, the transaction commits that enqueues them.
 
-A row in the transaction that causes the task; the relay sends it. See the transactional outbox in
+The transactional outbox: a message is a row of that transaction, and a relay sends it. See
 https://microservices.io/patterns/data/transactional-outbox.html.
 """
 
@@ -23,26 +23,26 @@ R = TypeVar("R")
 HAS_MESSAGES = "outbox_has_messages"  # in a session's `info`
 REQUEST_ID = "request_id"
 TRACEPARENT = "traceparent"
-FOLLOWED = "followed"
+TRACKED = "tracked"
 MAX_BYTES = 256 * 1024
 
 
 async def enqueue(db: AsyncSession, actor: Actor[P, R], *args: P.args, **kwargs: P.kwargs) -> str:
-    """Call the actor in a worker once the transaction is committed; return the message's id.
+    """Call the actor in a worker once the transaction commits; return the message's id.
 
-    For an actor with `followed=True` that is the id of its task too.
+    For an actor with `tracked=True` it is the id of the task too.
 
     Raises ValueError for arguments of more than MAX_BYTES.
     """
-    return await enqueue_message(db, actor.message(*args, **kwargs))
+    return (await enqueue_messages(db, [actor.message(*args, **kwargs)]))[0]
 
 
 async def enqueue_message(
     db: AsyncSession, message: Message[Any], *, delay: timedelta = timedelta()
 ) -> str:
-    """As `enqueue`, with options of Dramatiq's, or not before `delay` is over.
+    """Enqueue a message with options of Dramatiq's, or one to send after the delay.
 
-    The delay is kept in the database, and may be as long as you like.
+    The delay is stored in the database, and has no limit.
     """
     return (await enqueue_messages(db, [message], delay=delay))[0]
 
@@ -50,28 +50,25 @@ async def enqueue_message(
 async def enqueue_messages(
     db: AsyncSession, messages: Sequence[Message[Any]], *, delay: timedelta = timedelta()
 ) -> list[str]:
-    """As `enqueue_message`, for any number in two statements at most."""
+    """Enqueue any number of messages with two statements at most; return their ids."""
     if isinstance(db, ReadOnlyAsyncSession):
         raise ReadOnlySessionError("This session only reads; take `DbSession` to enqueue.")
-    named = await _named(db, messages)
-    await OutboxRepository(db).add_all([_encode(message, delay) for message in named], delay=delay)
-    db.info[HAS_MESSAGES] = True
-    return [message.message_id for message in named]
-
-
-async def _named(db: AsyncSession, messages: Sequence[Message[Any]]) -> list[Message[Any]]:
-    """Give messages to actors that are followed the ids of new tasks."""
-    followed = [name for name in (each.actor_name for each in messages) if is_followed(name)]
-    ids = iter(await TaskRepository(db).add_all(followed) if followed else ())
-    return [
-        replace(message, message_id=str(next(ids))) if is_followed(message.actor_name) else message
+    tracked = [message.actor_name for message in messages if is_tracked(message.actor_name)]
+    task_ids = iter(await TaskRepository(db).add_all(tracked) if tracked else ())
+    messages = [
+        replace(message, message_id=str(next(task_ids)))
+        if is_tracked(message.actor_name)
+        else message
         for message in messages
     ]
+    await OutboxRepository(db).add_all([_encode(each, delay) for each in messages], delay=delay)
+    db.info[HAS_MESSAGES] = True  # a relay of this process sends them when the session commits
+    return [message.message_id for message in messages]
 
 
-def is_followed(actor_name: str) -> bool:
+def is_tracked(actor_name: str) -> bool:
     """Raises dramatiq.ActorNotFound."""
-    return bool(get_broker().get_actor(actor_name).options.get(FOLLOWED))
+    return bool(get_broker().get_actor(actor_name).options.get(TRACKED))
 
 
 def _encode(message: Message[Any], delay: timedelta) -> bytes:

@@ -82,11 +82,11 @@ async def test_a_task_that_is_done_has_a_result(client: AsyncClient, database: D
         tasks = TaskRepository(db)
         (task_id,) = await tasks.add_all(["act"])
         await tasks.start(task_id, "act")
-        await tasks.finish(task_id, TaskStatus.DONE, result={"created": 1})
+        await tasks.finish(task_id, TaskStatus.SUCCEEDED, result={"created": 1})
     answer = await client.get(f"{TASKS}{task_id}")
 
     body = answer.json()
-    assert (body["status"], body["attempts"], body["result"]) == ("done", 1, {"created": 1})
+    assert (body["status"], body["attempts"], body["result"]) == ("succeeded", 1, {"created": 1})
     assert body["started_at"]
     assert body["finished_at"]
     assert "Retry-After" not in answer.headers

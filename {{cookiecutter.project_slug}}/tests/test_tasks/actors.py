@@ -137,14 +137,14 @@ DEEDS: tuple[Callable[..., Any], ...] = (
 
 
 def declare(broker: Broker, queue: str) -> None:
-    """Declare each on the queue; and `followed_`, whose state is kept."""
+    """Declare each on the queue; and `tracked_`, whose state is kept."""
     for deed in DEEDS:
-        for prefix in ("", "followed_"):
+        for prefix in ("", "tracked_"):
             named = dramatiq.actor(
                 actor_name=f"{prefix}{deed.__name__}",
                 queue_name=queue,
                 broker=broker,
-                followed=bool(prefix),
+                tracked=bool(prefix),
                 max_retries=3,
                 min_backoff=50,
                 max_backoff=100,

@@ -91,7 +91,7 @@ async def test_a_requeued_task_is_done_as_if_it_had_never_failed(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "words"
-    task_id = await send(committing_database, broker, "followed_fail", str(path), 4)
+    task_id = await send(committing_database, broker, "tracked_fail", str(path), 4)
     async with working(broker):
         failed = await over(committing_database, task_id)
         await eventually(lambda: broker.queue_state(queue_of(broker)).dead, "a dead letter")
@@ -104,7 +104,7 @@ async def test_a_requeued_task_is_done_as_if_it_had_never_failed(
     assert failed.status is TaskStatus.FAILED
     assert (result.status, result.out, left) == (0, "Requeued: 1.\n", 0)
     assert (queued.status, queued.problem, queued.finished_at) == (TaskStatus.QUEUED, None, None)
-    assert (done.status, done.result, done.attempts) == (TaskStatus.DONE, "done", 5)
+    assert (done.status, done.result, done.attempts) == (TaskStatus.SUCCEEDED, "done", 5)
 
 
 async def test_requeue_and_purge_take_some_or_all(

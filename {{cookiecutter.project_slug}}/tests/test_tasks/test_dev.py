@@ -28,5 +28,7 @@ def test_a_task_is_done_while_dev_runs(tmp_path: Path, monkeypatch: pytest.Monke
         api = f"http://127.0.0.1:{port}/api/v1"
         eventually(lambda: answers(f"{api}/health/ready"), "an API")
         task = call(f"{api}/item-imports/", b"name\nLamp\n")["task_id"]
-        eventually(lambda: call(f"{api}/tasks/{task}")["status"] == "done", "the end of the task")
+        eventually(
+            lambda: call(f"{api}/tasks/{task}")["status"] == "succeeded", "the end of the task"
+        )
         assert dev.send(signal.SIGINT) == 0

@@ -4,15 +4,12 @@ import asyncio
 import os
 import re
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from src.core.config import Settings
 from src.db.session import Database
@@ -30,25 +27,18 @@ from tests.test_tasks.workers import (
     working,
 )
 
-Get = Callable[[str], httpx.Response]
-
-
-@contextmanager
-def serving(settings: Settings, broker: TaskBroker) -> Iterator[Get]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), health.handler(settings, broker)) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        try:
-            yield lambda path: httpx.get(address + path, timeout=LIMIT)
-        finally:
-            server.shutdown()
-            thread.join()
-
 
 async def ask(settings: Settings, broker: TaskBroker, path: str) -> httpx.Response:
-    with serving(settings, broker) as get:
-        return await asyncio.to_thread(get, path)
+    app = health.create_app(settings, broker)
+
+    async with app.router.lifespan_context(app) as state:
+
+        async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+            await app({**scope, "state": state}, receive, send)
+
+        transport = httpx.ASGITransport(with_state)
+        async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
+            return await client.get(path)
 
 
 def number(metrics: str, name: str, **labels: str) -> float:
@@ -133,7 +123,7 @@ async def test_alive_is_whose_loops_all_turn(
 ) -> None:
     """Each worker process shows it with a file."""
     monkeypatch.setenv(HEARTBEATS, str(tmp_path))
-    monkeypatch.setattr("src.tasks.engine.maintenance.LOOK_AFTER_SECONDS", 0.05)
+    monkeypatch.setattr("src.tasks.engine.maintenance.INTERVAL_SECONDS", 0.05)
     async with working(broker):
         (beat,) = await eventually(lambda: list(tmp_path.glob("*.heartbeat")), "a heartbeat")
         os.utime(beat, (0, 0))
@@ -142,7 +132,7 @@ async def test_alive_is_whose_loops_all_turn(
     assert not beat.exists()  # who has ended in order is not missed
 
     beat.touch()
-    old = time.time() - health.LIFE_SECONDS - 1
+    old = time.time() - health.MAX_HEARTBEAT_AGE - 1
     os.utime(beat, (old, old))
     response = await ask(queue_settings, broker, "/health/live")
     assert response.status_code == 503

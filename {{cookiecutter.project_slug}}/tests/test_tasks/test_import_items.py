@@ -37,7 +37,7 @@ async def followed(client: AsyncClient, location: str) -> dict[str, object]:
     return body
 
 
-async def test_an_import_is_accepted_followed_and_done(
+async def test_an_import_is_accepted_tracked_and_done(
     committing_client: AsyncClient,
     committing_database: Database,
     employer: TaskBroker,
@@ -49,7 +49,7 @@ async def test_an_import_is_accepted_followed_and_done(
         body = await followed(committing_client, accepted.headers["Location"])
 
     assert accepted.status_code == 202
-    assert body["status"] == "done"
+    assert body["status"] == "succeeded"
     assert (body["done"], body["total"], body["attempts"]) == (250, 250, 1)
     result = body["result"]
     assert isinstance(result, dict)

@@ -22,7 +22,7 @@ async def test_what_was_over_long_ago_is_forgotten(
     async with database.transaction() as db:
         for days in (0, 4, 6, 7, 8):
             then = now - timedelta(days=days)
-            db.add(Task(actor=f"{days}", status=TaskStatus.DONE, finished_at=then))
+            db.add(Task(actor=f"{days}", status=TaskStatus.SUCCEEDED, finished_at=then))
             db.add(ItemImport(content=b"", total=days, updated_at=then))
             db.add(RedeliveredMessage(message_id=f"{days}", starts=1, started_at=then))
         db.add(Task(actor="queued", created_at=now - timedelta(days=99)))

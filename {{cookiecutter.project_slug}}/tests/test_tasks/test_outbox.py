@@ -65,7 +65,7 @@ async def test_what_is_rolled_back_is_never_sent(
     committing_database: Database, broker: TaskBroker, queue: str
 ) -> None:
     async with committing_database.transaction() as db:
-        await enqueue(db, broker.get_actor("followed_note"), "path", "rolled back")
+        await enqueue(db, broker.get_actor("tracked_note"), "path", "rolled back")
         await db.rollback()
     async with committing_database.transaction() as db:
         await enqueue(db, broker.get_actor("note"), "path", "committed")
@@ -131,10 +131,10 @@ async def test_a_delay_is_kept_in_the_database(
     assert await unsent(committing_database) == 1
 
 
-async def test_a_followed_message_has_the_id_of_its_task(
+async def test_a_tracked_message_has_the_id_of_its_task(
     committing_database: Database, broker: TaskBroker
 ) -> None:
-    note, followed = broker.get_actor("note"), broker.get_actor("followed_note")
+    note, followed = broker.get_actor("note"), broker.get_actor("tracked_note")
     async with committing_database.transaction() as db:
         ids = await enqueue_messages(
             db, [followed.message("p", "a"), note.message("p", "b"), followed.message("p", "c")]
@@ -145,7 +145,7 @@ async def test_a_followed_message_has_the_id_of_its_task(
     assert [message.message_id for message in messages] == ids
     assert [message.args[1] for message in messages] == ["a", "b", "c"]
     assert [str(task.id) for task in tasks] == [ids[0], ids[2]]
-    assert {task.actor for task in tasks} == {"followed_note"}
+    assert {task.actor for task in tasks} == {"tracked_note"}
 
 
 async def test_a_message_tells_where_it_comes_from(
@@ -213,7 +213,7 @@ async def test_an_actor_that_nobody_knows_is_refused(
 
 @pytest.mark.parametrize(
     ("actor", "statements"),
-    [("note", ["INSERT"]), ("followed_note", ["INSERT", "INSERT"])],
+    [("note", ["INSERT"]), ("tracked_note", ["INSERT", "INSERT"])],
 )
 async def test_to_enqueue_is_a_statement_for_the_message_and_one_for_its_task(
     committing_database: Database, broker: TaskBroker, actor: str, statements: list[str]

@@ -74,7 +74,7 @@ async def test_a_task_that_is_delivered_again_is_counted_while_it_runs(
     """And no longer: who comes to an end, well or not, has killed nobody."""
     path = tmp_path / "words"
     await send(committing_database, broker, "fail", str(path), 99)
-    task_id = await send(committing_database, broker, "followed_count", str(path), 2)
+    task_id = await send(committing_database, broker, "tracked_count", str(path), 2)
     async with working(broker, threads=2):
         await over(committing_database, task_id)
         await eventually(lambda: broker.queue_state(queue_of(broker)).dead, "the other one's end")
@@ -88,7 +88,7 @@ async def test_a_task_that_was_started_too_often_is_given_up(
 ) -> None:
     path = tmp_path / "words"
     ids = [
-        await send(committing_database, broker, "followed_note", str(path), word) for word in "ab"
+        await send(committing_database, broker, "tracked_note", str(path), word) for word in "ab"
     ]
     async with committing_database.transaction() as db:
         guard = RedeliveryRepository(db)
@@ -100,9 +100,9 @@ async def test_a_task_that_was_started_too_often_is_given_up(
         tasks = [await over(committing_database, each) for each in ids]
         await eventually(lambda: broker.dead_letters(queue_of(broker), limit=9), "a dead letter")
 
-    assert [task.status for task in tasks] == [TaskStatus.FAILED, TaskStatus.DONE]
+    assert [task.status for task in tasks] == [TaskStatus.FAILED, TaskStatus.SUCCEEDED]
     assert tasks[0].problem is not None
-    assert tasks[0].problem["detail"] == "It was given up."
+    assert tasks[0].problem["detail"] == "It was not completed."
     assert words(path) == ["b"]
     assert await counted(committing_database) == {}
 
@@ -134,7 +134,7 @@ async def test_a_task_that_is_over_is_not_counted(
 ) -> None:
     """Nor does it trouble the guard, which has not seen it begin."""
     path = tmp_path / "words"
-    task_id = await send(committing_database, broker, "followed_note", str(path), "a")
+    task_id = await send(committing_database, broker, "tracked_note", str(path), "a")
     async with committing_database.transaction() as db:
         await TaskRepository(db).finish(UUID(task_id), TaskStatus.FAILED)
     await send(committing_database, broker, "note", str(path), "b")

@@ -95,7 +95,7 @@ async def test_what_was_sent_by_a_relay_that_was_killed_is_sent_again(
     queue_settings: Settings,
 ) -> None:
     """Its transaction has not committed, and nobody knows."""
-    task_id = await send(committing_database, broker, "followed_note", "path", "a")
+    task_id = await send(committing_database, broker, "tracked_note", "path", "a")
     assert await die(variables, "after") == -signal.SIGKILL
     async with open_relay(queue_settings, broker):
         messages = await received(broker, queue, 2)
@@ -195,17 +195,16 @@ async def test_while_the_broker_is_away_messages_wait(
     began = time.monotonic()
     for _ in range(20):
         await send(committing_database, broker, "note", "path", "a")
-        relay.wake()
     await eventually(lambda: post.asked >= 2, "another try")
     asked, seconds = post.asked, time.monotonic() - began
     post.is_away = False
     await eventually(lambda: len(post.sent) == 20, "all messages")
-    await eventually(lambda: events(logs, "outbox_goes_on"), "the end of the outage")
+    await eventually(lambda: events(logs, "outbox_recovered"), "the end of the outage")
     relay.stop()
     await running
 
     assert asked <= seconds / 0.2 + 2
-    (warning,) = events(logs, "outbox_waits")
+    (warning,) = events(logs, "outbox_stalled")
     assert (warning["cause"], warning["level"]) == ("The post is closed.", "warning")
 
 
@@ -225,7 +224,7 @@ async def test_a_relay_recovers_from_an_outage_of_the_database(
     await send(committing_database, broker, "note", "path", "a")
     async with open_relay(remote_settings, broker):
         for word in ("a", "b"):
-            await eventually(lambda: events(logs, "outbox_waits"), "an outage")
+            await eventually(lambda: events(logs, "outbox_stalled"), "an outage")
             await line.start()
             (message,) = await received(broker, queue)
             assert message.args[1] == word
@@ -282,7 +281,7 @@ async def test_a_process_ends_in_time_while_the_broker_is_away(
     monkeypatch.setattr(relays, "POLL_SECONDS", 2 * LIMIT)
     await send(committing_database, broker, "note", "path", "a")
     async with asyncio.timeout(LIMIT), open_relay(queue_settings, nobody_there):
-        await eventually(lambda: events(logs, "outbox_waits"), "an outage")
+        await eventually(lambda: events(logs, "outbox_stalled"), "an outage")
 
     assert await unsent(committing_database) == 1
 

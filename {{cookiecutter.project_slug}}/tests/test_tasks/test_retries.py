@@ -25,7 +25,7 @@ async def dead(broker: TaskBroker, queue: str) -> DeadLetter:
     return letter
 
 
-async def test_an_attempt_that_fails_is_followed_by_another(
+async def test_an_attempt_that_fails_is_tracked_by_another(
     broker: TaskBroker, queue: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "words"

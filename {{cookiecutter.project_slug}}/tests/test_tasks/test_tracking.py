@@ -32,7 +32,7 @@ async def test_a_task_is_queued_then_runs_and_is_done(
     committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     path = tmp_path / "go on"
-    task_id = await send(committing_database, broker, "followed_count", str(path), 4)
+    task_id = await send(committing_database, broker, "tracked_count", str(path), 4)
     queued = await state_of(committing_database, task_id)
 
     async def is_half_done() -> Task | None:
@@ -46,19 +46,19 @@ async def test_a_task_is_queued_then_runs_and_is_done(
 
     assert (queued.status, queued.attempts, queued.started_at) == (TaskStatus.QUEUED, 0, None)
     assert (running.status, running.attempts, running.total) == (TaskStatus.RUNNING, 1, 4)
-    assert (done.status, done.attempts, done.result, done.done) == (TaskStatus.DONE, 1, 4, 4)
-    assert done.actor == "followed_count"
+    assert (done.status, done.attempts, done.result, done.done) == (TaskStatus.SUCCEEDED, 1, 4, 4)
+    assert done.actor == "tracked_count"
     assert done.problem is None
     assert done.started_at
     assert done.finished_at
     assert done.created_at <= done.started_at <= done.finished_at
 
 
-async def test_an_actor_that_is_not_followed_leaves_no_trace(
+async def test_an_actor_that_is_not_tracked_leaves_no_trace(
     committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     await send(committing_database, broker, "count", str(tmp_path), 2)
-    task_id = await send(committing_database, broker, "followed_note", str(tmp_path / "a"), "a")
+    task_id = await send(committing_database, broker, "tracked_note", str(tmp_path / "a"), "a")
     async with working(broker, threads=1):
         await over(committing_database, task_id)
 
@@ -66,23 +66,23 @@ async def test_an_actor_that_is_not_followed_leaves_no_trace(
         assert [str(key) for key in await session.scalars(select(Task.id))] == [task_id]
 
 
-async def test_one_that_is_sent_past_the_outbox_is_followed_from_its_beginning(
+async def test_one_that_is_sent_past_the_outbox_is_tracked_from_its_beginning(
     committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     path = tmp_path / "words"
-    message = await asyncio.to_thread(broker.get_actor("followed_note").send, str(path), "a")
+    message = await asyncio.to_thread(broker.get_actor("tracked_note").send, str(path), "a")
     async with working(broker):
         await eventually(lambda: words(path), "the task's work")
         done = await over(committing_database, message.message_id)
 
-    assert (done.actor, done.status, done.attempts) == ("followed_note", TaskStatus.DONE, 1)
+    assert (done.actor, done.status, done.attempts) == ("tracked_note", TaskStatus.SUCCEEDED, 1)
 
 
 async def test_a_broken_rule_is_told_as_the_api_tells_it(
     committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     path = tmp_path / "words"
-    task_id = await send(committing_database, broker, "followed_refuse", str(path))
+    task_id = await send(committing_database, broker, "tracked_refuse", str(path))
     async with working(broker):
         failed = await over(committing_database, task_id)
 
@@ -98,23 +98,23 @@ async def test_a_broken_rule_is_told_as_the_api_tells_it(
 async def test_other_errors_tell_nothing_internal(
     committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
-    task_id = await send(committing_database, broker, "followed_fail", str(tmp_path / "words"), 9)
+    task_id = await send(committing_database, broker, "tracked_fail", str(tmp_path / "words"), 9)
     async with working(broker):
         failed = await over(committing_database, task_id)
 
     assert (failed.status, failed.attempts) == (TaskStatus.FAILED, 4)
     assert failed.problem == {
         "type": "urn:problem-type:task-failed",
-        "title": "The task failed",
-        "detail": "Something unexpected happened.",
+        "title": "Task failed",
+        "detail": "An unexpected error occurred.",
     }
 
 
 async def test_between_two_attempts_a_task_is_queued(
     committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
-    broker.get_actor("followed_fail").options |= {"min_backoff": 600_000, "max_backoff": 600_000}
-    task_id = await send(committing_database, broker, "followed_fail", str(tmp_path / "words"), 1)
+    broker.get_actor("tracked_fail").options |= {"min_backoff": 600_000, "max_backoff": 600_000}
+    task_id = await send(committing_database, broker, "tracked_fail", str(tmp_path / "words"), 1)
 
     async def is_put_back() -> bool:
         task = await state_of(committing_database, task_id)
@@ -134,7 +134,7 @@ async def test_an_attempt_that_ends_late_does_not_put_back_the_next_one(
         (task_id,) = await tasks.add_all(["act"])
         first, second = await tasks.start(task_id, "act"), await tasks.start(task_id, "act")
         assert (first, second) == (1, 2)
-        await tasks.put_back(task_id, 1)
+        await tasks.mark_queued(task_id, 1)
         assert (await tasks.get(task_id)).status is TaskStatus.RUNNING  # type: ignore[union-attr]  # it is there
 
 
@@ -142,10 +142,10 @@ async def test_a_message_that_comes_twice_is_done_once(
     committing_database: Database, broker: TaskBroker, queue: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "words"
-    task_id = await send(committing_database, broker, "followed_note", str(path), "first")
+    task_id = await send(committing_database, broker, "tracked_note", str(path), "first")
     async with working(broker, threads=1):
         await over(committing_database, task_id)
-        actor = broker.get_actor("followed_note")
+        actor = broker.get_actor("tracked_note")
         broker.enqueue(actor.message(str(path), "second").copy(message_id=task_id))
         await send(committing_database, broker, "note", str(path), "third")
         await eventually(lambda: "third" in words(path), "the third message")
@@ -160,7 +160,7 @@ async def test_a_result_that_json_cannot_hold_is_a_failure(
 ) -> None:
     """And a dead letter that says so; the task is not done again, since its result is no better."""
     path = tmp_path / "words"
-    task_id = await send(committing_database, broker, "followed_bring", str(path), what)
+    task_id = await send(committing_database, broker, "tracked_bring", str(path), what)
     async with working(broker):
         failed = await over(committing_database, task_id)
         (letter,) = await eventually(lambda: broker.dead_letters(queue, limit=9), "a dead letter")
@@ -183,7 +183,7 @@ async def test_the_end_waits_for_the_database(
     """It is recorded when PostgreSQL is back; only then is the message acknowledged."""
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.1)
     path = tmp_path / "words"
-    task_id = await send(committing_database, remote, "followed_nap", str(path), 0.5)
+    task_id = await send(committing_database, remote, "tracked_nap", str(path), 0.5)
     async with working(remote, threads=1) as worker:
         await eventually(lambda: words(path), "its begin")
         await line.stop()
@@ -195,7 +195,7 @@ async def test_the_end_waits_for_the_database(
 
     assert words(path) == ["begun", "ended"]
     assert (running.status, unfinished) == (TaskStatus.RUNNING, 1)
-    assert (done.status, done.attempts, done.result) == (TaskStatus.DONE, 1, "rested")
+    assert (done.status, done.attempts, done.result) == (TaskStatus.SUCCEEDED, 1, "rested")
 
 
 @pytest.mark.slow
@@ -213,10 +213,10 @@ async def test_no_attempt_is_lost_while_the_database_is_away(
     delays = Delays()
     remote.add_middleware(delays)
     await line.stop()
-    task_id = await send(committing_database, remote, "followed_note", str(path), "done")
+    task_id = await send(committing_database, remote, "tracked_note", str(path), "done")
     async with working(remote):
         await eventually(lambda: len(delays.noted) > 4, "more attempts than it has")
         await line.start()
         done = await over(committing_database, task_id)
 
-    assert (done.status, done.attempts, words(path)) == (TaskStatus.DONE, 1, ["done"])
+    assert (done.status, done.attempts, words(path)) == (TaskStatus.SUCCEEDED, 1, ["done"])

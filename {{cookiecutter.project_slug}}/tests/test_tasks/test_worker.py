@@ -24,7 +24,7 @@ async def test_another_worker_does_what_a_killed_one_has_begun(
     """And what it had only taken too."""
     path, other = tmp_path / "words", tmp_path / "other"
     killed = start(threads=1)
-    task_id = await send(committing_database, broker, "followed_nap", str(path), 1.0)
+    task_id = await send(committing_database, broker, "tracked_nap", str(path), 1.0)
     await eventually(lambda: words(path), "its begin")
     for word in ("a", "b"):
         enqueue(broker, "note", str(other), word)
@@ -35,7 +35,7 @@ async def test_another_worker_does_what_a_killed_one_has_begun(
     await eventually(lambda: len(words(other)) == 2, "what the killed one had taken in advance")
 
     assert running.status is TaskStatus.RUNNING
-    assert (done.status, done.attempts) == (TaskStatus.DONE, 2)
+    assert (done.status, done.attempts) == (TaskStatus.SUCCEEDED, 2)
     assert words(path) == ["begun", "begun", "ended"]
     assert sorted(words(other)) == ["a", "b"]
 

@@ -135,7 +135,7 @@ async def over(database: Database, task_id: str) -> Task:
 
     async def is_over() -> Task | None:
         task = await state_of(database, task_id)
-        return task if task.status in {TaskStatus.DONE, TaskStatus.FAILED} else None
+        return task if task.status in {TaskStatus.SUCCEEDED, TaskStatus.FAILED} else None
 
     task: Task = await eventually(is_over, "the end of the task")
     return task

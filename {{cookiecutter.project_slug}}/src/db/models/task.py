@@ -1,4 +1,4 @@
-"""What the task queue keeps in PostgreSQL: messages to send, and the tasks that can be followed."""
+"""What the task queue stores in PostgreSQL: messages to send, and tracked tasks."""
 
 from datetime import datetime
 from typing import Any
@@ -11,24 +11,24 @@ from src.domain.task import TaskStatus
 
 
 class OutboxMessage(Base, TableNameMixin):
-    """A message that is committed and not yet with the broker; the relay takes it from here."""
+    """A message that the relay has not sent to the broker yet."""
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    body: Mapped[bytes] = mapped_column()  # as the broker is to have it
+    body: Mapped[bytes] = mapped_column()  # as the broker stores it
     due_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
     __table_args__ = (Index("ix_outbox_message_due_at_id", "due_at", "id"),)
 
 
 class Task(Base, UUIDMixin, TableNameMixin):
-    """A task that somebody follows. The key is the id of its message."""
+    """A tracked task. Its key is the id of its message."""
 
     actor: Mapped[str] = mapped_column(Text)
     status: Mapped[TaskStatus] = mapped_column(
         text_enum(TaskStatus, name="status"), default=TaskStatus.QUEUED
     )
     attempts: Mapped[int] = mapped_column(SmallInteger, default=0)
-    done: Mapped[int | None] = mapped_column()  # of `total`, whatever the task counts
+    done: Mapped[int | None] = mapped_column()  # of `total`; the task chooses the unit
     total: Mapped[int | None] = mapped_column()
     result: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
     problem: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
@@ -40,7 +40,7 @@ class Task(Base, UUIDMixin, TableNameMixin):
 
 
 class RedeliveredMessage(Base, TableNameMixin):
-    """A message whose worker may have died of it, and how often it was started since."""
+    """A message that may have killed its worker, and how often it was started since."""
 
     message_id: Mapped[str] = mapped_column(Text, primary_key=True)
     starts: Mapped[int] = mapped_column(SmallInteger)

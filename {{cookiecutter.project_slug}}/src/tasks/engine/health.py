@@ -1,186 +1,146 @@
-"""What a worker tells of itself over HTTP: /health/live, /health/ready and /metrics."""
+"""The health port of a worker: /health/live, /health/ready and /metrics."""
 
 import asyncio
 import os
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import structlog
+import uvicorn
+from dramatiq import get_broker
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-import src.tasks.jobs  # noqa: F401 - it declares the queues
 from src.core.config import Settings, get_settings
 from src.core.logging import configure_logging
-from src.db import open_database
+from src.db import Database, open_database
 from src.db.session import DatabaseUnavailableError
 from src.repositories.task import OutboxRepository
 from src.schemas.health import Readiness
-from src.tasks.broker import broker
+from src.services.health import ping_database, run_checks
 from src.tasks.engine.brokers.base import BrokerUnavailableError, QueueState, TaskBroker
 from src.tasks.engine.maintenance import HEARTBEATS
-from src.tasks.engine.metrics import LAST_STARTED
 
 log = structlog.get_logger(__name__)
 
-LIFE_SECONDS = 30.0  # ten heartbeats
-_LABELS = ["queue"]
+MAX_HEARTBEAT_AGE = 30.0  # seconds, that is ten heartbeats
+
+
+class State(TypedDict):
+    database: Database
 
 
 def serve() -> int:
-    """Answer until the worker ends; Dramatiq runs this in a process of its own."""
+    """Serve until the worker ends; Dramatiq runs this in a process beside the workers."""
     settings = get_settings()
     configure_logging(settings)
-    port = settings.DRAMATIQ_HEALTH_PORT or 0
-    with ThreadingHTTPServer((settings.HOST, port), handler(settings, broker)) as server:
-        log.info("worker_health", url=f"http://{settings.HOST}:{server.server_port}")
-        server.serve_forever()
+    import_module("src.tasks.jobs")  # it declares the queues, and imports this module
+    app = create_app(settings, cast(TaskBroker, get_broker()))
+    with socket.create_server((settings.HOST, settings.DRAMATIQ_HEALTH_PORT or 0)) as listener:
+        log.info("worker_health", url=f"http://{settings.HOST}:{listener.getsockname()[1]}")
+        config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False)
+        uvicorn.Server(config).run([listener])
     return 0
 
 
-def handler(settings: Settings, own_broker: TaskBroker) -> type[BaseHTTPRequestHandler]:
-    waiting_since: dict[str, float] = {}
+def create_app(settings: Settings, broker: TaskBroker) -> Starlette:
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncGenerator[State]:
+        async with open_database(settings.database_url, pool_size=1) as database:
+            yield State(database=database)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/health/live":
-                self._answer_check({"worker": is_alive()})
-            elif self.path == "/health/ready":
-                self._answer_check(readiness(settings, own_broker))
-            elif self.path == "/metrics":
-                numbers = scrape(settings, own_broker, waiting_since)
-                self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, numbers)
-            else:
-                self.send_error(HTTPStatus.NOT_FOUND)
+    async def live(_request: Request) -> Response:
+        return _readiness({"worker": is_alive()})
 
-        def _answer_check(self, checks: dict[str, bool]) -> None:
-            found = Readiness.of(checks)
-            status = HTTPStatus.OK if found.status == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
-            self._answer(status, "application/json", found.model_dump_json().encode())
+    async def ready(request: Request) -> Response:
+        checks = {
+            "broker": asyncio.to_thread(broker.ping),
+            "database": ping_database(request.state.database),
+        }
+        return _readiness(await run_checks(checks, errors=(BrokerUnavailableError,)))
 
-        def _answer(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    async def metrics(request: Request) -> Response:
+        registry = CollectorRegistry()
+        if HEARTBEATS in os.environ:
+            MultiProcessCollector(registry)  # what the worker processes count
+        states = await asyncio.to_thread(_queue_states, broker)
+        registry.register(Gauges(states, await _outbox_age(request.state.database)))
+        return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the standard library's name
-            """Probes come every few seconds."""
-
-    return Handler
+    paths = {"/health/live": live, "/health/ready": ready, "/metrics": metrics}
+    return Starlette(routes=[Route(*each) for each in paths.items()], lifespan=lifespan)
 
 
 def is_alive() -> bool:
-    """Whether the event loop of each worker process has turned lately."""
-    beats = (
-        list(Path(os.environ[HEARTBEATS]).glob("*.heartbeat")) if HEARTBEATS in os.environ else []
-    )
-    return all(time.time() - beat.stat().st_mtime < LIFE_SECONDS for beat in beats)
+    """Whether the event loop of each worker process has run lately."""
+    if HEARTBEATS not in os.environ:
+        return True
+    beats = Path(os.environ[HEARTBEATS]).glob("*.heartbeat")
+    return all(time.time() - beat.stat().st_mtime < MAX_HEARTBEAT_AGE for beat in beats)
 
 
-def readiness(settings: Settings, own_broker: TaskBroker) -> dict[str, bool]:
-    broker_is_there = True
+class Gauges(Collector):
+    """What waits in the broker and in the outbox; nothing of one that is unavailable."""
+
+    def __init__(self, states: Mapping[str, QueueState], outbox_age: float | None) -> None:
+        self._states = states
+        self._outbox_age = outbox_age
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        yield from self._family("tasks_waiting", "Messages to process or in process.", "waiting")
+        yield from self._family("tasks_delayed", "Messages that are not yet due.", "delayed")
+        yield from self._family("tasks_dead", "Dead letters.", "dead")
+        yield from self._family(
+            "tasks_oldest_message_age_seconds", "Age of the first message.", "oldest_seconds"
+        )
+        if self._outbox_age is not None:
+            yield GaugeMetricFamily(
+                "tasks_outbox_oldest_seconds",
+                "For how long the first unsent message is due.",
+                self._outbox_age,
+            )
+
+    def _family(self, name: str, text: str, attribute: str) -> Iterator[GaugeMetricFamily]:
+        values = {queue: getattr(state, attribute) for queue, state in self._states.items()}
+        family = GaugeMetricFamily(name, text, labels=["queue"])
+        for queue, value in values.items():
+            if value is not None:
+                family.add_metric([queue], value)
+        if family.samples:
+            yield family
+
+
+def _readiness(checks: Mapping[str, bool]) -> Response:
+    found = Readiness.of(checks)
+    status = HTTPStatus.OK if found.status == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
+    return Response(found.model_dump_json(), status, media_type="application/json")
+
+
+def _queue_states(broker: TaskBroker) -> Mapping[str, QueueState]:
     try:
-        own_broker.ping()
+        return {name: broker.queue_state(name) for name in sorted(broker.get_declared_queues())}
     except BrokerUnavailableError as error:
         log.warning("not_ready", part="broker", cause=str(error))
-        broker_is_there = False
-    return {"broker": broker_is_there, "database": outbox_age(settings) is not None}
+        return {}
 
 
-def outbox_age(settings: Settings) -> float | None:
-    """Return for how long the first message of the outbox is due; None without a database."""
-
-    async def ask() -> float:
-        async with (
-            open_database(settings.database_url, pool_size=1) as database,
-            database.reads() as session,
-        ):
-            return await OutboxRepository(session).oldest_seconds()
-
+async def _outbox_age(database: Database) -> float | None:
     try:
-        return asyncio.run(ask())
+        async with database.reads() as session:
+            return await OutboxRepository(session).oldest_seconds()
     except (DatabaseUnavailableError, SQLAlchemyError) as error:
         log.warning("not_ready", part="database", cause=str(error))
         return None
-
-
-def scrape(settings: Settings, own_broker: TaskBroker, waiting_since: dict[str, float]) -> bytes:
-    """Return all numbers; `waiting_since` remembers from one scrape to the next."""
-    counted, asked = CollectorRegistry(), CollectorRegistry()
-    if HEARTBEATS in os.environ:
-        MultiProcessCollector(counted)
-    asked.register(QueueCollector(own_broker, counted, waiting_since))
-    asked.register(OutboxCollector(settings))
-    return generate_latest(counted) + generate_latest(asked)
-
-
-class OutboxCollector(Collector):
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        age = outbox_age(self._settings)
-        if age is not None:
-            yield GaugeMetricFamily(
-                "tasks_outbox_oldest_seconds", "How long the first unsent message is due.", age
-            )
-
-
-class QueueCollector(Collector):
-    """What is in the queues; nothing while the broker is away."""
-
-    def __init__(
-        self, own_broker: TaskBroker, counted: CollectorRegistry, waiting_since: dict[str, float]
-    ) -> None:
-        self._broker = own_broker
-        self._counted = counted
-        self._waiting_since = waiting_since
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        try:
-            queues = sorted(self._broker.get_declared_queues())
-            states = {name: self._broker.queue_state(name) for name in queues}
-        except BrokerUnavailableError as error:
-            log.warning("not_ready", part="broker", cause=str(error))
-            return
-        yield _family("tasks_waiting", "Messages to do, those in work included.", states, "waiting")
-        yield _family("tasks_delayed", "Messages that wait for their time.", states, "delayed")
-        yield _family("tasks_dead", "Dead letters.", states, "dead")
-        oldest = GaugeMetricFamily(
-            "tasks_oldest_message_age_seconds", "How long the first in line waits.", labels=_LABELS
-        )
-        for name, state in states.items():
-            age = state.oldest_seconds
-            oldest.add_metric([name], self._estimated_age(name, state) if age is None else age)
-        yield oldest
-
-    def _estimated_age(self, queue: str, state: QueueState) -> float:
-        """Return how old the first in line is at most: it was sent after the one started last.
-
-        Where no worker here has started one, return how old it is at least, as seen from here.
-        """
-        if not state.waiting:
-            self._waiting_since.pop(queue, None)
-            return 0.0
-        since = self._waiting_since.setdefault(queue, time.time())
-        sample = next(iter(LAST_STARTED.describe())).name
-        sent = self._counted.get_sample_value(sample, {"queue": queue})
-        return max(0.0, time.time() - (since if sent is None else sent))
-
-
-def _family(
-    name: str, text: str, states: dict[str, QueueState], attribute: str
-) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=_LABELS)
-    for queue, state in states.items():
-        family.add_metric([queue], getattr(state, attribute))
-    return family

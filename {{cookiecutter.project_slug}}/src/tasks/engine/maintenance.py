@@ -1,4 +1,4 @@
-"""What a worker does besides tasks: see to the broker, show that it is alive, forget what is old."""
+"""What a worker process does besides tasks: broker maintenance, heartbeat, pruning."""
 
 import asyncio
 import os
@@ -23,30 +23,30 @@ from src.tasks.engine.brokers.base import BrokerUnavailableError, TaskBroker
 log = structlog.get_logger(__name__)
 
 HEARTBEATS = "PROMETHEUS_MULTIPROC_DIR"  # the folder that the worker's processes share
-LOOK_AFTER_SECONDS = 3.0
+INTERVAL_SECONDS = 3.0
 PRUNE_SECONDS = 3600.0
-BATCH = 500  # rows in a transaction: short ones hold up nobody
+BATCH = 500  # rows in a transaction: short ones block nothing
 
 
 @asynccontextmanager
-async def keep_house(
+async def open_maintenance(
     settings: Settings, broker: TaskBroker, database: Database
 ) -> AsyncGenerator[None]:
-    chores = [
+    jobs = [
         asyncio.create_task(_maintain_broker(broker)),
-        asyncio.create_task(_show_life()),
+        asyncio.create_task(_heartbeat()),
         asyncio.create_task(_prune(settings, database)),
     ]
     try:
         yield
     finally:
-        for chore in chores:
-            chore.cancel()
-        await asyncio.wait(chores)
+        for job in jobs:
+            job.cancel()
+        await asyncio.wait(jobs)
 
 
 async def _maintain_broker(broker: TaskBroker) -> None:
-    with suppress(BrokerUnavailableError):  # consumers tell of it
+    with suppress(BrokerUnavailableError):  # consumers log it
         await asyncio.to_thread(broker.warn_if_unsafe)
     while True:
         try:
@@ -54,34 +54,34 @@ async def _maintain_broker(broker: TaskBroker) -> None:
         except BrokerUnavailableError:
             pass
         except Exception:
-            # Whatever it is: nobody else may see to what dead workers have left.
+            # Whatever it is: this may be the only process that requeues what dead workers took.
             log.exception("maintenance_failed")
-        await asyncio.sleep(LOOK_AFTER_SECONDS)
+        await asyncio.sleep(INTERVAL_SECONDS)
 
 
-async def _show_life() -> None:
+async def _heartbeat() -> None:
     if folder := os.environ.get(HEARTBEATS):
         beat = Path(folder) / f"{os.getpid()}.heartbeat"
         try:
             while True:
                 beat.touch()
-                await asyncio.sleep(LOOK_AFTER_SECONDS)
+                await asyncio.sleep(INTERVAL_SECONDS)
         finally:
             beat.unlink(missing_ok=True)
 
 
 async def _prune(settings: Settings, database: Database) -> None:
     while True:
-        # Not at once: workers that are started together need not all begin with that.
+        # At random, so that workers that start together do not all prune at once.
         await asyncio.sleep(random.uniform(0.01, 1) * PRUNE_SECONDS)  # noqa: S311 - no secret
         try:
             await prune(settings, database)
         except (DatabaseUnavailableError, SQLAlchemyError) as error:
-            log.warning("pruning_failed", cause=str(error))  # in an hour there is another try
+            log.warning("pruning_failed", cause=str(error))  # the next try is within an hour
 
 
 async def prune(settings: Settings, database: Database) -> None:
-    """Forget tasks, and the imports of items, that were over TASK_HISTORY_DAYS ago."""
+    """Delete tasks, and imports, that ended TASK_HISTORY_DAYS ago."""
     before = datetime.now(UTC) - timedelta(days=settings.TASK_HISTORY_DAYS)
     for service in (TaskService, ItemImportService):
         await in_batches(database.transaction, partial(service.prune, before=before), limit=BATCH)

@@ -1,9 +1,9 @@
 from prometheus_client import Counter, Gauge, Histogram
 
-SENT = Counter("tasks_sent_total", "Messages that the outbox has handed to the broker.")
+SENT = Counter("tasks_sent_total", "Messages that the relay has sent to the broker.")
 PROCESSED = Counter(
     "tasks_processed_total",
-    "Attempts that are over: done, retry if another one follows, or dead.",
+    "Attempts: succeeded, retry if another one follows, or dead.",
     ["queue", "actor", "outcome"],
 )
 DURATION = Histogram("tasks_duration_seconds", "How long an attempt took.", ["queue", "actor"])
@@ -14,11 +14,5 @@ DELAY = Histogram(
     buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 300, 1800, 7200),
 )
 IN_PROGRESS = Gauge(
-    "tasks_in_progress", "Attempts that run just now.", ["queue"], multiprocess_mode="livesum"
-)
-LAST_STARTED = Gauge(
-    "tasks_last_started_sent_timestamp_seconds",
-    "When the message was sent that was started last.",
-    ["queue"],
-    multiprocess_mode="mostrecent",
+    "tasks_in_progress", "Attempts that run now.", ["queue"], multiprocess_mode="livesum"
 )

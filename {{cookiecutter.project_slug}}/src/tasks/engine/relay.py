@@ -1,4 +1,4 @@
-"""Sends what is in the outbox: at once when this process commits, and what others left behind."""
+"""Sends what is in the outbox: this process's messages at once, those that others left later."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -28,62 +28,63 @@ STOP_SECONDS = 5.0
 
 
 class Relay:
-    """Any number may run: each message is taken by one of them.
+    """Any number of relays can run: each message is taken by one of them.
 
-    It is sent before the transaction that takes it commits, so that it is sent twice rather than
-    lost if the process dies in between.
+    A message is sent before the transaction that deletes it commits. A process that dies in between
+    causes a second delivery, not a lost message.
     """
 
     def __init__(self, database: Database, publisher: Publisher) -> None:
         self._database = database
         self._publisher = publisher
-        self._woken = asyncio.Event()
+        self._wake = asyncio.Event()
         self._is_stopping = False
-        self._is_waiting_for_servers = False
+        self._is_stalled = False
 
-    def wake(self) -> None:
-        self._woken.set()
-
-    def note_commit(self, session: Session) -> None:
+    def after_commit(self, session: Session) -> None:
         if not session.in_nested_transaction() and session.info.pop(HAS_MESSAGES, False):
-            self.wake()
+            self._wake.set()
 
     def stop(self) -> None:
-        """Send what is there, and let `run` return."""
+        """Send what is in the outbox, then let `run` return."""
         self._is_stopping = True
-        self.wake()
+        self._wake.set()
 
     async def run(self) -> None:
         while True:
-            self._woken.clear()
-            is_stopping = self._is_stopping  # as of before the last sweep
+            self._wake.clear()
+            is_last_sweep = self._is_stopping
             await self._sweep_all()
-            if is_stopping:
+            if is_last_sweep:
                 return
-            if self._is_waiting_for_servers:
+            if self._is_stalled:
                 await asyncio.sleep(POLL_SECONDS)
             else:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), POLL_SECONDS)
+                    await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
 
     async def _sweep_all(self) -> None:
         try:
             while await self.sweep() == BATCH:
                 pass
         except (BrokerUnavailableError, DatabaseUnavailableError, SQLAlchemyError) as error:
-            self._note_outage(error)
+            if not self._is_stalled:
+                self._is_stalled = True
+                log.warning("outbox_stalled", cause=str(error))
         except Exception:
-            # Whatever it is, the outbox must be swept on; and not in a hurry.
+            # Whatever it is, the relay must go on, after a pause.
             log.exception("outbox_failed")
-            self._is_waiting_for_servers = True
+            self._is_stalled = True
         else:
-            self._note_recovery()
+            if self._is_stalled:
+                self._is_stalled = False
+                log.info("outbox_recovered")
 
     async def sweep(self) -> int:
-        """Send what is due, BATCH messages at most, and return how many.
+        """Send what is due, BATCH messages at most; return how many.
 
-        Raises BrokerUnavailableError, DatabaseUnavailableError or SQLAlchemyError; the messages
-        are still in the outbox then.
+        Raises BrokerUnavailableError, DatabaseUnavailableError or SQLAlchemyError; then the messages
+        are still in the outbox.
         """
         async with self._database.transaction() as db:
             bodies = await OutboxRepository(db).take(limit=BATCH)
@@ -93,32 +94,22 @@ class Relay:
         SENT.inc(len(bodies))
         return len(bodies)
 
-    def _note_outage(self, error: Exception) -> None:
-        if not self._is_waiting_for_servers:
-            self._is_waiting_for_servers = True
-            log.warning("outbox_waits", cause=str(error))
-
-    def _note_recovery(self) -> None:
-        if self._is_waiting_for_servers:
-            self._is_waiting_for_servers = False
-            log.info("outbox_goes_on")
-
 
 @asynccontextmanager
 async def open_relay(settings: Settings, broker: TaskBroker) -> AsyncGenerator[Relay]:
-    """Send in the background what this process commits to the outbox, until the block ends."""
+    """Run a relay in the background until the block ends."""
     async with (
-        # A connection of its own: when requests have taken all others, it can still send.
+        # A connection that requests cannot use up.
         open_database(settings.database_url, pool_size=1) as database,
         broker.open_publisher() as publisher,
     ):
         relay = Relay(database, publisher)
-        event.listen(Session, "after_commit", relay.note_commit)
+        event.listen(Session, "after_commit", relay.after_commit)
         running = asyncio.create_task(relay.run())
         try:
             yield relay
         finally:
-            event.remove(Session, "after_commit", relay.note_commit)
+            event.remove(Session, "after_commit", relay.after_commit)
             relay.stop()
             await asyncio.wait([running], timeout=STOP_SECONDS)
             running.cancel()

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from src.api.deps import ApiKey, ReadSession
 from src.api.openapi import problems
 from src.db.models.task import Task
-from src.domain.task import OVER, TaskNotFoundError
+from src.domain.task import TERMINAL_STATUSES, TaskNotFoundError
 from src.schemas.task import TaskResponse
 from src.services.task import TaskService
 
@@ -19,6 +19,6 @@ async def get_task(task_id: UUID, db: ReadSession, response: Response) -> Task:
     """Poll again after `Retry-After` seconds; without that header the task has ended."""
     task = await TaskService.get_task(db, task_id)
     response.headers["Cache-Control"] = "no-store"
-    if task.status not in OVER:
+    if task.status not in TERMINAL_STATUSES:
         response.headers["Retry-After"] = "1"
     return task

@@ -4,22 +4,22 @@ from dramatiq import Broker, Middleware
 from dramatiq.broker import MessageProxy
 
 
-class Around(Middleware):
-    """What surrounds an attempt at a task; both hooks are called in the thread that runs it.
+class AttemptMiddleware(Middleware):
+    """Hooks before and after an attempt at a task, both in the thread that runs it.
 
-    Dramatiq only logs what a hook raises, unless `begin` raises a MiddlewareError: then the attempt
-    has failed before it began, or with SkipMessage is over.
+    Dramatiq only logs what a hook raises. Exceptions are MiddlewareError from `before_attempt`,
+    which makes the attempt fail before it starts, and SkipMessage, which ends the task.
     """
 
-    def begin(self, message: MessageProxy) -> None: ...
+    def before_attempt(self, message: MessageProxy) -> None: ...
 
-    def end(
+    def after_attempt(
         self, message: MessageProxy, result: Any | None, exception: BaseException | None
     ) -> None:
-        """The attempt is over, for good if `message.failed` or there is no exception."""
+        """The task has ended if `message.failed` or if there is no exception."""
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        self.begin(message)
+        self.before_attempt(message)
 
     def after_process_message(
         self,
@@ -29,6 +29,6 @@ class Around(Middleware):
         result: Any | None = None,
         exception: BaseException | None = None,
     ) -> None:
-        self.end(message, result, exception)
+        self.after_attempt(message, result, exception)
 
     after_skip_message = after_process_message

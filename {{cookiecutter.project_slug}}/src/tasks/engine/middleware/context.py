@@ -1,5 +1,3 @@
-"""Where a task comes from and what it may use, in context variables that logs and actors read."""
-
 import structlog
 from asgi_correlation_id import correlation_id
 from dramatiq.broker import MessageProxy
@@ -7,21 +5,21 @@ from dramatiq.broker import MessageProxy
 from src.core.context import set_context
 from src.core.trace import traceparent
 from src.tasks.context import TaskContext
-from src.tasks.engine.middleware.base import Around
+from src.tasks.engine.middleware.base import AttemptMiddleware
 from src.tasks.engine.middleware.resources import ResourcesMiddleware
-from src.tasks.outbox import REQUEST_ID, TRACEPARENT, is_followed
+from src.tasks.outbox import REQUEST_ID, TRACEPARENT, is_tracked
 
 
-class ContextMiddleware(Around):
-    """The outermost: it is called first.
+class ContextMiddleware(AttemptMiddleware):
+    """Sets the context variables that logs and actors read.
 
-    It takes nothing back: the thread does tasks and nothing else, and the next begins here too.
+    It is the first in the list and resets nothing: the next task of the thread sets them again.
     """
 
     def __init__(self, resources: ResourcesMiddleware) -> None:
         self._resources = resources
 
-    def begin(self, message: MessageProxy) -> None:
+    def before_attempt(self, message: MessageProxy) -> None:
         correlation_id.set(message.options.get(REQUEST_ID))
         traceparent.set(message.options.get(TRACEPARENT))
         structlog.contextvars.clear_contextvars()
@@ -31,6 +29,6 @@ class ContextMiddleware(Around):
                 self._resources.settings,
                 self._resources.database,
                 message.message_id,
-                is_followed(message.actor_name),
+                is_tracked(message.actor_name),
             )
         )

@@ -1,15 +1,15 @@
-"""What the tasks of a worker process share: one database, and what else there is to open."""
+"""What the tasks of a worker process share: the database, the cache, the relay, maintenance."""
 
-import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import structlog
 from dramatiq import Broker, Middleware, Worker
-from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.middleware import MiddlewareError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from src import (
     # % if cookiecutter.cache_backend != "none"
@@ -19,26 +19,32 @@ from src import (
 )
 from src.core.config import Settings
 from src.core.logging import configure_logging
+from src.db.session import DatabaseUnavailableError
+from src.tasks.context import run
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.dramatiq_patches import debounce_sigterm, silence_result_warnings
-from src.tasks.engine.maintenance import keep_house
+from src.tasks.engine.maintenance import open_maintenance
 from src.tasks.engine.relay import open_relay
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# For what is done around tasks: their states, pruning.
+# Besides one for each thread: for the states of tasks, and for maintenance.
 FURTHER_CONNECTIONS = 2
 
-# Dramatiq tells of each step, and of retries.
+# Dramatiq logs each step, and each retry.
 _LEVELS = {
     "dramatiq": "WARNING",
     "dramatiq.middleware.retries": "INFO",
     # % if cookiecutter.__queue_rabbitmq
-    "pika": "CRITICAL",  # of what Dramatiq tells too
+    "pika": "CRITICAL",  # Dramatiq logs its errors too
     # % endif
 }
+
+
+class NotRecordedError(MiddlewareError):
+    """The database is unavailable, and what must be recorded before a task starts is not."""
 
 
 class ResourcesMiddleware(Middleware):
@@ -49,8 +55,19 @@ class ResourcesMiddleware(Middleware):
         # % if cookiecutter.cache_backend != "none"
         self.cache: cache.Cache
         # % endif
-        self._stopping: Callable[[], None]
-        self._life: asyncio.Task[None]
+        self._stack: AsyncExitStack
+
+    def execute(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """Run the work with a session, from a worker's thread. Raises NotRecordedError."""
+
+        async def call() -> T:
+            async with self.database.reads() as session:
+                return await work(session)
+
+        try:
+            return run(call())
+        except (DatabaseUnavailableError, SQLAlchemyError) as error:
+            raise NotRecordedError(str(error)) from error
 
     def after_process_boot(self, broker: Broker) -> None:
         configure_logging(self.settings)
@@ -64,37 +81,22 @@ class ResourcesMiddleware(Middleware):
         if unknown := set(worker.consumer_whitelist or ()) - broker.get_declared_queues():
             raise SystemExit(f"No task has the queue {', '.join(sorted(unknown))}.")
         try:
-            self.run(self._begin(worker))
+            run(self._open(worker))
         except Exception as error:
-            # Of any other Dramatiq would take no notice, and begin to work.
+            # Dramatiq would ignore any other exception and start to work.
             raise MiddlewareError("What tasks need cannot be opened.") from error
+        log.info("worker_started", env=self.settings.ENV, version=self.settings.VERSION)
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        self.run(self._end())
+        # It interrupts tasks that run longer than the shutdown may take; other workers repeat them.
+        run(self._stack.aclose())
+        log.info("worker_stopped")
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Call from a thread; wait for the loop to do the work."""
-        thread = get_event_loop_thread()
-        if thread is None:
-            work.close()
-            raise RuntimeError("The worker has not booted.")
-        return thread.run_coroutine(work)
-
-    async def _begin(self, worker: Worker) -> None:
-        stopping, ready = asyncio.Event(), asyncio.Event()
-        self._stopping = stopping.set
-        self._life = asyncio.create_task(self._live(worker, ready, stopping))
-        opened = asyncio.create_task(ready.wait())
-        await asyncio.wait([self._life, opened], return_when=asyncio.FIRST_COMPLETED)
-        if self._life.done():
-            opened.cancel()
-            self._life.result()
-
-    async def _live(self, worker: Worker, ready: asyncio.Event, stopping: asyncio.Event) -> None:
+    async def _open(self, worker: Worker) -> None:
         settings = self.settings
+        wanted = worker.worker_threads + FURTHER_CONNECTIONS
+        pool_size = max(settings.DATABASE_POOL_SIZE, wanted)
         async with AsyncExitStack() as stack:
-            wanted = worker.worker_threads + FURTHER_CONNECTIONS
-            pool_size = max(settings.DATABASE_POOL_SIZE, wanted)
             self.database = await stack.enter_async_context(
                 db.open_database(settings.database_url, pool_size=pool_size)
             )
@@ -102,13 +104,5 @@ class ResourcesMiddleware(Middleware):
             self.cache = await stack.enter_async_context(cache.open_cache(settings))
             # % endif
             await stack.enter_async_context(open_relay(settings, self.broker))
-            await stack.enter_async_context(keep_house(settings, self.broker, self.database))
-            ready.set()
-            log.info("worker_started", env=settings.ENV, version=settings.VERSION)
-            await stopping.wait()
-        log.info("worker_stopped")
-
-    async def _end(self) -> None:
-        # Tasks that are still running, beyond the time to stop, are cut off, and done again.
-        self._stopping()
-        await self._life
+            await stack.enter_async_context(open_maintenance(settings, self.broker, self.database))
+            self._stack = stack.pop_all()

@@ -1,5 +1,3 @@
-"""What becomes of an attempt that failed."""
-
 import time
 from typing import Any
 
@@ -12,8 +10,7 @@ from dramatiq.middleware import Retries
 
 from src.domain.errors import DomainError
 from src.tasks.engine.brokers.base import DIED_AT, ERROR, LONGEST_ERROR
-from src.tasks.engine.middleware.base import Around
-from src.tasks.engine.middleware.poison import NotRecordedError
+from src.tasks.engine.middleware.resources import NotRecordedError
 
 log = structlog.get_logger(__name__)
 
@@ -22,7 +19,15 @@ POSTPONED = 5_000  # milliseconds
 
 
 class RetriesMiddleware(Retries):
-    """Dramatiq's, with back-off and jitter; but a broken rule is as broken at the next attempt."""
+    """Dramatiq's retries with back-off and jitter, but none after a domain error.
+
+    It also writes into a message when it is due, and when and why it died.
+    """
+
+    def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
+        if "eta" in message.options:
+            # Dramatiq's value is when the attempt failed: back-off would count as a delay.
+            message.options["requeue_timestamp"] = message.options["eta"]
 
     def after_process_message(
         self,
@@ -32,26 +37,33 @@ class RetriesMiddleware(Retries):
         result: Any | None = None,
         exception: BaseException | None = None,
     ) -> None:
-        if message.failed or exception is None:
-            return  # it was given up before it began, or all went well
         if isinstance(exception, DomainError):
             message.fail()
-        else:
+        elif exception is not None and not message.failed:
             self._retry(broker, message, exception)
+        if not message.failed:
+            return
+        message.options[DIED_AT] = current_millis()
+        if exception is not None:
+            message.options[ERROR] = f"{type(exception).__qualname__}: {exception}"[:LONGEST_ERROR]
+        else:
+            message.options.setdefault(ERROR, "It was too old.")
+
+    after_skip_message = after_process_message
 
     def _retry(self, broker: Broker, message: MessageProxy, exception: BaseException) -> None:
-        """Send the message again, or give it up.
+        """Send the message again, or let it die.
 
-        What a hook raises Dramatiq only logs; then the message would be acknowledged, and lost.
+        Dramatiq only logs what a hook raises; then the message would be acknowledged, and lost.
         """
         before = dict(message.options)
         while True:
             try:
-                if isinstance(exception, NotRecordedError):  # it has not even begun
+                if isinstance(exception, NotRecordedError):  # the attempt has not started
                     broker.enqueue(message, delay=POSTPONED)  # type: ignore[arg-type]  # a proxy will do
                 else:
-                    again = super().after_process_message
-                    again(broker, message, exception=exception)  # type: ignore[no-untyped-call]  # no types there
+                    retry = super().after_process_message
+                    retry(broker, message, exception=exception)  # type: ignore[no-untyped-call]  # no types there
             except BrokerConnectionError as error:
                 log.warning("retry_waits_for_broker", cause=str(error))
                 message.options.clear()
@@ -63,26 +75,3 @@ class RetriesMiddleware(Retries):
                 return
             else:
                 return
-
-
-class NotesMiddleware(Around):
-    """Notes on a message when it is due, and if it is given up why and when.
-
-    The latter is for those who look at dead letters.
-    """
-
-    def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        if "eta" in message.options:
-            # Back-off is no delay: Dramatiq's is when the attempt failed.
-            message.options["requeue_timestamp"] = message.options["eta"]
-
-    def end(
-        self, message: MessageProxy, result: Any | None, exception: BaseException | None
-    ) -> None:
-        if not message.failed:
-            return
-        message.options[DIED_AT] = current_millis()
-        if exception is not None:
-            message.options[ERROR] = f"{type(exception).__qualname__}: {exception}"[:LONGEST_ERROR]
-        else:
-            message.options.setdefault(ERROR, "It was too old.")

@@ -1,4 +1,4 @@
-"""The states of tasks that are followed, in PostgreSQL: `@dramatiq.actor(followed=True)`."""
+"""The states of tasks whose actor has `tracked=True`, in PostgreSQL."""
 
 import json
 import threading
@@ -8,27 +8,27 @@ from typing import Any
 from uuid import UUID
 
 import structlog
+from dramatiq import Actor, Broker
 from dramatiq.broker import MessageProxy
-from dramatiq.middleware import SkipMessage
-from sqlalchemy.exc import SQLAlchemyError
+from dramatiq.middleware import MiddlewareError, SkipMessage
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from src.db.session import DatabaseUnavailableError
 from src.domain.errors import DomainError
 from src.domain.task import TaskStatus
 from src.repositories.task import TaskRepository
 from src.tasks.engine.brokers.base import LONGEST_ERROR, mark_dead
-from src.tasks.engine.middleware.base import Around
-from src.tasks.engine.middleware.poison import NotRecordedError
-from src.tasks.engine.middleware.resources import ResourcesMiddleware
-from src.tasks.outbox import FOLLOWED, is_followed
+from src.tasks.engine.middleware.base import AttemptMiddleware
+from src.tasks.engine.middleware.resources import NotRecordedError, ResourcesMiddleware
+from src.tasks.outbox import TRACKED, is_tracked
 
 log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 1.0
+_OLD_OPTION = "followed"  # until 0.5
 
 
-class FollowingMiddleware(Around):
-    """A task whose end was recorded is not done again, should its message be delivered twice."""
+class TaskTrackingMiddleware(AttemptMiddleware):
+    """Records attempts. A task that has ended is not started again if its message comes twice."""
 
     def __init__(self, resources: ResourcesMiddleware) -> None:
         self._resources = resources
@@ -36,58 +36,61 @@ class FollowingMiddleware(Around):
 
     @property
     def actor_options(self) -> set[str]:
-        return {FOLLOWED}
+        return {TRACKED, _OLD_OPTION}
 
-    def begin(self, message: MessageProxy) -> None:
+    def before_declare_actor(self, broker: Broker, actor: Actor[..., Any]) -> None:
+        if _OLD_OPTION in actor.options:
+            raise MiddlewareError(
+                f"The actor {actor.actor_name} has followed=True, which is called tracked=True now."
+            )
+
+    def before_attempt(self, message: MessageProxy) -> None:
         self._local.attempt = None
-        if not is_followed(message.actor_name):
+        if not is_tracked(message.actor_name):
             return
         task_id = UUID(message.message_id)
-        try:
-            self._local.attempt = self._resources.run(
-                self._books(lambda books: books.start(task_id, message.actor_name))
-            )
-        except (DatabaseUnavailableError, SQLAlchemyError) as error:
-            raise NotRecordedError(str(error)) from error
+        self._local.attempt = self._resources.execute(
+            lambda db: TaskRepository(db).start(task_id, message.actor_name)
+        )
         if self._local.attempt is None:
-            raise SkipMessage("The task is over.")
+            raise SkipMessage("The task has ended.")
 
-    def end(
+    def after_attempt(
         self, message: MessageProxy, result: Any | None, exception: BaseException | None
     ) -> None:
         attempt = self._local.attempt
         if attempt is None:
             return
         task_id = UUID(message.message_id)
-        if exception is None and not message.failed and (fault := _fault_of(result)):
-            mark_dead(message, fault)
-            log.error("task_has_no_result", cause=fault)
+        if exception is None and not message.failed and (reason := _unfit(result)):
+            mark_dead(message, reason)
+            log.error("task_result_not_serializable", cause=reason)
         if message.failed:
             problem = _problem(exception)
-            self._record(lambda books: books.finish(task_id, TaskStatus.FAILED, problem=problem))
+            self._record(
+                lambda db: TaskRepository(db).finish(task_id, TaskStatus.FAILED, problem=problem)
+            )
         elif exception is None:
-            self._record(lambda books: books.finish(task_id, TaskStatus.DONE, result=result))
+            self._record(
+                lambda db: TaskRepository(db).finish(task_id, TaskStatus.SUCCEEDED, result=result)
+            )
         else:
-            self._record(lambda books: books.put_back(task_id, attempt))
+            self._record(lambda db: TaskRepository(db).mark_queued(task_id, attempt))
 
-    def _record(self, write: Callable[[TaskRepository], Awaitable[None]]) -> None:
-        """Write it, however long the database is away: only then is the message acknowledged."""
+    def _record(self, work: Callable[[AsyncSession], Awaitable[None]]) -> None:
+        """Try until the database has it: only then is the message acknowledged."""
         while True:
             try:
-                self._resources.run(self._books(write))
-            except (DatabaseUnavailableError, SQLAlchemyError) as error:
+                self._resources.execute(work)
+            except NotRecordedError as error:
                 log.warning("task_waits_to_be_recorded", cause=str(error))
                 time.sleep(RETRY_SECONDS)
             else:
                 return
 
-    async def _books(self, act: Callable[[TaskRepository], Awaitable[Any]]) -> Any:
-        async with self._resources.database.reads() as session:
-            return await act(TaskRepository(session))
 
-
-def _fault_of(result: Any) -> str | None:
-    """Tell why the result cannot be kept, if so."""
+def _unfit(result: Any) -> str | None:
+    """Return why the result cannot be stored, or None if it can."""
     try:
         json.dumps(result, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -96,7 +99,7 @@ def _fault_of(result: Any) -> str | None:
 
 
 def _problem(exception: BaseException | None) -> dict[str, Any]:
-    """Describe the failure to those outside; what is not of the domain stays in the log."""
+    """Describe the failure to clients: only domain errors say more than that it failed."""
     if isinstance(exception, DomainError):
         return {
             "type": f"urn:problem-type:{exception.code}",
@@ -105,6 +108,6 @@ def _problem(exception: BaseException | None) -> dict[str, Any]:
         }
     return {
         "type": "urn:problem-type:task-failed",
-        "title": "The task failed",
-        "detail": "It was given up." if exception is None else "Something unexpected happened.",
+        "title": "Task failed",
+        "detail": "It was not completed." if exception is None else "An unexpected error occurred.",
     }
