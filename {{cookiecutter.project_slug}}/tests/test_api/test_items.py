@@ -63,32 +63,14 @@ class TestCreate:
         assert response.status_code == 422
         assert response.json()["errors"]
 
-    async def test_refuses_half_a_surrogate_pair(self, client: AsyncClient) -> None:
-        response = await client.post(
-            ITEMS, content=rb'{"name": "\ud800"}', headers={"Content-Type": "application/json"}
-        )
 
-        assert response.status_code == 422
+async def test_an_item_can_be_read(client: AsyncClient) -> None:
+    item = await create(client)
 
-    async def test_stores_every_other_character(self, client: AsyncClient) -> None:
-        name = "Ünïcødé 🪔 'quoted' \"double\" \\ % & <b> \u202e"
-        item = await create(client, name, description="two\nlines\ttabs")
+    response = await client.get(ITEMS + item["id"])
 
-        found = (await client.get(ITEMS + item["id"])).json()
-        assert (found["name"], found["description"]) == (name.strip(), "two\nlines\ttabs")
-
-
-class TestRead:
-    async def test_finds_one(self, client: AsyncClient) -> None:
-        item = await create(client)
-
-        response = await client.get(ITEMS + item["id"])
-
-        assert response.json() == item
-        assert response.headers["etag"] == '"1"'
-
-    async def test_malformed_key_is_422(self, client: AsyncClient) -> None:
-        assert (await client.get(f"{ITEMS}lamp")).status_code == 422
+    assert response.json() == item
+    assert response.headers["etag"] == '"1"'
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
@@ -222,30 +204,16 @@ class TestUpdate:
         assert (response["status"], response["type"]) == (409, f"urn:problem-type:{problem}")
 
 
-class TestIfMatch:
-    @pytest.mark.parametrize("tags", [['"1"'], ["*"], ['"7", "1"'], ['"9"', '"1"']])
-    async def test_the_current_version_may_be_changed(
-        self, client: AsyncClient, tags: list[str]
-    ) -> None:
-        item = await create(client)
-        headers = [("If-Match", tag) for tag in tags]
+@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+async def test_another_version_is_412(client: AsyncClient, method: str) -> None:
+    item = await create(client)
+    path, headers = ITEMS + item["id"], {"If-Match": '"2"'}
+    body = {"name": "Light"} if method == "PATCH" else None
 
-        response = await client.patch(ITEMS + item["id"], json={"name": "Light"}, headers=headers)
+    response = await client.request(method, path, json=body, headers=headers)
 
-        assert response.status_code == 200
-
-    @pytest.mark.parametrize(
-        "tag", ['"2"', 'W/"1"', '"x"', "", "1", '"1', '"01"', '"' + "9" * 5000 + '"']
-    )
-    async def test_any_other_is_412(self, client: AsyncClient, tag: str) -> None:
-        item = await create(client)
-        headers = {"If-Match": tag}
-
-        changed = await client.patch(ITEMS + item["id"], json={"name": "x"}, headers=headers)
-        deleted = await client.delete(ITEMS + item["id"], headers=headers)
-
-        assert (changed.status_code, deleted.status_code) == (412, 412)
-        assert (await client.get(ITEMS + item["id"])).json() == item
+    assert response.status_code == 412
+    assert (await client.get(path)).json() == item
 
 
 async def test_a_deleted_item_is_gone(client: AsyncClient) -> None:

@@ -58,7 +58,7 @@ async def test_an_invalid_request_names_the_fields_but_repeats_nothing(client: A
     assert "hunter2" not in response.text
 
 
-@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000, rb'{"text": "\ud800"}'])
 async def test_malformed_json(client: AsyncClient, body: bytes) -> None:
     response = await client.post(NOTES, content=body, headers=JSON)
 

@@ -135,6 +135,34 @@ class TestApiKey:
         assert (await locked.get(NOTES)).status_code == 200
 
 
+class TestIfMatch:
+    @pytest.fixture
+    async def note(self, client: AsyncClient) -> str:
+        created = await client.post(NOTES, json={"text": "Lamp"})
+        path: str = created.headers["location"]
+        return path
+
+    @pytest.mark.parametrize("tags", [[], ['"1"'], ["*"], ['"7", "1"'], ['"9"', '"1"']])
+    async def test_the_current_version_may_be_changed(
+        self, client: AsyncClient, note: str, tags: list[str]
+    ) -> None:
+        headers = [("If-Match", tag) for tag in tags]
+
+        response = await client.patch(note, json={"text": "Light"}, headers=headers)
+
+        assert response.status_code == 200
+
+    @pytest.mark.parametrize(
+        "tag", ['"2"', 'W/"1"', '"x"', "", "1", '"1', '"01"', '"' + "9" * 5000 + '"']
+    )
+    async def test_any_other_is_412(self, client: AsyncClient, note: str, tag: str) -> None:
+        response = await client.patch(note, json={"text": "x"}, headers={"If-Match": tag})
+
+        assert response.status_code == 412
+        assert response.json()["type"] == "urn:problem-type:stale-version"
+        assert (await client.get(note)).json()["text"] == "Lamp"
+
+
 class TestMetrics:
     async def test_labels_are_templates_and_never_paths(self, client: AsyncClient) -> None:
         await client.get(f"{NOTES}{uuid4()}")
