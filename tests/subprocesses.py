@@ -23,7 +23,7 @@ def attempt(
     program, *arguments = command
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(
-            [BINARIES / program, *arguments],
+            [ours if (ours := BINARIES / program).exists() else program, *arguments],
             cwd=cwd,
             env=environment() | dict(env or {}),
             stdin=subprocess.DEVNULL,
