@@ -24,7 +24,7 @@ from pydantic_core import from_json, to_json
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from src.api.deps import get_app_settings, get_read_session
+from src.api.deps import CREDENTIAL_HEADERS, get_app_settings, get_read_session
 from src.api.metrics import route_template
 from src.cache import current_cache, get_cache
 from src.cache.engine.keys import digest, format_value, hints_of, shorten
@@ -37,7 +37,6 @@ POLICY = "response_cache_policy"  # where a request's scope has what cached the 
 PATH = "cached_path"  # and as what
 
 _OK, _NOT_MODIFIED = 200, 304
-_CREDENTIALS = (b"authorization", b"cookie", b"x-api-key")
 # What takes a request for its `state` alone, which says nothing about who asks for what.
 _STATE_ONLY = (get_app_settings, get_cache, get_read_session)
 _BYPASS_HEADERS = [(b"cache-control", b"private, no-cache")]
@@ -173,7 +172,7 @@ class CachedPath:
             if caller is None:
                 return None
             key = f"{key}~{digest(caller.encode())}"  # it may be a token
-        elif any(name in _CREDENTIALS for name, _ in scope["headers"]):
+        elif any(name in CREDENTIAL_HEADERS for name, _ in scope["headers"]):
             return None
         if policy.vary:
             headers = HTTPConnection(scope).headers
@@ -186,7 +185,7 @@ class ResponseCodec:
 
     def __init__(self, policy: ResponsePolicy) -> None:
         self.forbidden = (b"no-store",) if policy.identity else (b"no-store", b"private")
-        self.vary = {*_CREDENTIALS, *(name.lower().encode() for name in policy.vary)}
+        self.vary = {*CREDENTIAL_HEADERS, *(name.lower().encode() for name in policy.vary)}
 
     def encode(self, value: Response) -> bytes | None:
         body = getattr(value, "body", None)  # a stream has none
@@ -244,7 +243,7 @@ def _cache_headers(policy: ResponsePolicy) -> Headers:
     headers = [(b"cache-control", value.encode())]
     vary = [name.encode() for name in policy.vary]
     if policy.max_age and not policy.identity:
-        vary += _CREDENTIALS  # which bypass the cache, so that the response may differ
+        vary += CREDENTIAL_HEADERS  # which bypass the cache, so that the response may differ
     return [*headers, (b"vary", b", ".join(vary))] if vary else headers
 
 
