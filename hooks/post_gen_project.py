@@ -15,110 +15,53 @@ BY_COOKIECUTTER = "{{ '_output_dir' in cookiecutter }}"  # and not by cruft
 # The paths below a condition stay where it holds.  To add a feature, add a row.
 FEATURES = [
     ("{{ cookiecutter.example }}", """
-        alembic/versions/*_create_item.py
-        alembic/versions/*_create_item_import.py
-        docs/example.md
-        src/**/item.py
-        src/**/item_import*.py
-        src/**/items.py
-        src/**/stale_items.py
-        tests/**/test_*items.py
-        tests/**/test_item*.py
-    """),
+        alembic/versions/*_create_item.py  docs/example.md  src/**/item.py  src/**/items.py
+        tests/**/test_item.py  tests/**/test_*items.py"""),
+    ("{{ cookiecutter.example and cookiecutter.__queue }}", """
+        alembic/versions/*_create_item_import.py  src/**/item_import.py  src/**/item_imports.py
+        tests/**/test_item_import.py  tests/test_cache/test_imported_items.py"""),
+    ("{{ cookiecutter.example and cookiecutter.scheduler }}", "src/**/stale_items.py"),
     ("{{ not cookiecutter.example }}", "src/*/jobs_without_example.py"),
     ("{{ cookiecutter.cache_backend != 'none' }}", """
-        docs/cache.md
-        src/api/response_*.py
-        src/api/v1/endpoints/cache.py
-        src/cache
-        src/core/cache_type.py
-        src/schemas/cache.py
+        docs/cache.md  src/cache  src/core/cache_type.py  src/schemas/cache.py
+        src/api/response_*.py  src/api/v1/endpoints/cache.py
         src/tasks/engine/middleware/caching.py
-        tests/test_api/test_cache_endpoints.py
-        tests/test_api/test_cached_items.py
-        tests/test_api/test_response_cache.py
-        tests/test_cache
-    """),
+        tests/test_cache  tests/test_api/test_cache*.py  tests/test_api/test_response_*.py"""),
     ("{{ cookiecutter.cache_backend in ['redis', 'file', 'all'] }}", """
         src/cache/engine/circuit_breaker.py
-        tests/test_cache/reader.py
-        tests/test_cache/test_away.py
-        tests/test_cache/test_circuit_breaker.py
-    """),
+        tests/test_cache/reader.py  tests/test_cache/test_away.py
+        tests/test_cache/test_circuit_breaker.py"""),
     ("{{ cookiecutter.cache_backend in ['redis', 'all'] }}", """
-        src/cache/backends/redis.py
-        tests/test_cache/test_redis
-    """),
+        src/cache/backends/redis.py  tests/test_cache/test_redis"""),
     ("{{ cookiecutter.cache_backend in ['file', 'all'] }}", """
-        src/cache/backends/file.py
-        src/cache/backends/sqlite.py
-        tests/test_cache/test_file*.py
-    """),
+        src/cache/backends/file.py  src/cache/backends/sqlite.py
+        tests/test_cache/test_file*.py"""),
     ("{{ cookiecutter.__redis }}", """
-        dev/valkey.py
-        src/core/redis_url.py
-        tests/**/test_redis_settings.py
-        tests/test_dev/test_valkey.py
-    """),
+        dev/valkey.py  src/core/redis_url.py
+        tests/**/test_redis_settings.py  tests/test_dev/test_valkey.py"""),
     ("{{ cookiecutter.__queue }}", """
-        alembic/versions/*_tasks.py
-        alembic/versions/*_create_item_import.py
-        docs/tasks.md
-        src/**/item_import*.py
-        src/**/task.py
-        src/api/accepted.py
-        src/api/v1/endpoints/tasks.py
-        src/core/broker_type.py
-        src/tasks
-        src/worker.py
-        tests/**/test_item_import.py
-        tests/test_api/test_tasks.py
-        tests/test_cache/test_imported_items.py
-        tests/test_cache/test_in_tasks.py
-        tests/test_tasks
-    """),
+        alembic/versions/*_tasks.py  docs/tasks.md  src/**/task.py  src/tasks
+        src/api/accepted.py  src/api/v1/endpoints/tasks.py  src/core/broker_type.py  src/worker.py
+        tests/test_tasks  tests/test_api/test_tasks.py  tests/test_cache/test_in_tasks.py"""),
     ("{{ cookiecutter.__queue_redis }}", """
         src/tasks/engine/brokers/redis.py
-        tests/test_tasks/**/redis.py
-        tests/test_tasks/**/test_redis*.py
-    """),
+        tests/test_tasks/**/redis.py  tests/test_tasks/**/test_redis*.py"""),
     ("{{ cookiecutter.__queue_rabbitmq }}", """
-        .github/packages
-        dev/rabbitmq.py
-        src/core/rabbitmq_url.py
-        src/tasks/engine/brokers/rabbitmq*.py
-        tests/**/rabbitmq.py
-        tests/**/test_rabbitmq*.py
-    """),
+        .github/packages  dev/rabbitmq.py  src/core/rabbitmq_url.py
+        src/tasks/engine/brokers/rabbitmq*.py  tests/**/rabbitmq.py  tests/**/test_rabbitmq*.py"""),
     ("{{ cookiecutter.scheduler }}", """
-        alembic/versions/*_create_scheduler.py
-        docs/scheduler.md
-        src/**/scheduler.py
-        src/**/stale_items.py
-        src/schedulers
-        tests/test_api/test_scheduler_endpoints.py
-        tests/test_cache/test_scheduled.py
-        tests/test_schedulers
-    """),
+        alembic/versions/*_create_scheduler.py  docs/scheduler.md  src/**/scheduler.py
+        src/schedulers  tests/test_schedulers
+        tests/test_api/test_scheduler_endpoints.py  tests/test_cache/test_scheduled.py"""),
     ("{{ cookiecutter.__queue or cookiecutter.scheduler }}", """
-        src/core/context.py
-        src/db/batches.py
-        src/repositories/sql.py
-    """),
+        src/core/context.py  src/db/batches.py  src/repositories/sql.py"""),
     ("{{ cookiecutter.ci_provider == 'github' }}", """
-        .github/dependabot.yml
-        .github/packages
-        .github/python-version
-        .github/workflows/ci.yml
-        .github/workflows/lock.yml
-    """),
-    ("{{ cookiecutter.ci_provider == 'gitlab' }}", """
-        .gitlab-ci.yml
-        renovate.json
-    """),
+        .github/dependabot.yml  .github/packages  .github/python-version
+        .github/workflows/ci.yml  .github/workflows/lock.yml"""),
+    ("{{ cookiecutter.ci_provider == 'gitlab' }}", ".gitlab-ci.yml  renovate.json"),
     # What tools leave behind when they run in the template's own folder; they make it again.
     # (``_copy_without_render`` keeps Jinja off their binary files.)
-    ("", "**/__pycache__ .*_cache .hypothesis .coverage .coverage.*"),
+    ("", "**/__pycache__  .*_cache  .hypothesis  .coverage  .coverage.*"),
 ]  # fmt: skip
 
 # What a migration is called, and which one it follows.

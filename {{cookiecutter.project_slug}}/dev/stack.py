@@ -40,7 +40,8 @@ Programs = Mapping[str, Sequence[str]]  # the arguments for Python, by the name 
 
 
 def default_programs(settings: Settings) -> Programs:
-    programs = {"api": ["cli.py", "api", "--reload", "--port", str(settings.PORT)]}
+    programs: dict[str, list[str]] = {}
+    programs["api"] = ["cli.py", "api", "--reload", "--port", str(settings.PORT)]
     # % if cookiecutter.__queue
     programs["worker"] = ["cli.py", "worker", "--processes", "1", "--reload"]
     # % endif
