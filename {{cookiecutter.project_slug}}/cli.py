@@ -13,9 +13,14 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
-from src.core.config import ROOT, get_settings
+from src import (
+    db,
+    # % if cookiecutter.scheduler
+    schedulers,
+    # % endif
+)
+from src.core import config
 from src.core.logging import configure_logging
-from src.db.session import DatabaseUnavailableError
 from src.db.setup import create_database
 
 # Below the 30 seconds that orchestrators usually grant between SIGTERM and SIGKILL.
@@ -27,8 +32,11 @@ app = typer.Typer(
     add_completion=False,  # it would complete `python`
     pretty_exceptions_enable=False,
 )
-db = typer.Typer(help="Create and migrate the database.", no_args_is_help=True)
-app.add_typer(db, name="db")
+migrations = typer.Typer(help="Create and migrate the database.", no_args_is_help=True)
+# % if cookiecutter.scheduler
+app.add_typer(schedulers.cli.app, name="scheduler")
+# % endif
+app.add_typer(migrations, name="db")
 
 
 @app.command()
@@ -54,9 +62,9 @@ def api(
     if reload and workers > 1:
         raise typer.BadParameter("choose either --reload or --workers")
     # % if cookiecutter.scheduler
-    _switch_scheduler(scheduler_enabled)
+    config.override_setting("SCHEDULER_ENABLED", scheduler_enabled)
     # % endif
-    settings = get_settings()
+    settings = config.get_settings()
     configure_logging(settings)
     # % if cookiecutter.cache_backend != "none"
     if workers > 1 and settings.CACHE_BACKEND_TYPE == "memory":
@@ -77,7 +85,7 @@ def api(
             host=host or settings.HOST,
             port=settings.PORT if port is None else port,
             reload=reload,
-            reload_dirs=[str(ROOT / "src")] if reload else None,
+            reload_dirs=[str(config.ROOT / "src")] if reload else None,
             workers=workers,
             lifespan="on",
             log_config=None,
@@ -100,59 +108,6 @@ def dev() -> None:
     raise typer.Exit(run_stack())
 
 
-# % if cookiecutter.scheduler
-scheduler = typer.Typer()
-app.add_typer(scheduler, name="scheduler")
-
-
-@scheduler.callback(invoke_without_command=True)
-def run_scheduler(
-    context: typer.Context,
-    *,
-    enabled: Annotated[
-        bool | None,
-        typer.Option("--enabled/--disabled", help="Whether to run.  [SCHEDULER_ENABLED]"),
-    ] = None,
-    metrics_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port for Prometheus; none by default.")
-    ] = None,
-) -> None:
-    """Run scheduled jobs, or see with `scheduler jobs` what they do.
-
-    Any number of processes may run: one of them leads, and another takes over when it dies.
-    """
-    if context.invoked_subcommand is not None:
-        return
-    _switch_scheduler(enabled)
-    settings = get_settings()
-    if not settings.SCHEDULER_ENABLED:
-        typer.echo("The scheduler is disabled: see --enabled and SCHEDULER_ENABLED.", err=True)
-        return
-    configure_logging(settings)
-    from src.schedulers import process  # noqa: PLC0415 - no other command needs APScheduler
-
-    asyncio.run(process.run(settings, drain=SHUTDOWN_SECONDS, metrics_port=metrics_port))
-
-
-@scheduler.command()
-def jobs(
-    runs: Annotated[int, typer.Option(min=0, help="How many runs of each job.")] = 5,
-) -> None:
-    """Show who leads, and of each job the next tick and the last runs."""
-    from src.schedulers import process  # noqa: PLC0415 - as above
-
-    for line in process.lines_of(asyncio.run(process.overview(get_settings(), runs=runs))):
-        typer.echo(line)
-
-
-def _switch_scheduler(enabled: bool | None) -> None:
-    """Let a flag win over the environment, in the processes of --workers and --reload too."""
-    if enabled is not None:
-        os.environ["SCHEDULER_ENABLED"] = str(enabled).lower()
-        get_settings.cache_clear()
-
-
-# % endif
 # % if cookiecutter.__queue
 @app.command()
 def worker(
@@ -173,10 +128,8 @@ def worker(
     reload: Annotated[bool, typer.Option("--reload", help="Restart when code changes.")] = False,
 ) -> None:
     """Run background tasks. One Ctrl-C or SIGTERM lets running tasks end first."""
-    if health_port is not None:
-        os.environ["DRAMATIQ_HEALTH_PORT"] = str(health_port)
-        get_settings.cache_clear()
-    settings = get_settings()
+    config.override_setting("DRAMATIQ_HEALTH_PORT", health_port)
+    settings = config.get_settings()
     configure_logging(settings)
     with tempfile.TemporaryDirectory(prefix="worker-") as folder:
         # Its processes write their metrics and heartbeats here.
@@ -207,7 +160,7 @@ def tasks(context: typer.Context) -> None:
 
 
 # % endif
-@db.command()
+@migrations.command()
 def migrate(
     revision: Annotated[str, typer.Option(help="How far to go; +1 goes one step.")] = "head",
 ) -> None:
@@ -216,7 +169,7 @@ def migrate(
     _tell_revision()
 
 
-@db.command()
+@migrations.command()
 def downgrade(
     revision: Annotated[str, typer.Option(help="How far to go back; `base` undoes all.")] = "-1",
 ) -> None:
@@ -225,7 +178,7 @@ def downgrade(
     _tell_revision()
 
 
-@db.command()
+@migrations.command()
 def revision(
     message: Annotated[str, typer.Option("--message", "-m", help="What changes, in short.")],
     *,
@@ -235,10 +188,10 @@ def revision(
     command.revision(_alembic_config(), message, autogenerate=not empty)
 
 
-@db.command()
+@migrations.command()
 def init() -> None:
     """Create the database if it is missing, then apply all migrations."""
-    url = get_settings().database_url
+    url = config.get_settings().database_url
     created = asyncio.run(create_database(url))
     typer.echo(f"Database {url.database} {'created' if created else 'exists'}.")
     migrate()
@@ -250,13 +203,13 @@ def _tell_revision() -> None:
 
 
 def _alembic_config() -> Config:
-    return Config(ROOT / "alembic.ini")
+    return Config(config.ROOT / "alembic.ini")
 
 
 def main() -> None:
     try:
         app()
-    except (CommandError, DatabaseUnavailableError) as error:
+    except (CommandError, db.DatabaseUnavailableError) as error:
         sys.exit(f"Error: {error}")
 
 

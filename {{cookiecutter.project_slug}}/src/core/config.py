@@ -325,3 +325,10 @@ def _describe(error: ValidationError) -> str:
 @lru_cache
 def get_settings() -> Settings:
     return load_settings()
+
+
+def override_setting(name: str, value: object) -> None:
+    """Let a flag win over the environment, in child processes too; None changes nothing."""
+    if value is not None:
+        os.environ[name] = str(value).lower()
+        get_settings.cache_clear()

@@ -14,9 +14,6 @@ from src import (
     cache,
     # % endif
     db,
-    # % if cookiecutter.scheduler
-    schedulers,
-    # % endif
     # % if cookiecutter.__queue
     tasks,
     # % endif
@@ -55,8 +52,10 @@ def build_lifespan(settings: Settings) -> Lifespan[FastAPI]:
             # % endif
             # % if cookiecutter.scheduler
             if settings.SCHEDULER_ENABLED:
-                scheduler = schedulers.open_scheduler(settings, state["database"])
-                await stack.enter_async_context(scheduler)
+                from src.schedulers import scheduler  # noqa: PLC0415 - it imports all that jobs need
+
+                jobs = scheduler.open_scheduler(settings, state["database"])
+                await stack.enter_async_context(jobs)
             # % endif
             if not settings.API_KEYS:
                 log.warning("api_unauthenticated", reason="API_KEYS is empty: anyone may write")

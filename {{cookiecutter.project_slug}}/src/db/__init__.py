@@ -1,3 +1,3 @@
-from src.db.session import Database, open_database
+from src.db.session import Database, DatabaseUnavailableError, open_database
 
-__all__ = ["Database", "open_database"]
+__all__ = ["Database", "DatabaseUnavailableError", "open_database"]

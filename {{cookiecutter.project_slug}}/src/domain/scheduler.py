@@ -2,12 +2,12 @@ from enum import StrEnum
 
 
 class RunOutcome(StrEnum):
-    """What became of one tick of a job."""
+    """The state of one tick of a job."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    CANCELLED = "cancelled"  # the process stopped, or lost the lead
-    LOST = "lost"  # the process died as it ran
-    MISSED = "missed"  # it came too late, by the job's own policy
-    SKIPPED = "skipped"  # the run before was not over
+    CANCELLED = "cancelled"  # the process stopped, or lost leadership
+    LOST = "lost"  # the process died during the run
+    MISSED = "missed"  # too late, by the job's `misfire_grace_time`
+    SKIPPED = "skipped"  # the run before had not finished

@@ -1,4 +1,4 @@
-"""The scheduler's books. Every time is the server's, so that clocks need not agree on the lease."""
+"""The scheduler's tables. All times are PostgreSQL's: the processes' clocks may differ."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -13,7 +13,6 @@ from sqlalchemy import (
     null,
     select,
     true,
-    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -22,10 +21,9 @@ from sqlalchemy.orm import aliased
 
 from src.db.models.scheduler import SchedulerJob, SchedulerLease, SchedulerRun
 from src.domain.scheduler import RunOutcome
-from src.repositories.sql import execute_rowcount
 
 _THE_LEASE = 1
-# `now()` would be the beginning of the transaction, which may have waited for a lock since.
+# `now()` is the start of the transaction, which may have waited for a lock since.
 _NOW = func.clock_timestamp(type_=DateTime(timezone=True))
 
 
@@ -39,10 +37,10 @@ class SchedulerRepository:
             select(SchedulerLease).where(SchedulerLease.expires_at > _NOW)
         )
 
-    async def take_lease(self, holder: str, *, seconds: float) -> bool:
-        """Take the lease if it is nobody's; of those who try at once, one gets it."""
+    async def acquire_lease(self, holder: str, *, seconds: float) -> bool:
+        """Acquire the lease if it is free; of several that try at once, one succeeds."""
         expires = _NOW + timedelta(seconds=seconds)
-        taken = (
+        acquired = (
             insert(SchedulerLease)
             .values(id=_THE_LEASE, holder=holder, acquired_at=_NOW, expires_at=expires)
             .on_conflict_do_update(
@@ -52,19 +50,20 @@ class SchedulerRepository:
             )
             .returning(SchedulerLease.id)
         )
-        return await self.session.scalar(taken) is not None
+        return await self.session.scalar(acquired) is not None
 
     async def renew_lease(self, holder: str, *, seconds: float) -> bool:
-        """Keep the lease for as long again; once it has expired, it is lost."""
+        """Extend the lease. Return False if it is lost: expired, or another holder's."""
         renewed = (
             update(SchedulerLease)
             .where(_is_held_by(holder))
             .values(expires_at=_NOW + timedelta(seconds=seconds))
+            .returning(SchedulerLease.id)
         )
-        return await execute_rowcount(self.session, renewed) == 1
+        return await self.session.scalar(renewed) is not None
 
     async def lock_lease(self, holder: str) -> bool:
-        """Keep the lease from others until the transaction ends; False if it is lost."""
+        """Lock the lease until the transaction ends. Return False if it is lost."""
         held = select(SchedulerLease.id).where(_is_held_by(holder)).with_for_update()
         return await self.session.scalar(held) is not None
 
@@ -80,10 +79,10 @@ class SchedulerRepository:
         next_tick: datetime | None,
         outcome: RunOutcome,
     ) -> bool:
-        """Take the tick, once and for all, if `holder` has the lease and nobody took it before.
+        """Claim the tick, if `holder` has the lease and no other has claimed the tick.
 
-        To ask again is fine: the answer to a claim may get lost with its connection. It is one
-        statement, for a process that freezes in a transaction keeps its locks.
+        The same holder may try again: the response to the first claim may be lost. One statement
+        does it all, since a process that freezes in a transaction keeps its locks.
         """
         row = select(
             literal(job),
@@ -116,7 +115,7 @@ class SchedulerRepository:
     async def finish(
         self, job: str, tick: datetime, holder: str, outcome: RunOutcome, error: str | None
     ) -> None:
-        """Say how a run ended, also if a later leader has taken it for lost."""
+        """Record the outcome, even if a later leader has marked the run as lost."""
         await self.session.execute(
             update(SchedulerRun)
             .where(SchedulerRun.job == job, SchedulerRun.tick == tick)
@@ -124,14 +123,15 @@ class SchedulerRepository:
             .values(outcome=outcome, finished_at=_NOW, error=error)
         )
 
-    async def give_up_runs_of_others(self, holder: str) -> int:
-        """Mark the runs that earlier leaders have left unfinished."""
+    async def mark_lost_runs(self, holder: str) -> int:
+        """Mark the runs that earlier leaders have not finished; return how many."""
         lost = (
             update(SchedulerRun)
             .where(SchedulerRun.outcome == RunOutcome.RUNNING, SchedulerRun.holder != holder)
             .values(outcome=RunOutcome.LOST, finished_at=_NOW)
+            .returning(SchedulerRun.tick)
         )
-        return await execute_rowcount(self.session, lost)
+        return len((await self.session.scalars(lost)).all())
 
     async def jobs(self) -> Sequence[SchedulerJob]:
         return (await self.session.scalars(select(SchedulerJob).order_by(SchedulerJob.id))).all()
@@ -159,14 +159,6 @@ class SchedulerRepository:
         run = aliased(SchedulerRun, newest)
         found = select(run).select_from(SchedulerJob).join(newest, true()).order_by(run.tick.desc())
         return (await self.session.scalars(found)).all()
-
-    async def prune_runs(self, *, before: datetime, limit: int) -> int:
-        """Delete runs of ticks that lie before; return how many, `limit` at most."""
-        key = tuple_(SchedulerRun.job, SchedulerRun.tick)
-        old = select(SchedulerRun.job, SchedulerRun.tick).where(SchedulerRun.tick < before)
-        return await execute_rowcount(
-            self.session, delete(SchedulerRun).where(key.in_(old.limit(limit)))
-        )
 
 
 def _is_held_by(holder: str) -> ColumnElement[bool]:

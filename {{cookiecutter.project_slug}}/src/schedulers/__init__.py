@@ -1,5 +1,8 @@
-"""Jobs by the clock: docs/scheduler.md tells how to add one."""
+"""Scheduled jobs: docs/scheduler.md.
 
-from src.schedulers.scheduler import open_scheduler
+Yours is `jobs.py`, with what a job finds in `context.py`; `scheduler.py` has the defaults.
+"""
 
-__all__ = ["open_scheduler"]
+from src.schedulers import cli
+
+__all__ = ["cli"]

@@ -20,9 +20,9 @@ class Job(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     id: str = Field(examples=["prune_run_history"])
-    trigger: str = Field(examples=["interval[1:00:00]"])
+    trigger: str = Field(examples=["cron[hour='3']"])
     next_tick: datetime | None = Field(description="Null if there is no further tick.")
-    runs: list[Run] = Field(description="The latest runs, newest first.")
+    runs: list[Run] = Field(description="The last runs, newest first.")
 
 
 class Leader(BaseModel):

@@ -25,7 +25,7 @@ class Overview:
 class SchedulerService:
     @staticmethod
     async def overview(db: AsyncSession, *, runs: int) -> Overview:
-        """Tell who leads, and of each job the next tick and the last `runs`."""
+        """Return the leader, and of each job the next tick and the last `runs`."""
         repository = SchedulerRepository(db)
         jobs = await repository.jobs()
         found = await repository.last_runs(limit=runs)
@@ -33,11 +33,6 @@ class SchedulerService:
             leader=await repository.current_lease(),
             jobs=[_history(job, found) for job in jobs],
         )
-
-    @staticmethod
-    async def prune_runs(db: AsyncSession, *, before: datetime, limit: int) -> int:
-        """Forget the runs of ticks that lie before; return how many, `limit` at most."""
-        return await SchedulerRepository(db).prune_runs(before=before, limit=limit)
 
 
 def _history(job: SchedulerJob, runs: Sequence[SchedulerRun]) -> JobHistory:

@@ -1,4 +1,4 @@
-"""`GET /api/v1/scheduler/jobs`: what is due, what ran, who leads."""
+"""`GET /api/v1/scheduler/jobs`."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +10,7 @@ from src.core.config import Settings
 from src.db.models.scheduler import SchedulerJob, SchedulerRun
 from src.db.session import Database
 from src.domain.scheduler import RunOutcome
-from src.schedulers.ledger import Ledger
+from src.repositories.scheduler import SchedulerRepository
 from tests.fixtures.client import connect
 
 JOBS = "/api/v1/scheduler/jobs"
@@ -22,20 +22,18 @@ async def test_nothing_has_run_yet(client: AsyncClient) -> None:
     assert (await client.get(JOBS)).json() == {"leader": None, "jobs": []}
 
 
-async def test_jobs_with_their_last_runs(
-    committing_client: AsyncClient, committing_database: Database
-) -> None:
-    """Any process can tell, whether it schedules or not."""
-    await Ledger(committing_database).take_lease("web-1:7:1f3c9a52")
+async def test_jobs_with_their_last_runs(client: AsyncClient, database: Database) -> None:
+    """Any process shows them, whether it schedules or not."""
     failed = {"outcome": RunOutcome.FAILED, "error": "ValueError: no", "holder": "x"}
-    async with committing_database.transaction() as db:
+    async with database.transaction() as db:
+        await SchedulerRepository(db).acquire_lease("web-1:7:1f3c9a52", seconds=60)
         db.add(SchedulerJob(id="a", trigger="interval[1:00:00]", next_tick=NOW))
         db.add(SchedulerJob(id="b", trigger="date", next_tick=None))
         for hours in range(1, 4):
             tick = NOW - timedelta(hours=hours)
             db.add(SchedulerRun(job="a", tick=tick, started_at=NOW, **failed))
 
-    body = (await committing_client.get(JOBS, params={"runs": 2})).json()
+    body = (await client.get(JOBS, params={"runs": 2})).json()
 
     assert body["leader"]["holder"] == "web-1:7:1f3c9a52"
     first, second = body["jobs"]
@@ -46,7 +44,7 @@ async def test_jobs_with_their_last_runs(
     assert (second["id"], second["next_tick"], second["runs"]) == ("b", None, [])
 
 
-async def test_it_wants_the_key(app: FastAPI, database: Database, settings: Settings) -> None:
+async def test_it_needs_the_key(app: FastAPI, database: Database, settings: Settings) -> None:
     locked = settings.model_copy(update={"API_KEYS": [SecretStr(KEY)]})
     client = connect(app, database, locked)
 

@@ -1,4 +1,4 @@
-"""The examples of docs/scheduler.md are true."""
+"""The examples of docs/scheduler.md work."""
 
 import re
 from typing import Any
@@ -20,9 +20,9 @@ async def test_the_examples_work(database: Database, settings: Settings) -> None
     for block in BLOCK.findall((ROOT / "docs" / "scheduler.md").read_text("utf-8")):
         exec(block, names)  # noqa: S102 - our own page
 
-    (job,) = build_scheduler(names["setup_jobs"]).get_jobs()
+    jobs = build_scheduler(names["setup_jobs"]).get_jobs()
     await names["test_create_daily_note"](database, settings)
 
-    assert job.id == "create_daily_note"
+    assert "create_daily_note" in [job.id for job in jobs]
     async with database.reads() as session:
         assert list(await session.scalars(select(Note.text))) == ["Buy bulbs"]

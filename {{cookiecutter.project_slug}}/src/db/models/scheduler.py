@@ -1,4 +1,4 @@
-"""What the processes that schedule share: who leads, which ticks are next, which have been run."""
+"""What the scheduler's processes share: the leader's lease, the next ticks and the runs."""
 
 from datetime import datetime
 
@@ -10,7 +10,7 @@ from src.domain.scheduler import RunOutcome
 
 
 class SchedulerLease(Base, TableNameMixin):
-    """One row: who leads, and until when unless it is renewed, by the clock of the server."""
+    """One row: the leader, and when its lease expires by PostgreSQL's clock, unless renewed."""
 
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
     holder: Mapped[str] = mapped_column(Text)
@@ -19,7 +19,7 @@ class SchedulerLease(Base, TableNameMixin):
 
 
 class SchedulerJob(Base, TableNameMixin):
-    """A job of `setup_jobs()`, and its first tick that nobody has claimed; none if it is over."""
+    """A job of `setup_jobs()`, and its first tick that is not claimed; null if there is none."""
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     trigger: Mapped[str] = mapped_column(Text)
@@ -27,7 +27,7 @@ class SchedulerJob(Base, TableNameMixin):
 
 
 class SchedulerRun(Base, TableNameMixin):
-    """A tick that was claimed. The key is the fence: nobody can claim it again."""
+    """A claimed tick. The key is the fence: a second claim fails."""
 
     job: Mapped[str] = mapped_column(Text, primary_key=True)
     tick: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
@@ -37,4 +37,5 @@ class SchedulerRun(Base, TableNameMixin):
     finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     error: Mapped[str | None] = mapped_column(Text)
 
+    __retention__ = ("SCHEDULER_HISTORY_DAYS", "tick")
     __table_args__ = (Index("ix_scheduler_run_tick", "tick"),)

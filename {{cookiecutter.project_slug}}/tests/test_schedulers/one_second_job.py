@@ -1,7 +1,7 @@
-"""A process that schedules a one-second job.
+"""A scheduler process with a one-second job.
 
-Each run is a line of the file that is named: the tick and the process. The lease is as long as
-`TEST_LEASE_SECONDS` says.
+Each run appends its tick and the process id to the file in `argv`. `TEST_LEASE_SECONDS` sets the
+length of the lease.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from src.core.config import get_settings
 from src.core.logging import configure_logging
-from src.schedulers import ledger, process, scheduler
 from src.schedulers.context import job_tick
+from src.schedulers.engine import leadership, process
 
 
 async def note(path: Path) -> None:
@@ -31,7 +31,6 @@ def setup(apscheduler: AsyncIOScheduler, path: Path) -> None:
 if __name__ == "__main__":
     configure_logging(get_settings())
     if seconds := os.environ.get("TEST_LEASE_SECONDS"):
-        for module in (ledger, scheduler):
-            vars(module)["LEASE_SECONDS"] = float(seconds)
+        leadership.LEASE_SECONDS = float(seconds)
     setup_here = partial(setup, path=Path(sys.argv[1]))
     asyncio.run(process.run(get_settings(), drain=2, setup=setup_here))

@@ -1,4 +1,4 @@
-"""The switches, and the command line: a flag wins over the environment, that over `.env`."""
+"""`python cli.py scheduler`, and the switches: a flag wins over the environment, that over `.env`."""
 
 import asyncio
 import os
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ from src.core.config import ROOT, Settings, get_settings
 from src.db.models.scheduler import SchedulerJob, SchedulerRun
 from src.db.session import Database
 from src.domain.scheduler import RunOutcome
-from src.schedulers import process
-from src.schedulers.ledger import Ledger
+from src.repositories.scheduler import SchedulerRepository
+from src.schedulers import cli as scheduler_cli
+from src.schedulers.engine import process
 from tests.leash import Leash
-from tests.test_schedulers.test_scheduler import PATIENCE_SECONDS, in_time, until
+from tests.test_schedulers.history import LIMIT_SECONDS, until
 
 Call = Callable[..., int | str]
 
@@ -31,8 +33,9 @@ Call = Callable[..., int | str]
 def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Call]:
     """Run `cli.py` here, with these lines in `.env` and these variables; nothing is served."""
     monkeypatch.setattr(uvicorn, "run", lambda *_, **__: None)
-    monkeypatch.setattr(cli, "configure_logging", lambda _: None)
-    monkeypatch.setenv("SCHEDULER_ENABLED", "")  # to be as it was afterwards
+    for module in (cli, scheduler_cli):
+        monkeypatch.setattr(module, "configure_logging", lambda _: None)
+    monkeypatch.setenv("SCHEDULER_ENABLED", "")  # so that it is restored
 
     def call(*arguments: str, env_file: str = "", **variables: str) -> int | str:
         (tmp_path / "env").write_text(env_file)
@@ -69,7 +72,7 @@ def test_flag_environment_and_file_in_this_order(
     *,
     enabled: bool,
 ) -> None:
-    """Children of --workers and --reload inherit the environment, and so the flag."""
+    """Child processes, of --workers and --reload, inherit the environment and so the flag."""
 
     async def run(settings: Settings, **_: object) -> None:
         assert settings.SCHEDULER_ENABLED
@@ -98,40 +101,36 @@ def test_a_disabled_scheduler_says_so_and_ends(
 
 
 @pytest.mark.parametrize("command", [["scheduler"], ["scheduler", "jobs"]])
-def test_help_is_there(call: Call, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+def test_help(call: Call, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     assert call(*command, "--help") == 0
     assert f"Usage: cli.py {' '.join(command)}" in capsys.readouterr().out
 
 
-async def test_jobs_are_laid_out_for_a_terminal(
+async def test_jobs_are_listed(
     committing_database: Database,
     committing_url: URL,
     call: Call,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     url = committing_url.render_as_string(hide_password=False)
-    now = in_time()
     assert await asyncio.to_thread(call, "scheduler", "jobs", DATABASE_URL=url) == 0
     assert capsys.readouterr().out == "No leader.\n"
 
-    await Ledger(committing_database).take_lease("web-1:7:1f3c9a52")
+    now = datetime.now(UTC)
+    run = {"holder": "x", "outcome": RunOutcome.FAILED, "error": "ValueError: no"}
     async with committing_database.transaction() as session:
+        await SchedulerRepository(session).acquire_lease("web-1:7:1f3c9a52", seconds=60)
         session.add(SchedulerJob(id="job", trigger="interval[1:00:00]", next_tick=now))
-        session.add(
-            SchedulerRun(
-                job="job", tick=now, holder="x", outcome=RunOutcome.FAILED, started_at=now,
-                error="ValueError: no",
-            )
-        )  # fmt: skip
+        session.add(SchedulerRun(job="job", tick=now, started_at=now, **run))
     assert await asyncio.to_thread(call, "scheduler", "jobs", DATABASE_URL=url) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
 
-    assert "Leader: web-1:7:1f3c9a52, since " in told
-    assert f"job  interval[1:00:00]  next: {now.isoformat(timespec='seconds')}" in told
-    assert "failed     finished: -  ValueError: no" in told
+    assert "Leader: web-1:7:1f3c9a52, since " in output
+    assert f"job  interval[1:00:00]  next: {now.isoformat(timespec='seconds')}" in output
+    assert "failed     finished: -  ValueError: no" in output
 
 
-def test_dev_runs_it_beside_the_api_unless_it_is_off() -> None:
+def test_dev_runs_it_beside_the_api_unless_it_is_disabled() -> None:
     on = stack.default_programs(Settings(ENV="test"))
     off = stack.default_programs(Settings(ENV="test", SCHEDULER_ENABLED=False))
 
@@ -141,8 +140,8 @@ def test_dev_runs_it_beside_the_api_unless_it_is_off() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
-async def test_the_process_runs_jobs_until_it_is_told_to_stop(committing_url: URL) -> None:
-    """With the jobs of the service, one of which runs at once, the first time of all."""
+async def test_the_process_leads_until_it_is_stopped(committing_url: URL) -> None:
+    """With the jobs of the service."""
     url = committing_url.render_as_string(hide_password=False)
     running = await asyncio.create_subprocess_exec(
         sys.executable, "cli.py", "scheduler",
@@ -152,21 +151,21 @@ async def test_the_process_runs_jobs_until_it_is_told_to_stop(committing_url: UR
     assert running.stderr is not None
     leash = Leash(running.pid)
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(LIMIT_SECONDS):
             async for line in running.stderr:
-                if b"stale_items_archived" in line:
+                if b"leadership_acquired" in line:
                     break
             running.send_signal(signal.SIGTERM)
-            _, told = await running.communicate()
+            _, output = await running.communicate()
     finally:
         leash.pull()
 
     assert running.returncode == 0
-    assert b"scheduler_stopped" in told
+    assert b"scheduler_stopped" in output
 
 
 async def test_a_signal_ends_it(committing_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its metrics served meanwhile where a port is given."""
+    """Until then it serves its metrics, if a port is given."""
     handlers: dict[int, Callable[..., None]] = {}
     served: list[int] = []
     monkeypatch.setattr(signal, "signal", handlers.__setitem__)
@@ -179,6 +178,6 @@ async def test_a_signal_ends_it(committing_url: URL, monkeypatch: pytest.MonkeyP
     await until(lambda: served)
     handlers[signal.SIGTERM](signal.SIGTERM, None)
 
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(LIMIT_SECONDS):
         await running
     assert served == [9000]

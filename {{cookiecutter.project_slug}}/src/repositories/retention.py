@@ -1,0 +1,46 @@
+"""Deletes rows that have served their time.
+
+A model names the setting with the number of days, and the column that they are counted from:
+
+    __retention__ = ("TASK_HISTORY_DAYS", "finished_at")
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Select, delete, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from src.core.config import Settings
+from src.db.base import Base
+from src.db.batches import in_batches
+from src.repositories.sql import execute_rowcount
+
+BATCH = 500  # rows in a transaction: a short one blocks no other for long
+
+
+async def delete_expired(
+    transaction: Callable[[], AbstractAsyncContextManager[AsyncSession]],
+    settings: Settings,
+    setting: str,
+) -> int:
+    """Delete what is older than `setting` says, of each model that names it; return how many."""
+    before = datetime.now(UTC) - timedelta(days=getattr(settings, setting))
+    total = 0
+    for mapper in Base.registry.mappers:
+        named, column = getattr(mapper.class_, "__retention__", (None, ""))
+        if named == setting:
+            old = select(*mapper.primary_key).where(mapper.columns[column] < before)
+            batch = partial(_delete_batch, model=mapper.class_, old=old)
+            total += await in_batches(transaction, batch, limit=BATCH)
+    return total
+
+
+async def _delete_batch(
+    db: AsyncSession, /, *, model: type[Base], old: Select[Any], limit: int
+) -> int:
+    key = tuple_(*old.selected_columns)
+    return await execute_rowcount(db, delete(model).where(key.in_(old.limit(limit))))

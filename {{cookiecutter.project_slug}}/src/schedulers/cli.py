@@ -1,0 +1,80 @@
+"""The command group `python cli.py scheduler`."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from src.core.config import Settings, get_settings, override_setting
+from src.core.logging import configure_logging
+from src.db import open_database
+from src.services.scheduler import Overview, SchedulerService
+
+DRAIN_SECONDS = 25  # for running jobs, of the 30 between SIGTERM and SIGKILL
+
+app = typer.Typer()
+
+
+@app.callback(invoke_without_command=True)
+def run(
+    context: typer.Context,
+    *,
+    enabled: Annotated[
+        bool | None,
+        typer.Option("--enabled/--disabled", help="Whether to run.  [SCHEDULER_ENABLED]"),
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port for Prometheus; none by default.")
+    ] = None,
+) -> None:
+    """Run scheduled jobs; `scheduler jobs` shows them.
+
+    Any number of processes may run this: one is the leader, and another replaces it when it dies.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    override_setting("SCHEDULER_ENABLED", enabled)
+    settings = get_settings()
+    if not settings.SCHEDULER_ENABLED:
+        typer.echo("The scheduler is disabled: see --enabled and SCHEDULER_ENABLED.", err=True)
+        return
+    configure_logging(settings)
+    from src.schedulers.engine import process  # noqa: PLC0415 - it imports all that jobs need
+
+    asyncio.run(process.run(settings, drain=DRAIN_SECONDS, metrics_port=metrics_port))
+
+
+@app.command()
+def jobs(
+    runs: Annotated[int, typer.Option(min=0, help="How many runs of each job.")] = 5,
+) -> None:
+    """Show the leader, and the next tick and the last runs of each job."""
+    overview = asyncio.run(_overview(get_settings(), runs=runs))
+    for line in _format(overview):
+        typer.echo(line)
+
+
+async def _overview(settings: Settings, *, runs: int) -> Overview:
+    async with (
+        open_database(settings.database_url, pool_size=1) as database,
+        database.reads() as session,
+    ):
+        return await SchedulerService.overview(session, runs=runs)
+
+
+def _format(overview: Overview) -> Iterator[str]:
+    leader = overview.leader
+    yield f"Leader: {leader.holder}, since {_time(leader.acquired_at)}" if leader else "No leader."
+    for job in overview.jobs:
+        yield ""
+        yield f"{job.id}  {job.trigger}  next: {_time(job.next_tick)}"
+        for run in job.runs:
+            finished = _time(run.finished_at)
+            error = f"  {run.error}" if run.error else ""
+            yield f"  {_time(run.tick)}  {run.outcome:9}  finished: {finished}{error}"
+
+
+def _time(moment: datetime | None) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds") if moment else "-"

@@ -1,0 +1,122 @@
+"""Runs the jobs that APScheduler finds due: each tick is claimed first, and recorded afterwards."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from time import perf_counter
+
+import structlog
+from apscheduler.executors.base import BaseExecutor
+from apscheduler.job import Job
+
+from src.core.failures import describe
+from src.db.session import DatabaseUnavailableError
+from src.domain.scheduler import RunOutcome
+from src.schedulers.context import JobContext, use_context
+from src.schedulers.engine.metrics import DURATION, RUNS
+from src.schedulers.engine.store import Store
+
+log = structlog.get_logger(__name__)
+
+RETRY_SECONDS = 0.5
+RECORD_SECONDS = 2.5  # for cancelled runs to record that they were
+
+
+class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has no types
+    """Runs jobs while `holder` has the lease."""
+
+    def __init__(self, store: Store, holder: str, context: JobContext) -> None:
+        super().__init__()
+        self._store = store
+        self._holder = holder
+        self._context = context
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: set[str] = set()
+
+    def submit_job(self, job: Job, run_times: Sequence[datetime]) -> None:
+        """Run the job, or record the ticks as skipped if its last run is not over."""
+        if job.id in self._running:
+            task = asyncio.create_task(self._run_ticks(job, run_times, RunOutcome.SKIPPED))
+        else:
+            task = asyncio.create_task(self._run_ticks(job, run_times, RunOutcome.RUNNING))
+            task.add_done_callback(lambda _: self._running.discard(job.id))
+            self._running.add(job.id)
+        task.add_done_callback(self._tasks.discard)
+        self._tasks.add(task)
+
+    _do_submit_job = submit_job  # abstract; APScheduler's own `submit_job` would call it
+
+    async def _run_ticks(self, job: Job, ticks: Sequence[datetime], planned: RunOutcome) -> None:
+        """Claim each tick until the database answers; run those that are this process's."""
+        # APScheduler has set the job's next tick, or has removed the job and left the last one.
+        last = job.next_run_time if job.next_run_time > ticks[-1] else None
+        for tick, next_tick in zip(ticks, [*ticks[1:], last], strict=True):
+            outcome, is_claimed = planned, None
+            while is_claimed is None:
+                if _is_too_late(job, tick):
+                    outcome = RunOutcome.MISSED
+                with suppress(DatabaseUnavailableError):
+                    async with self._store.repository() as scheduler:
+                        is_claimed = await scheduler.claim(
+                            job.id, tick, self._holder, next_tick=next_tick, outcome=outcome
+                        )
+                if is_claimed is None:
+                    await asyncio.sleep(RETRY_SECONDS)
+            if is_claimed and outcome is RunOutcome.RUNNING:
+                await self._run(job, tick)
+            elif is_claimed:
+                event = "job_missed" if outcome is RunOutcome.MISSED else "job_skipped"
+                log.warning(event, job=job.id, tick=tick.isoformat())
+                RUNS.labels(job.id, outcome).inc()
+
+    async def _run(self, job: Job, tick: datetime) -> None:
+        """Run the job, and record the outcome as soon as the database answers."""
+        started, outcome, error = perf_counter(), RunOutcome.SUCCEEDED, None
+        with (
+            structlog.contextvars.bound_contextvars(job=job.id, tick=tick.isoformat()),
+            use_context(replace(self._context, tick=tick)),
+        ):
+            try:
+                await job.func(*job.args, **job.kwargs)
+            except asyncio.CancelledError:
+                log.warning("job_cancelled")
+                outcome = RunOutcome.CANCELLED
+            except (Exception, SystemExit) as raised:
+                # Also SystemExit: one job must not end the process and its other jobs.
+                log.exception("job_failed")
+                outcome, error = RunOutcome.FAILED, describe(raised)
+        RUNS.labels(job.id, outcome).inc()
+        DURATION.labels(job.id).observe(perf_counter() - started)
+        is_recorded = False
+        while not is_recorded:
+            try:
+                async with self._store.repository() as scheduler:
+                    await scheduler.finish(job.id, tick, self._holder, outcome, error)
+                is_recorded = True
+            except DatabaseUnavailableError:
+                if outcome is RunOutcome.CANCELLED:
+                    break  # the next leader marks the run as lost
+                await asyncio.sleep(RETRY_SECONDS)
+        if outcome is RunOutcome.CANCELLED:
+            raise asyncio.CancelledError
+
+    def cancel(self) -> None:
+        for task in self._tasks:
+            if not task.cancelling():  # a second time would keep it from recording its end
+                task.cancel()
+
+    async def drain(self, seconds: float) -> None:
+        """Wait so long for runs to finish, then cancel them."""
+        if self._tasks and seconds > 0:
+            await asyncio.wait(self._tasks, timeout=seconds)
+        self.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=RECORD_SECONDS)
+
+
+def _is_too_late(job: Job, tick: datetime) -> bool:
+    if job.misfire_grace_time is None:
+        return False
+    return datetime.now(UTC) - tick > timedelta(seconds=job.misfire_grace_time)

@@ -1,0 +1,37 @@
+"""The scheduler's tables, in a database that may be unavailable."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from src.core.failures import Outage
+from src.db import Database
+from src.db.session import DatabaseUnavailableError
+from src.repositories.scheduler import SchedulerRepository
+
+RESPONSE_SECONDS = 2.0
+
+
+class Store:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._outage = Outage("scheduler_unavailable", "scheduler_recovered")
+
+    @asynccontextmanager
+    async def repository(self, *, atomic: bool = False) -> AsyncGenerator[SchedulerRepository]:
+        """Open the tables; each statement commits by itself, unless all are to be `atomic`.
+
+        A process that freezes in a transaction keeps its locks, and others wait for them.
+
+        Raises DatabaseUnavailableError, in two seconds at most.
+        """
+        sessions = self._database.writes.begin if atomic else self._database.reads
+        try:
+            async with asyncio.timeout(RESPONSE_SECONDS), sessions() as session:
+                yield SchedulerRepository(session)
+        except (DatabaseUnavailableError, SQLAlchemyError, TimeoutError) as error:
+            self._outage.begin(error)
+            raise DatabaseUnavailableError(str(error)) from error
+        self._outage.end()

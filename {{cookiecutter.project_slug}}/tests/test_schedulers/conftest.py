@@ -1,0 +1,72 @@
+from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from pydantic import SecretStr
+from sqlalchemy import URL
+from structlog.testing import capture_logs
+
+from src.core import failures
+from src.core.config import Settings
+from src.db.session import Database
+from src.schedulers.engine import executor, leadership, store
+from src.schedulers.scheduler import open_scheduler
+from tests.proxy import Proxy
+from tests.test_schedulers.history import LIMIT_SECONDS
+
+Schedule = Callable[..., AbstractAsyncContextManager[None]]
+Logs = list[MutableMapping[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def _stable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine loses no lease, and tests do not wait long for the scheduler to look."""
+    monkeypatch.setattr(leadership, "LEASE_SECONDS", 2.0 * LIMIT_SECONDS)
+    monkeypatch.setattr(store, "RESPONSE_SECONDS", LIMIT_SECONDS)
+    monkeypatch.setattr(executor, "RECORD_SECONDS", LIMIT_SECONDS)
+    monkeypatch.setattr(leadership, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(leadership, "RENEW_SECONDS", 0.05)
+
+
+@pytest.fixture
+def logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Logs]:
+    for module in (executor, failures, leadership):  # their own may be bound to an earlier test
+        monkeypatch.setattr(module, "log", structlog.get_logger())
+    with capture_logs() as logs:
+        yield logs
+
+
+@pytest.fixture
+async def proxy(committing_url: URL) -> AsyncGenerator[Proxy]:
+    proxy = Proxy(committing_url)
+    await proxy.start()
+    yield proxy
+    await proxy.stop()
+
+
+@pytest.fixture
+def schedule(committing_url: URL, committing_database: Database) -> Schedule:
+    """Run one job, hourly from now on unless the options say otherwise, until the block ends."""
+
+    @asynccontextmanager
+    async def schedule(
+        job: Callable[..., object], *, url: URL = committing_url, drain: float = 1, **options: Any
+    ) -> AsyncGenerator[None]:
+        if "trigger" not in options:
+            options = {"trigger": "interval", "hours": 1} | options
+        options = {"id": "job", "next_run_time": datetime.now(UTC)} | options
+        settings = Settings(
+            ENV="test", DATABASE_URL=SecretStr(url.render_as_string(hide_password=False))
+        )
+
+        def setup(scheduler: AsyncIOScheduler) -> None:
+            scheduler.add_job(job, **options)
+
+        async with open_scheduler(settings, committing_database, setup=setup, drain=drain):
+            yield
+
+    return schedule

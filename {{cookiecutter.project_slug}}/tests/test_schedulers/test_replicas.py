@@ -1,0 +1,182 @@
+"""Several processes and a one-second job: whatever happens to the leader, no tick runs twice."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+from sqlalchemy import URL, text
+
+from src.core.config import ROOT
+from src.db.session import Database, open_database
+from tests.leash import Leash
+from tests.proxy import Proxy
+from tests.test_cli import serving
+from tests.test_schedulers.history import LIMIT_SECONDS, overview, until
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's"),
+]
+
+
+class Run(NamedTuple):
+    tick: str
+    pid: int
+
+
+@dataclass
+class Replicas:
+    """Scheduler processes, and what their job has written."""
+
+    file: Path
+    database: Database
+    processes: dict[int, asyncio.subprocess.Process] = field(default_factory=dict)
+    leashes: list[Leash] = field(default_factory=list)
+
+    async def start(self, url: URL, **variables: str) -> int:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.test_schedulers.one_second_job", self.file,
+            cwd=ROOT,
+            env=os.environ
+            | {"DATABASE_URL": url.render_as_string(hide_password=False), "LOG_LEVEL": "INFO"}
+            | variables,
+            start_new_session=True,
+        )  # fmt: skip
+        self.processes[process.pid] = process
+        self.leashes.append(Leash(process.pid))
+        return process.pid
+
+    def runs(self) -> list[Run]:
+        if not self.file.exists():
+            return []
+        return [Run(*json.loads(line)) for line in self.file.read_text("utf-8").splitlines()]
+
+    async def wait_for_runs(self, count: int) -> None:
+        await until(lambda: len(self.runs()) >= count)
+
+    async def leader(self) -> int:
+        lease = (await overview(self.database)).leader
+        return int(lease.holder.split(":")[1]) if lease else 0
+
+    async def wait_for_another(self, pid: int) -> None:
+        """Wait until another process than `pid` has run the job three times."""
+        await until(lambda: len([run for run in self.runs()[-3:] if run.pid != pid]) == 3)
+
+    def assert_each_tick_once(self) -> None:
+        ticks = Counter(run.tick for run in self.runs())
+        assert {tick: n for tick, n in ticks.items() if n > 1} == {}
+
+
+@pytest.fixture
+async def replicas(tmp_path: Path, fresh_url: URL) -> AsyncGenerator[Replicas]:
+    async with open_database(fresh_url, pool_size=1) as database:
+        replicas = Replicas(tmp_path / "runs", database)
+        try:
+            yield replicas
+        finally:
+            for leash in replicas.leashes:
+                leash.pull()
+            for process in replicas.processes.values():
+                await process.wait()
+
+
+async def test_a_killed_leader_is_replaced(replicas: Replicas, fresh_url: URL) -> None:
+    """Every time."""
+    for _ in range(3):
+        await replicas.start(fresh_url)
+    for kills in range(2):
+        await replicas.wait_for_runs(4 * (kills + 1))
+        leader = await replicas.leader()
+        replicas.processes[leader].send_signal(signal.SIGKILL)
+        await replicas.wait_for_another(leader)
+    replicas.assert_each_tick_once()
+
+
+async def test_a_frozen_leader_is_replaced_and_repeats_nothing(
+    replicas: Replicas, fresh_url: URL
+) -> None:
+    """When it wakes up it finds that it has lost the lease."""
+    for _ in range(3):
+        await replicas.start(fresh_url)
+    await replicas.wait_for_runs(3)
+    leader = await replicas.leader()
+    replicas.processes[leader].send_signal(signal.SIGSTOP)
+    await replicas.wait_for_another(leader)
+    replicas.processes[leader].send_signal(signal.SIGCONT)
+    count = len(replicas.runs())
+    await replicas.wait_for_runs(count + 4)
+    assert {run.pid for run in replicas.runs()[count + 1 :]} == {await replicas.leader()}
+    replicas.assert_each_tick_once()
+
+
+@pytest.mark.parametrize("fault", ["refuses", "hangs"])
+async def test_a_leader_without_its_database_is_replaced(
+    replicas: Replicas, fresh_url: URL, proxy: Proxy, fault: str
+) -> None:
+    """It stops by itself; otherwise two processes would run jobs."""
+    first = await replicas.start(proxy.url.set(database=fresh_url.database))
+    await replicas.wait_for_runs(2)
+    await replicas.start(fresh_url)
+    if fault == "refuses":
+        await proxy.stop()
+    else:
+        proxy.freeze()
+    await replicas.wait_for_another(first)
+    replicas.assert_each_tick_once()
+
+
+async def test_a_leader_that_stops_releases_the_lease(replicas: Replicas, fresh_url: URL) -> None:
+    """The next leader does not wait for it to expire, in an hour here."""
+    for _ in range(2):
+        await replicas.start(fresh_url, TEST_LEASE_SECONDS="3600")
+    await replicas.wait_for_runs(2)
+    leader = await replicas.leader()
+    replicas.processes[leader].send_signal(signal.SIGTERM)
+    async with asyncio.timeout(LIMIT_SECONDS):
+        assert await replicas.processes[leader].wait() == 0
+    await replicas.wait_for_another(leader)
+
+
+async def test_scheduling_continues_after_an_outage_of_the_database(
+    replicas: Replicas, fresh_url: URL, proxy: Proxy
+) -> None:
+    for _ in range(2):
+        await replicas.start(proxy.url.set(database=fresh_url.database))
+    await replicas.wait_for_runs(2)
+    await proxy.stop()
+    await asyncio.sleep(8)  # the lease expires meanwhile
+    count = len(replicas.runs())
+    await proxy.start()
+    await replicas.wait_for_runs(count + 3)
+    replicas.assert_each_tick_once()
+    # A tick that was claimed as the connection broke was not run, and is lost.
+    recorded = text("SELECT count(*) FROM scheduler_run WHERE outcome <> 'lost'")
+    async with asyncio.timeout(LIMIT_SECONDS), replicas.database.reads() as session:
+        while await session.scalar(recorded) != len(replicas.runs()):  # noqa: ASYNC110 - other processes write them
+            await asyncio.sleep(0.05)
+
+
+async def test_one_worker_of_the_api_leads(replicas: Replicas, fresh_url: URL) -> None:
+    """Any of them shows it, in the metrics too."""
+    url = fresh_url.render_as_string(hide_password=False)
+    with serving("--workers", "2", DATABASE_URL=url) as (process, address):
+        async with (
+            asyncio.timeout(LIMIT_SECONDS),
+            httpx.AsyncClient(base_url=address, timeout=LIMIT_SECONDS) as client,
+        ):
+            while "scheduler_leader 1.0" not in (await client.get("/metrics")).text:  # noqa: ASYNC110 - another process sets it
+                await asyncio.sleep(0.05)
+            shown = (await client.get("/api/v1/scheduler/jobs")).json()
+
+    assert "prune_run_history" in [job["id"] for job in shown["jobs"]]
+    assert int(shown["leader"]["holder"].split(":")[1]) != process.pid
+    assert await replicas.leader() == 0  # the lease is released
