@@ -7,27 +7,57 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+import asyncpg
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import make_url
 
 from src.core.config import ROOT, Settings
 from tests.leash import Leash
 
 LIMIT = 60.0  # seconds; only a test that fails waits so long
-BYTECODE = ROOT / ".pytest_cache" / "bytecode"
+BYTECODE = str(ROOT / ".pytest_cache" / "bytecode")
 PROLOGUE = """
 import json, sys
 from pathlib import Path
-def report(*values):
-    print(json.dumps(values, default=str), flush=True)
+def report(value):
+    print(json.dumps(value), flush=True)
 """
+
+
+@contextmanager
+def owner(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a Python process that may die in any way."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PROLOGUE + script, *map(str, arguments)],
+        cwd=ROOT,
+        # Else each process of a stack compiles everything, where Python is to write nothing.
+        env=os.environ | {"PYTHONPYCACHEPREFIX": BYTECODE, "PYTHONDONTWRITEBYTECODE": ""},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        leash = Leash(process.pid)
+        try:
+            yield process
+        finally:
+            leash.pull()
+
+
+def reported_by(process: subprocess.Popen[str]) -> Any:
+    assert process.stdout is not None
+    return json.loads(process.stdout.readline())
+
+
+def end(process: subprocess.Popen[str], death: signal.Signals) -> int:
+    process.send_signal(death)
+    return process.wait(LIMIT)
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:
@@ -53,16 +83,15 @@ def pid_of_postgres(data: Path) -> int:
 
 
 def query(url: str, statement: str) -> Any:
-    """Return the one value of a query, or None for another statement."""
+    """Execute it; return the first value of the first row, if there is one."""
+    address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
     async def connect_and_query() -> Any:
-        engine = create_async_engine(url)
+        connection = await asyncpg.connect(address)
         try:
-            async with engine.begin() as connection:
-                result = await connection.execute(text(statement))
-                return result.scalar() if result.returns_rows else None
+            return await connection.fetchval(statement)
         finally:
-            await engine.dispose()
+            await connection.close()
 
     return asyncio.run(connect_and_query())
 
@@ -73,43 +102,3 @@ def name_other_servers(monkeypatch: pytest.MonkeyPatch, *ours: str) -> None:
         if name.endswith("_URL") and name not in {"DATABASE_URL", *ours}:
             default: SecretStr | None = setting.default
             monkeypatch.setenv(name, default.get_secret_value() if default else "unix:///nowhere")
-
-
-class Owner:
-    """A Python process that may die in any way; it reports in lines of JSON."""
-
-    def __init__(self, script: str, *arguments: object) -> None:
-        # Else each process of a stack compiles everything, where Python is to write nothing.
-        environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(BYTECODE)}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROLOGUE + script, *map(str, arguments)],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        self._leash = Leash(self.process.pid)
-
-    def reported(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, "the owner ended without a report"
-        return json.loads(line)
-
-    def send(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(LIMIT)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._leash.pull()
-        self.process.__exit__(kind, error, trace)

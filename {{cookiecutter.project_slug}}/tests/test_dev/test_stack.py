@@ -1,26 +1,26 @@
 """`python cli.py dev`: everything starts, everything stops."""
 
-import http.client
 import json
 import signal
 import socket
 import sys
 import urllib.request
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dev import stack
+from dev.server import free_port, locked
 from src.core import config
-from src.core.config import Settings, load_settings
 from tests.test_dev.processes import (
     LIMIT,
-    Owner,
+    end,
     eventually,
     is_running,
     name_other_servers,
+    owner,
     pid_of_postgres,
     wait_until_gone,
 )
@@ -32,14 +32,11 @@ from dev import stack
 folder = Path(sys.argv[1])
 stack.DATA, stack.DEV_ENV_FILE = folder, folder / "dev.env"
 """
-SMALL_STACK = (
-    STACK
-    + """
-stack.upgrade = lambda *_: None
+WAITING_STACK = f"""{STACK}
 from tests.test_dev.test_stack import waiting
+stack.upgrade = lambda *_: None
 sys.exit(stack.run_stack(waiting(folder / "program")))
 """
-)
 # It tells a file who it is and where its database is.
 WAITING = """
 import json, os, sys, time
@@ -49,12 +46,7 @@ with open(sys.argv[1] + "~", "w") as file:
 os.rename(sys.argv[1] + "~", sys.argv[1])
 time.sleep(600)
 """
-ENDING = """
-import os, sys, time
-while not os.path.exists(sys.argv[1]):
-    time.sleep(0.01)
-sys.exit(7)
-"""
+ENDING = "import os, sys\nwhile not os.path.exists(sys.argv[1]): pass\nsys.exit(7)"
 
 
 def waiting(path: Path) -> dict[str, tuple[str, ...]]:
@@ -68,29 +60,29 @@ def read(path: Path) -> Any:
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=LIMIT) as response:  # noqa: S310 - ours, http
-            return bool(response.status == http.client.OK)
+        urllib.request.urlopen(url, timeout=LIMIT).close()  # noqa: S310 - ours, http
     except OSError:
         return False
+    return True
 
 
 @pytest.fixture(autouse=True)
-def _no_other_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A port for a `dev` that starts no server but PostgreSQL."""
     name_other_servers(monkeypatch)
+    port = free_port()
+    monkeypatch.setenv("PORT", str(port))
+    return port
 
 
 @pytest.mark.slow
-def test_dev_serves_the_api_until_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    monkeypatch.setenv("PORT", str(port))
-    with Owner(STACK + "sys.exit(stack.run_stack())", tmp_path) as dev:
+def test_dev_serves_the_api_until_ctrl_c(tmp_path: Path, port: int) -> None:
+    with owner(STACK + "sys.exit(stack.run_stack())", tmp_path) as dev:
         url = f"http://127.0.0.1:{port}/api/v1/health/ready"
         eventually(lambda: answers(url), f"an answer from {url}")
         pid = pid_of_postgres(tmp_path / "postgres")
         assert (tmp_path / "dev.env").stat().st_mode & 0o777 == 0o600
-        assert dev.send(signal.SIGINT) == 0
+        assert end(dev, signal.SIGINT) == 0
         assert not answers(url)
         assert not (tmp_path / "dev.env").exists()
         wait_until_gone(pid)
@@ -104,11 +96,11 @@ def test_nothing_outlives_dev(
     tmp_path: Path, cluster: Path, death: signal.Signals, status: int
 ) -> None:
     (tmp_path / "postgres").symlink_to(cluster)
-    with Owner(SMALL_STACK, tmp_path) as dev:
+    with owner(WAITING_STACK, tmp_path) as dev:
         program, url = read(tmp_path / "program")
         server = pid_of_postgres(cluster)
         assert f"DATABASE_URL={url}\n" in (tmp_path / "dev.env").read_text()
-        assert dev.send(death) == status
+        assert end(dev, death) == status
         wait_until_gone(program)
         wait_until_gone(server)
         eventually(lambda: not (tmp_path / "dev.env").exists(), "removal of dev.env")
@@ -116,9 +108,9 @@ def test_nothing_outlives_dev(
 
 @pytest.mark.slow
 def test_ctrl_c_during_the_start_leaves_nothing(tmp_path: Path) -> None:
-    with Owner(SMALL_STACK, tmp_path) as dev:
+    with owner(WAITING_STACK, tmp_path) as dev:
         eventually(lambda: any(tmp_path.glob("postgres-*/PG_VERSION")), "a cluster in the making")
-        assert dev.send(signal.SIGINT) == 0
+        assert end(dev, signal.SIGINT) == 0
         assert not any(tmp_path.iterdir())
 
 
@@ -132,27 +124,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_second_dev_is_refused_and_does_no_harm(
-    here: Path, cluster: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (here / "postgres").symlink_to(cluster)
-    with Owner(SMALL_STACK, here):
-        _, url = read(here / "program")
-        assert stack.run_stack(waiting(here / "other")) == 1
-        assert f"{here} is already in use by another process" in capsys.readouterr().err
-        assert f"DATABASE_URL={url}\n" in (here / "dev.env").read_text()
-        assert not (here / "other").exists()
+    (here / "dev.env").touch()
+    with locked(here):
+        assert stack.run_stack(waiting(here / "program")) == 1
+    assert f"{here} is already in use by another process" in capsys.readouterr().err
+    assert [path.name for path in here.iterdir()] == ["dev.env"]
 
 
 def test_port_that_is_taken_is_told_before_anything_starts(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    here: Path, port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        monkeypatch.setenv("PORT", str(port))
+    with socket.create_server(("127.0.0.1", port)):
         assert stack.run_stack(waiting(here / "program")) == 1
-
     assert f"Port {port} of 127.0.0.1 is taken" in capsys.readouterr().err
     assert not any(here.iterdir())
 
@@ -179,16 +165,10 @@ def test_file_of_a_former_dev_names_no_server(here: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("ENV_FILE")
     monkeypatch.setattr(config, "ROOT", here)
     monkeypatch.setattr(config, "DEV_ENV_FILE", here / "dev.env")
-    missing: list[bool] = []
-
-    def start(settings: Settings, _stack: ExitStack) -> dict[str, str]:
-        missing.append(stack.SERVERS[0].is_missing(settings))
-        return {"DATABASE_URL": "postgresql://nowhere"}
-
-    assert load_settings().has_custom_database
-    monkeypatch.setattr(stack, "_start_servers", start)
-    assert stack.run_stack({"seven": ("-c", "raise SystemExit(7)")}) == 7
-    assert missing == [True]
+    ours = stack.SERVERS[0]._replace(start=lambda _: nullcontext("postgresql://ours/app"))
+    monkeypatch.setattr(stack, "SERVERS", [ours])
+    program = ("-c", "import os; exit('ours' in os.environ['DATABASE_URL'])")
+    assert stack.run_stack({"program": program}) == 1
 
 
 @pytest.mark.usefixtures("here")

@@ -3,14 +3,12 @@
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
-from dev.server import run_folder
 from dev.supervisor import COMMAND_NOT_STARTED, supervised
-from tests.test_dev.processes import LIMIT, Owner, eventually, is_running, wait_until_gone
+from tests.test_dev.processes import LIMIT, end, eventually, is_running, owner, wait_until_gone
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,7 +21,6 @@ import time
 from dev.supervisor import supervised
 pid, left, *command = sys.argv[1:]
 with supervised([*command, pid], remove=[Path(left)], limit=5):
-    report("started")
     time.sleep(600)
 """
 
@@ -75,10 +72,9 @@ def test_command_that_does_not_listen_is_killed(tmp_path: Path) -> None:
 def test_command_ends_however_its_owner_dies(tmp_path: Path, death: signal.Signals) -> None:
     ready, left = tmp_path / "ready", tmp_path / "left"
     left.touch()
-    with Owner(OWNER, ready, left, *SLEEP) as owner:
-        owner.reported()
+    with owner(OWNER, ready, left, *SLEEP) as process:
         pid = written(ready)
-        owner.send(death)
+        end(process, death)
         wait_until_gone(pid)
         eventually(lambda: not left.exists(), "removal of the file")
 
@@ -107,14 +103,3 @@ def test_children_of_a_killed_command_are_killed_too(tmp_path: Path) -> None:
     with supervised(["sh", "-c", script, tmp_path / "ready"]) as process:
         process.wait(LIMIT)
         wait_until_gone(written(tmp_path / "ready"))
-
-
-def test_path_of_a_socket_is_short_whatever_the_temporary_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deep = tmp_path / ("a folder with a long name" * 4)
-    deep.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    with run_folder("pg-") as run:
-        assert len(str(run)) < 104 - len("/socket/.s.PGSQL.5432")
-        assert run.stat().st_mode & 0o777 == 0o700

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from dev.server import ServerError
 from dev.valkey import embedded_valkey
-from tests.test_dev.processes import Owner, eventually, wait_until_gone
+from tests.test_dev.processes import end, eventually, owner, reported_by, wait_until_gone
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,14 +48,13 @@ def test_server_keeps_to_itself_and_leaves_nothing() -> None:
     assert not folder_of(url).exists()
 
 
-@pytest.mark.parametrize("death", [signal.SIGTERM, signal.SIGKILL])
-def test_server_ends_however_its_owner_dies(tmp_path: Path, death: signal.Signals) -> None:
+def test_server_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
     """And the next one finds what it kept."""
-    with Owner(OWNER, tmp_path) as owner:
-        (url,) = owner.reported()
+    with owner(OWNER, tmp_path) as process:
+        url = reported_by(process)
         pid = ask(url, "INFO", "server")["process_id"]
         ask(url, "SET", "key", "kept")
-        owner.send(death)
+        end(process, signal.SIGKILL)
         with embedded_valkey(data=tmp_path) as again:
             assert ask(again, "GET", "key") == b"kept"
         wait_until_gone(pid)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_dev.processes import LIMIT, Owner, eventually
+from tests.test_dev.processes import LIMIT, end, eventually, owner
 from tests.test_dev.test_stack import STACK, answers
 
 
@@ -24,11 +24,11 @@ def test_a_task_is_done_while_dev_runs(tmp_path: Path, monkeypatch: pytest.Monke
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     monkeypatch.setenv("PORT", str(port))
-    with Owner(STACK + "sys.exit(stack.run_stack())", tmp_path) as dev:
+    with owner(STACK + "sys.exit(stack.run_stack())", tmp_path) as dev:
         api = f"http://127.0.0.1:{port}/api/v1"
         eventually(lambda: answers(f"{api}/health/ready"), "an API")
         task = call(f"{api}/item-imports/", b"name\nLamp\n")["task_id"]
         eventually(
             lambda: call(f"{api}/tasks/{task}")["status"] == "succeeded", "the end of the task"
         )
-        assert dev.send(signal.SIGINT) == 0
+        assert end(dev, signal.SIGINT) == 0

@@ -3,13 +3,13 @@
 import importlib.util
 import json
 import signal
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from dev import stack
+from dev.server import free_port
 from tests.test_dev.processes import name_other_servers
 
 pytestmark = [
@@ -29,9 +29,7 @@ with open(sys.argv[1], "w") as file:
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file for what the one program of a stack in this process is told."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("PORT", str(free_port()))
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@nowhere/app")
     monkeypatch.setenv("CACHE_BACKEND_TYPE", "redis")
     name_other_servers(monkeypatch, "REDIS_URL")

@@ -1,0 +1,41 @@
+"""What the embedded servers share."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from dev import server
+from dev.server import ServerError, locked, run_folder
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sockets and locks are POSIX's")
+
+
+def test_folder_is_of_one_process_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "RELEASE_LIMIT", 0.1)
+    message = f"{tmp_path} is already in use by another process"
+    with locked(tmp_path), pytest.raises(ServerError, match=message), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = f"{tmp_path / 'file'} cannot be used: File exists"
+    with pytest.raises(ServerError, match=message), locked(tmp_path / "file"):
+        pass
+
+
+def test_path_of_a_socket_is_short_whatever_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("a folder with a long name" * 4)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with run_folder("pg-") as run:
+        assert len(str(run)) < 104 - len("/socket/.s.PGSQL.5432")
+        assert run.stat().st_mode & 0o777 == 0o700
