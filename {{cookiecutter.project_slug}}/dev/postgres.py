@@ -39,7 +39,6 @@ INITIALISE = (
     "--no-locale",
     "--locale-provider=builtin",
     "--builtin-locale=C.UTF-8",
-    "--no-instructions",
 )
 SETTINGS = {"timezone": "UTC", "logging_collector": "off"}
 SETTINGS_THROW_AWAY = {
@@ -47,8 +46,6 @@ SETTINGS_THROW_AWAY = {
     "synchronous_commit": "off",
     "full_page_writes": "off",
     "deadlock_timeout": "100ms",
-    "wal_level": "minimal",
-    "max_wal_senders": "0",
 }
 
 
@@ -56,7 +53,7 @@ SETTINGS_THROW_AWAY = {
 def embedded_postgres(
     data: Path | None = None, *, remove: Sequence[Path] = (), tcp: bool = not POSIX
 ) -> Iterator[str]:
-    """Run PostgreSQL until the block, or this process, ends; yield its database's URL.
+    """Run PostgreSQL until the block, or this process, ends; yield its URL.
 
     With `data` the cluster is kept there, made at first use. Without, it is temporary and
     trades safety against power cuts for speed.

@@ -35,18 +35,17 @@ from src.core.config import DEV_ENV_FILE, ROOT, Settings, load_settings
 from src.db.setup import create_database
 
 DATA = ROOT / ".data"
-
 Programs = Mapping[str, Sequence[str]]  # the arguments for Python, by the name before its lines
 
 
 def default_programs(settings: Settings) -> Programs:
-    programs: dict[str, list[str]] = {}
-    programs["api"] = ["cli.py", "api", "--reload", "--port", str(settings.PORT)]
+    api = ["cli.py", "api", "--reload", "--port", str(settings.PORT)]
+    programs: dict[str, Sequence[str]] = {"api": api}
     # % if cookiecutter.__queue
     programs["worker"] = ["cli.py", "worker", "--processes", "1", "--reload"]
     # % endif
     # % if cookiecutter.scheduler
-    programs["api"].append("--scheduler-disabled")  # no reload is to interrupt a job
+    api.append("--scheduler-disabled")  # no reload is to interrupt a job
     if settings.SCHEDULER_ENABLED:
         programs["scheduler"] = ["cli.py", "scheduler"]
     # % endif

@@ -30,10 +30,9 @@ def embedded_valkey(
     socket in a folder of this user only; `options` are further ones, such as `("--port", "7000")`.
     `remove` names files to delete once it has stopped, however this process ended.
     """
-    binary = _find_binary()
     with run_folder("valkey-") as run:
         (run / "valkey.conf").touch()  # a Sentinel notes there what it learns
-        command = [binary, run / "valkey.conf", "--unixsocket", run / "socket"]
+        command = [_find_binary(), run / "valkey.conf", "--unixsocket", run / "socket"]
         command += ["--bind", "127.0.0.1", "--port", "0", "--save", "", "--dir", data or run]
         command += ["--appendonly", "yes" if data else "no", *options]
         with (
