@@ -8,6 +8,7 @@ from typing import Any, Self
 import asyncpg
 from sqlalchemy import URL, event
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -34,7 +35,7 @@ class DatabaseUnavailableError(Exception):
     """PostgreSQL cannot serve this now; the same request may succeed later."""
 
 
-class InvalidTextError(Exception):
+class InvalidTextError(SQLAlchemyError):
     """A text holds a character that PostgreSQL cannot store: NUL."""
 
 
