@@ -14,8 +14,8 @@ from src.cache.engine.after_commit import (
     watch_commits,
 )
 from src.cache.engine.cache import current_cache
-from src.cache.engine.codec import codec_for
-from src.cache.engine.keys import Arguments, Template, key_maker
+from src.cache.engine.codec import Codec, codec_for
+from src.cache.engine.keys import Arguments, Template, shorten
 from src.cache.engine.policy import Policy
 
 P = ParamSpec("P")
@@ -47,35 +47,55 @@ def cached(
     """
 
     def decorate(function: Function[P, T]) -> Function[P, T]:
-        policy: Policy[T] = Policy(
-            key_prefix or function.__qualname__,
-            codec_for(function),
-            ttl=ttl,
-            stale=stale,
-            jitter=jitter,
-        )
-        # What works with a session cannot go on in the background, after the request.
-        unrefreshed: Policy[T] = Policy(policy.name, policy.codec, ttl=ttl, jitter=jitter)
-        key_of = key_maker(function, key_prefix, key)
-        tags_of = _filler(tags, function)
-        if stale and (excluded := Arguments(function).excluded()):
+        name = key_prefix or function.__qualname__
+        codec: Codec[T] = codec_for(function)
+        policy = Policy(name, codec, ttl=ttl, stale=stale, jitter=jitter)
+        # What works with a session cannot be refreshed in the background, after the request.
+        unrefreshed = Policy(name, codec, ttl=ttl, jitter=jitter)
+        arguments = Arguments(function)
+        if stale and arguments.excluded:
             raise TypeError(
-                f"{function.__qualname__} cannot be refreshed in the background: `{excluded[0]}`"
-                " ends with the request; open what it needs inside"
+                f"{function.__qualname__} cannot be refreshed in the background:"
+                f" `{arguments.excluded[0]}` ends with the request; open what it needs inside"
             )
+        key_of = key_maker(function, arguments, key_prefix, key)
+        tag_templates = [Template(tag, arguments) for tag in tags]
 
         @functools.wraps(function)
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
             cache = current_cache()
             if cache is None:
                 return await function(*args, **kwargs)
+            values = arguments.bind(args, kwargs)
+            named_tags = [template.fill(values) for template in tag_templates]
             call = functools.partial(function, *args, **kwargs)
             chosen = unrefreshed if stale and _sessions_of(args, kwargs) else policy
-            return await cache.fetch(chosen, key_of(args, kwargs), tags_of(args, kwargs), call)
+            return await cache.fetch(chosen, key_of(args, kwargs, values), named_tags, call)
 
         return wrapper
 
     return decorate
+
+
+def key_maker(
+    function: Callable[..., Any],
+    arguments: Arguments,
+    prefix: str | None,
+    key: str | Callable[..., str] | None,
+) -> Callable[[tuple[Any, ...], dict[str, Any], dict[str, Any]], str]:
+    """Return what makes the key of a call from its arguments, as given and by name.
+
+    Raises TypeError if they can make none.
+    """
+    if key is None:
+        arguments.check()
+        head = f"{prefix or f'{function.__module__}.{function.__qualname__}'}:"
+        return lambda _args, _kwargs, values: shorten(head + arguments.key(values))
+    head = f"{prefix}:" if prefix else ""
+    if callable(key):
+        return lambda args, kwargs, _values: shorten(head + key(*args, **kwargs))
+    template = Template(key, arguments)
+    return lambda _args, _kwargs, values: shorten(head + template.fill(values))
 
 
 def invalidate_cache(
@@ -93,18 +113,21 @@ def invalidate_cache(
     def decorate(function: Function[P, T]) -> Function[P, T]:
         if not inspect.iscoroutinefunction(function):
             raise TypeError(f"{function.__qualname__} is no `async def` function")
-        patterns_of = _filler([key_pattern] if key_pattern else [], function)
-        tags_of = _filler(tags, function)
+        arguments = Arguments(function)
+        patterns = [Template(key_pattern, arguments)] if key_pattern else []
+        tag_templates = [Template(tag, arguments) for tag in tags]
 
         @functools.wraps(function)
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-            patterns, named_tags = patterns_of(args, kwargs), tags_of(args, kwargs)
+            values = arguments.bind(args, kwargs)
+            key_patterns = [pattern.fill(values) for pattern in patterns]
+            named_tags = [template.fill(values) for template in tag_templates]
             with watch_commits() as commits:
                 result = await function(*args, **kwargs)
             sessions = open_transactions(_sessions_of(args, kwargs))
             # It may have committed by itself, and then begun another transaction.
             now = bool(commits) or not sessions
-            await _invalidate(patterns, named_tags, sessions, now=now)
+            await _invalidate(key_patterns, named_tags, sessions, now=now)
             return result
 
         return wrapper
@@ -137,20 +160,3 @@ def _sessions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Session]
     attributes = getattr(args[0], "__dict__", {}) if args else {}
     values = (*args, *kwargs.values(), *attributes.values())
     return [value.sync_session for value in values if isinstance(value, AsyncSession)]
-
-
-def _filler(
-    templates: Sequence[str], function: Callable[..., Any]
-) -> Callable[[tuple[Any, ...], dict[str, Any]], tuple[str, ...]]:
-    """Return what fills the templates with the arguments of a call."""
-    arguments = Arguments(function)
-    prepared = [Template(text, arguments) for text in templates]
-    if all(template.is_constant for template in prepared):
-        constant = tuple(template.fill({}) for template in prepared)
-        return lambda _args, _kwargs: constant
-
-    def fill(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
-        values = arguments.bind(args, kwargs)
-        return tuple(template.fill(values) for template in prepared)
-
-    return fill

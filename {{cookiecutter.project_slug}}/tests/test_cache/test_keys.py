@@ -1,5 +1,6 @@
 """Keys: readable, unmistakable, and the same however a function is called."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, NewType
 from uuid import UUID
@@ -8,7 +9,8 @@ import pytest
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from src.cache.engine.keys import MAX_LENGTH, key_maker
+from src.cache.decorators import key_maker
+from src.cache.engine.keys import MAX_LENGTH, Arguments
 
 UserId = NewType("UserId", int)
 ID = UUID("018f0000-0000-7000-8000-000000000000")
@@ -33,7 +35,19 @@ async def search(
 
 
 def key_of(function: Any, *args: Any, **kwargs: Any) -> str:
-    return key_maker(function, "user", None)(args, kwargs)
+    return key_with("user", None, function, *args, **kwargs)
+
+
+def key_with(
+    prefix: str | None,
+    key: str | Callable[..., str] | None,
+    function: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> str:
+    arguments = Arguments(function)
+    make = key_maker(function, arguments, prefix, key)
+    return make(args, kwargs, arguments.bind(args, kwargs))
 
 
 def test_a_key_can_be_read() -> None:
@@ -77,9 +91,9 @@ def test_a_long_key_ends_in_a_digest() -> None:
 
 
 def test_a_key_may_be_given_as_a_template_or_function() -> None:
-    template = key_maker(search, None, "find:{query.limit}:{page}")
-    assert template((None, Query(limit=5)), {}) == "find:5:1"
-    assert key_maker(get_user, "u", lambda user_id: f"{2 * int(user_id)}")(("4",), {}) == "u:8"
+    query = Query(limit=5)
+    assert key_with(None, "find:{query.limit}:{page}", search, None, query) == "find:5:1"
+    assert key_with("u", lambda user_id: f"{2 * int(user_id)}", get_user, "4") == "u:8"
 
 
 def test_what_makes_no_key_is_refused() -> None:
@@ -88,4 +102,4 @@ def test_what_makes_no_key_is_refused() -> None:
     with pytest.raises(TypeError, match="value"):
         key_of(find, slice(1))
     with pytest.raises(TypeError, match="typo"):
-        key_maker(get_user, None, "{typo}")
+        key_with(None, "{typo}", get_user, "1")

@@ -194,32 +194,27 @@ class RedisBackend(CacheBackend):
         await self._execute("PING")
 
     async def info(self) -> dict[str, Any]:
-        """Count the entries among the first keys that the server shows, and say if there are more.
+        """Count the entries, or only the first ones if that would take long.
 
         The memory is the server's, whoever uses it.
         """
         reports = [await self._call(node.execute_command, "INFO") for node in await self._nodes()]
-        entries, capped = await self._count()
-        server = reports[0].get("server_name", "redis")
-        version = reports[0].get(f"{server}_version", reports[0]["redis_version"])
-        return {
-            "server": f"{server} {version}",
-            "entries": entries,
-            "entries_capped": capped,
-            "memory_bytes": sum(report["used_memory"] for report in reports),
-        }
-
-    async def _count(self) -> tuple[int, bool]:
-        """Count the entries, unless that takes long; the second says whether it would."""
         names: set[bytes] = set()
         batches_left = MAX_COUNTED_BATCHES
         async with aclosing(self._scan(self._prefix_pattern + "*")) as batches:
             async for batch in batches:
-                if not batches_left:
-                    return len(names), True
-                batches_left -= 1
                 names.update(batch)
-        return len(names), False
+                batches_left -= 1
+                if batches_left < 0:
+                    break
+        server = reports[0].get("server_name", "redis")
+        version = reports[0].get(f"{server}_version", reports[0]["redis_version"])
+        return {
+            "server": f"{server} {version}",
+            "entries": len(names),
+            "entries_capped": batches_left < 0,
+            "memory_bytes": sum(report["used_memory"] for report in reports),
+        }
 
     async def _unlink_matching(self, pattern: str) -> int:
         count = 0
@@ -271,7 +266,7 @@ class RedisBackend(CacheBackend):
             return await function(*args, **kwargs)
         except _UNAVAILABLE as error:
             cause = str(error).partition(" : <")[0]  # what follows are Sentinels, at length
-            raise CacheUnavailableError(f"Redis is out of reach: {cause}") from error
+            raise CacheUnavailableError(f"Redis is unavailable: {cause}") from error
         except RedisError as error:
             raise CacheError(f"Redis refused: {error}") from error
         finally:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from hashlib import blake2b
@@ -47,30 +47,9 @@ EXCLUDED_TYPES = (
     SecurityScopes,
     Session,
 )
-
-
-def _quoted(text: str) -> str:
-    if text.isascii() and text.isalnum():
-        return text
-    return quote(text, safe="@+/", errors="surrogatepass").replace("~", "%7E")
-
-
-# The first of a subclass's types decides: bool before int, datetime before date.
-_SCALARS: dict[type, Callable[[Any], str]] = {
-    str: _quoted,
-    bool: lambda value: "true" if value else "false",
-    int: int.__repr__,
-    float: float.__repr__,
-    Decimal: str,
-    UUID: str,
-    bytes: bytes.hex,
-    datetime: lambda value: _quoted(value.isoformat()),
-    date: date.isoformat,
-    time: lambda value: _quoted(value.isoformat()),
-    timedelta: lambda value: _quoted(str(value)),
-    type(None): lambda _: "~",
-}
-_CONTAINERS = (BaseModel, Mapping, AbstractSet, list, tuple)
+_SCALARS = (str, bool, int, float, Decimal, UUID, date, time, timedelta)
+_CONTAINERS = (bytes, Enum, BaseModel, Mapping, AbstractSet, list, tuple)
+_is_plain = re.compile(r"[\w.@+/-]*", re.ASCII).fullmatch
 
 
 def format_key_part(value: object, declared: object = None) -> str:
@@ -87,14 +66,15 @@ def format_value(value: object) -> str:
 
     Raises TypeError for what cannot identify a call.
     """
-    kind = type(value)
-    if kind in _SCALARS:
-        return _SCALARS[kind](value)
     if isinstance(value, Enum):
         return format_value(value.value)
-    for ancestor, text in _SCALARS.items():
-        if isinstance(value, ancestor):
-            return text(value)
+    if isinstance(value, _SCALARS):
+        text = str(value)
+        return text if _is_plain(text) else _quoted(text)
+    if isinstance(value, bytes):
+        return value.hex()
+    if value is None:
+        return "~"
     if is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, (BaseModel, Mapping)):
@@ -105,8 +85,13 @@ def format_value(value: object) -> str:
     elif isinstance(value, (list, tuple)):
         parts = list(map(format_key_part, value))
     else:
-        raise TypeError(f"an argument of type {kind.__name__} makes no key; give `key=`")
+        kind = type(value).__name__
+        raise TypeError(f"an argument of type {kind} makes no key; give `key=`")
     return "(" + "".join(f"{part}," for part in parts) + ")"
+
+
+def _quoted(text: str) -> str:
+    return quote(text, safe="@+/", errors="surrogatepass").replace("~", "%7E")
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -123,13 +108,17 @@ class Arguments:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.name = function.__qualname__
         self.signature = inspect.signature(function)
-        hints = hints_of(function)
         names = list(self.signature.parameters)
         kinds = {parameter.kind for parameter in self.signature.parameters.values()}
         self._positional = names if kinds <= {Parameter.POSITIONAL_OR_KEYWORD} else []
         if names[:1] in (["self"], ["cls"]):
             names = names[1:]
-        self.declared = {name: _bare(hints.get(name)) for name in names}
+        hints = hints_of(function)
+        declared = {name: _bare(hints.get(name)) for name in names}
+        self.excluded = [
+            name for name, kind in declared.items() if kind and issubclass(kind, EXCLUDED_TYPES)
+        ]
+        self._declared = [each for each in declared.items() if each[0] not in self.excluded]
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return all arguments by name, defaults included."""
@@ -139,9 +128,25 @@ class Arguments:
         bound.apply_defaults()
         return bound.arguments
 
-    def excluded(self) -> list[str]:
-        """Return those whose type says that they never identify a call."""
-        return [name for name, kind in self.declared.items() if kind and _is_excluded(kind)]
+    def key(self, values: Mapping[str, Any]) -> str:
+        """Return the part of a key that says what the function was called with."""
+        parts = []
+        for name, kind in self._declared:
+            value = values[name]
+            if type(value) is kind or not isinstance(value, EXCLUDED_TYPES):
+                parts.append(format_key_part(value, kind))
+        return ":".join(parts)
+
+    def check(self) -> None:
+        """Raises TypeError if an annotation promises what makes no key."""
+        for name, kind in self._declared:
+            # An abstract type, such as Sequence, says nothing about the values that will come.
+            if kind is None or is_dataclass(kind) or inspect.isabstract(kind):
+                continue
+            if not issubclass(kind, (*_SCALARS, *_CONTAINERS, type(None))):
+                raise TypeError(
+                    f"{self.name}: `{name}` ({kind.__name__}) makes no key; give `key=`"
+                )
 
 
 def _bare(annotation: Any) -> Any:
@@ -157,40 +162,29 @@ def _bare(annotation: Any) -> Any:
     return kind if isinstance(kind, type) and kind not in {object, Any} else None
 
 
-def _is_excluded(kind: type) -> bool:
-    return issubclass(kind, EXCLUDED_TYPES)
+_formatter = Formatter()
 
 
 class Template:
     """A text with arguments in it: `item:{item_id}`, `{query.limit}`."""
 
     def __init__(self, text: str, arguments: Arguments) -> None:
-        parsed = list(Formatter().parse(text))
+        parsed = list(_formatter.parse(text))
         if any(spec or conversion for _, _, spec, conversion in parsed):
             raise TypeError(f"{text!r}: a template takes arguments as they are, without : and !")
         self._parts = [(literal, field) for literal, field, _, _ in parsed]
-        known = arguments.signature.parameters
         for _, field in self._parts:
-            if field is not None and _root(field) not in known:
+            root = re.split(r"[.\[]", field or "", maxsplit=1)[0]
+            if field is not None and root not in arguments.signature.parameters:
                 raise TypeError(f"{arguments.name} has no argument {field!r}, which {text!r} names")
-        self.is_constant = all(field is None for _, field in self._parts)
-        self.text = "".join(literal for literal, _ in self._parts)
 
     def fill(self, values: Mapping[str, Any]) -> str:
-        if self.is_constant:
-            return self.text
-        return "".join(
-            literal
-            + ("" if field is None else format_value(_formatter.get_field(field, (), values)[0]))
-            for literal, field in self._parts
-        )
-
-
-_formatter = Formatter()
-
-
-def _root(field: str) -> str:
-    return field.split(".", 1)[0].split("[", 1)[0]
+        text = ""
+        for literal, field in self._parts:
+            text += literal
+            if field is not None:
+                text += format_value(_formatter.get_field(field, (), values)[0])
+        return text
 
 
 def shorten(key: str) -> str:
@@ -212,51 +206,3 @@ def shorten_pattern(pattern: str) -> str:
     if wild is None:
         return shorten(pattern)
     return pattern if wild.start() <= MAX_LENGTH else f"{pattern[:MAX_LENGTH]}~*"
-
-
-KeyOf = Callable[[tuple[Any, ...], dict[str, Any]], str]
-
-
-def key_maker(
-    function: Callable[..., Any], prefix: str | None, key: str | Callable[..., str] | None
-) -> KeyOf:
-    """Return what makes the key of one call from its arguments.
-
-    Raises TypeError if the arguments can make none.
-    """
-    if key is None:
-        return _key_of_arguments(function, prefix)
-    head = f"{prefix}:" if prefix else ""
-    if callable(key):
-        return lambda args, kwargs: shorten(f"{head}{key(*args, **kwargs)}")
-    arguments = Arguments(function)
-    template = Template(key, arguments)
-    return lambda args, kwargs: shorten(head + template.fill(arguments.bind(args, kwargs)))
-
-
-def _key_of_arguments(function: Callable[..., Any], prefix: str | None) -> KeyOf:
-    arguments = Arguments(function)
-    excluded = arguments.excluded()
-    declared = [each for each in arguments.declared.items() if each[0] not in excluded]
-    for name, kind in declared:
-        # An abstract type, such as Sequence, says nothing about the values that will come.
-        if kind and not (
-            issubclass(kind, (*_SCALARS, *_CONTAINERS, Enum))
-            or is_dataclass(kind)
-            or inspect.isabstract(kind)
-        ):
-            raise TypeError(
-                f"{arguments.name}: `{name}` ({kind.__name__}) makes no key; give `key=`"
-            )
-    head = f"{prefix or f'{function.__module__}.{function.__qualname__}'}:"
-
-    def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        values = arguments.bind(args, kwargs)
-        parts = []
-        for name, kind in declared:
-            value = values[name]
-            if type(value) is kind or not isinstance(value, EXCLUDED_TYPES):
-                parts.append(format_key_part(value, kind))
-        return shorten(head + ":".join(parts))
-
-    return key_of

@@ -46,7 +46,7 @@ async def test_server_that_is_away_is_found_out(
     await distant.set("key", "1")
     await line.stop()
 
-    with pytest.raises(CacheUnavailableError, match="Redis is out of reach"):
+    with pytest.raises(CacheUnavailableError, match="Redis is unavailable"):
         await call(distant)
 
     await line.start()
@@ -67,7 +67,7 @@ async def test_server_that_hangs_is_found_out(
     await until(is_connected)
     line.freeze()
 
-    with pytest.raises(CacheUnavailableError, match="Redis is out of reach"):
+    with pytest.raises(CacheUnavailableError, match="Redis is unavailable"):
         await call(distant)
 
 
