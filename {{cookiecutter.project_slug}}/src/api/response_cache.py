@@ -1,4 +1,4 @@
-"""Cached responses: `dependencies=[cached_response(ttl=60, tags=("items",))]`.
+"""Cached responses: `dependencies=[cached_response(ttl=60, tags=("users",))]`.
 
 The router needs `route_class=CachedRoute`. The finished response is stored, bytes and headers; a
 hit runs no dependency. Only a 200 to a GET is stored, never one that sets a cookie, says `no-store`
@@ -54,7 +54,7 @@ def cached_response(
 ) -> Any:
     """Cache the responses of an endpoint for `ttl` seconds (CACHE_TTL_SECONDS unless given).
 
-    `tags` may name path parameters: `"item:{item_id}"`. `vary` names the request headers that the
+    `tags` may name path parameters: `"user:{user_id}"`. `vary` names the request headers that the
     response depends on. `identity` returns who sent a request; the response is for this caller
     alone, and not cached if it is None. Clients may reuse a response for `max_age` seconds without
     asking; with 0 they ask each time, and get 304 if it is unchanged. `shared` says that

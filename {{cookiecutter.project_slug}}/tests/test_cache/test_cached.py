@@ -11,9 +11,9 @@ from httpx import AsyncClient
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.cache import Cache, CacheBackend, MemoryBackend, cached, use_cache
-from src.db.models.item import Item
 from src.db.session import Database
 from tests.fixtures.client import connect
+from tests.fixtures.notes import Note
 from tests.test_cache.caching_contract import PATIENCE_SECONDS, CachingContract
 
 
@@ -32,7 +32,7 @@ async def get_user(user_id: str, *, details: bool = False) -> dict[str, Any]:
     return {"id": user_id, "details": details}
 
 
-UNFIT = [Item, list[Item], Response, AsyncIterator[int], Iterable[int], Callable[[], int]]
+UNFIT = [Note, list[Note], Response, AsyncIterator[int], Iterable[int], Callable[[], int]]
 
 
 @pytest.mark.parametrize("annotation", UNFIT, ids=str)

@@ -31,7 +31,7 @@ class Model(BaseModel):
 
 
 class Page(BaseModel, Generic[T]):
-    items: list[T]
+    entries: list[T]
 
 
 @dataclass
@@ -64,7 +64,7 @@ FIT: list[tuple[Any, Any]] = [
     (Model, MODEL),
     (list[Model], [MODEL]),
     (Model | None, None),
-    (Page[Model], Page[Model](items=[MODEL])),
+    (Page[Model], Page[Model](entries=[MODEL])),
     (Point, POINT),
     (Row, {"point": POINT}),
     (int | str, "1"),

@@ -1,8 +1,7 @@
-"""Tasks read through the cache, and what they write is forgotten by it."""
+"""Tasks read through the cache, and what they write invalidates it."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import dramatiq
 import pytest
@@ -11,9 +10,9 @@ from sqlalchemy import select
 from src import cache
 from src.cache import Cache, MemoryBackend, cached
 from src.core.config import Settings
-from src.db.models.item import Item
 from src.tasks import context
 from src.tasks.engine.brokers.base import TaskBroker
+from tests.fixtures.notes import Note
 from tests.test_tasks.conftest import broker, queue, queue_settings, server, variables
 from tests.test_tasks.workers import enqueue, eventually, working
 
@@ -35,29 +34,31 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Cache]:
 
 
 async def test_a_task_uses_the_cache_of_its_worker(
-    broker: TaskBroker, queue: str, opened: list[Cache], tmp_path: Path
+    broker: TaskBroker, queue: str, opened: list[Cache]
 ) -> None:
     """One for all its threads; what a task writes the next one reads."""
     reads, seen = 0, list[list[str]]()
 
-    @cached(key="names", tags=["items"])
-    async def names() -> list[str]:
+    @cached(key="texts", tags=["notes"])
+    async def texts() -> list[str]:
         nonlocal reads
         reads += 1
         async with context.transaction() as db:
-            return list(await db.scalars(select(Item.name)))
+            return list(await db.scalars(select(Note.text)))
 
     async def look() -> None:
-        seen.append(await names())
+        seen.append(await texts())
 
-    dramatiq.actor(queue_name=queue, broker=broker)(look)
+    async def write() -> None:
+        async with context.transaction() as db:
+            db.add(Note(text="new"))
+        await look()
+
+    for actor in (look, write):
+        dramatiq.actor(queue_name=queue, broker=broker, actor_name=actor.__name__)(actor)
     async with working(broker, threads=3):
-        for count in (1, 2):
-            enqueue(broker, "look")
-            await eventually(lambda: len(seen) == count, "a look")  # noqa: B023 - called at once
-        enqueue(broker, "call", str(tmp_path / "words"))  # it adds a lamp
-        await eventually((tmp_path / "words").exists, "a lamp")
-        enqueue(broker, "look")
-        await eventually(lambda: len(seen) == 3, "the last look")
+        for count, name in enumerate(["look", "look", "write", "look"], start=1):
+            enqueue(broker, name)
+            await eventually(lambda: len(seen) == count, name)  # noqa: B023 - called at once
 
-    assert (seen, reads, len(opened)) == ([[], [], ["Lamp"]], 2, 1)
+    assert (seen, reads, len(opened)) == ([[], [], ["new"], ["new"]], 2, 1)

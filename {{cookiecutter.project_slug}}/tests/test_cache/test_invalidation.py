@@ -8,8 +8,8 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.cache import Cache, MemoryBackend, cached, invalidate_cache, use_cache
-from src.db.models.item import Item
 from src.db.session import Database
+from tests.fixtures.notes import Note
 
 
 @pytest.fixture(autouse=True)
@@ -114,9 +114,9 @@ async def test_a_function_that_commits_by_itself_invalidates_at_once(
         assert await read() == 2
 
 
-@cached(key="names", tags=["items"])
-async def names(session: AsyncSession) -> list[str]:
-    return list(await session.scalars(select(Item.name)))
+@cached(key="texts", tags=["notes"])
+async def texts(session: AsyncSession) -> list[str]:
+    return list(await session.scalars(select(Note.text)))
 
 
 async def test_what_is_uncommitted_is_seen_by_its_writer_alone(
@@ -124,11 +124,11 @@ async def test_what_is_uncommitted_is_seen_by_its_writer_alone(
 ) -> None:
     async with committing_database.reads() as reads:
         async with committing_database.transaction() as session:
-            assert await names(reads) == []
-            session.add(Item(name="Lamp"))
+            assert await texts(reads) == []
+            session.add(Note(text="one"))
             await session.flush()
-            assert await names(session) == ["Lamp"]
-        assert await names(reads) == ["Lamp"]
+            assert await texts(session) == ["one"]
+        assert await texts(reads) == ["one"]
 
 
 @pytest.mark.parametrize("pattern", ["text:{text}", "text:{text}*", "text:*"])

@@ -166,7 +166,7 @@ _formatter = Formatter()
 
 
 class Template:
-    """A text with arguments in it: `item:{item_id}`, `{query.limit}`."""
+    """A text with arguments in it: `user:{user_id}`, `{query.limit}`."""
 
     def __init__(self, text: str, arguments: Arguments) -> None:
         parsed = list(_formatter.parse(text))

@@ -1,0 +1,161 @@
+"""Responses are read from the cache, and never as they were before a change."""
+
+import asyncio
+from itertools import count
+
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient
+from sqlalchemy import event, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import await_only
+
+from src.cache import Cache, MemoryBackend, invalidate, use_cache
+from src.db import session as db_session
+from src.db.session import Database
+from tests.fixtures.client import connect
+from tests.fixtures.notes import NOTES, Note
+from tests.fixtures.statements import recorded
+from tests.test_cache.cached_notes import CACHED_NOTES, add_cached_notes, cached
+
+
+@pytest.fixture(autouse=True)
+def _patient_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a connection may be long in use."""
+    monkeypatch.setattr(db_session, "POOL_TIMEOUT_SECONDS", 60)
+
+
+@pytest.fixture
+def cache() -> Cache:
+    return Cache(MemoryBackend(), ttl=60)
+
+
+@pytest.fixture
+def client(fresh_app: FastAPI, committing_database: Database, cache: Cache) -> AsyncClient:
+    add_cached_notes(fresh_app)
+    return connect(fresh_app, committing_database, own_cache=cache)
+
+
+@pytest.fixture
+async def note(client: AsyncClient) -> str:
+    return str((await client.post(NOTES, json={"text": "one"})).headers["location"])
+
+
+async def test_a_second_read_sends_no_statement(
+    client: AsyncClient, committing_database: Database, note: str
+) -> None:
+    for path in (cached(note), CACHED_NOTES):
+        first = await client.get(path)
+        with recorded(committing_database) as sent:
+            second = await client.get(path)
+
+        assert sent == []
+        assert second.content == first.content
+        assert second.headers["etag"] == first.headers["etag"]
+
+
+async def test_a_change_is_seen_at_once(
+    client: AsyncClient, committing_database: Database, note: str
+) -> None:
+    """In the note and in the list; another note stays cached."""
+    other = (await client.post(NOTES, json={"text": "other"})).headers["location"]
+    for path in (cached(note), cached(other), CACHED_NOTES):
+        await client.get(path)
+
+    await client.patch(note, json={"text": "two"})
+
+    assert (await client.get(cached(note))).json()["text"] == "two"
+    assert (await client.get(CACHED_NOTES)).json()[0]["text"] == "two"
+    with recorded(committing_database) as sent:
+        await client.get(cached(other))
+    assert sent == []
+
+    await client.delete(note)
+
+    assert (await client.get(cached(note))).status_code == 404
+    assert len((await client.get(CACHED_NOTES)).json()) == 1
+
+
+async def test_a_change_that_is_rolled_back_invalidates_nothing(
+    client: AsyncClient, committing_database: Database, note: str
+) -> None:
+    await client.get(cached(note))
+    refused = await client.patch(note, json={"text": "refused"})
+    with recorded(committing_database) as sent:
+        await client.get(cached(note))
+
+    assert refused.status_code == 409
+    assert sent == []
+
+
+async def test_a_read_under_way_during_a_change_is_not_cached(
+    client: AsyncClient, committing_database: Database, note: str
+) -> None:
+    """It starts before the commit and ends after it, with what was true before."""
+    has_read, may_respond = asyncio.Event(), asyncio.Event()
+    engine = committing_database.reads.kw["bind"]
+    assert isinstance(engine, AsyncEngine)
+
+    async def hold() -> None:
+        has_read.set()
+        await may_respond.wait()
+
+    def pause(*_: object) -> None:
+        await_only(hold())
+
+    event.listen(engine.sync_engine, "after_cursor_execute", pause, once=True)
+    reading = asyncio.create_task(client.get(cached(note)))
+    await has_read.wait()
+    await client.patch(note, json={"text": "two"})
+    during = await client.get(cached(note))
+    may_respond.set()
+
+    assert (await reading).json()["text"] == "one"
+    assert during.json()["text"] == "two"
+    assert (await client.get(cached(note))).json()["text"] == "two"
+
+
+async def test_no_read_is_older_than_the_last_confirmed_change(
+    client: AsyncClient, note: str
+) -> None:
+    """With writers and readers at once, of the note and of the list."""
+    confirmed = 1
+    numbers = count()
+    done = asyncio.Event()
+
+    async def write() -> None:
+        nonlocal confirmed
+        for _ in range(8):
+            changed = await client.patch(note, json={"text": f"number {next(numbers)}"})
+            confirmed = max(confirmed, changed.json()["version"])
+
+    async def read() -> int:
+        reads = 0
+        while not done.is_set():
+            least = confirmed
+            assert (await client.get(cached(note))).json()["version"] >= least
+            least = confirmed
+            assert (await client.get(CACHED_NOTES)).json()[0]["version"] >= least
+            reads += 2
+            await asyncio.sleep(0)  # a hit in memory waits for nothing, and lets no other task run
+        return reads
+
+    readers = [asyncio.create_task(read()) for _ in range(4)]
+    await asyncio.gather(*(write() for _ in range(4)))
+    done.set()
+
+    assert sum(await asyncio.gather(*readers)) > 32
+    assert confirmed == 33
+
+
+async def test_a_statement_over_rows_invalidates_what_it_is_told_to(
+    client: AsyncClient, committing_database: Database, cache: Cache, note: str
+) -> None:
+    await client.get(cached(note))
+    with use_cache(cache):
+        async with committing_database.transaction() as session:
+            await session.execute(update(Note).values(text="two"))
+            await invalidate(tags=[f"note:{note.rpartition('/')[2]}"])
+            assert (await client.get(cached(note))).json()["text"] == "one"
+
+    assert (await client.get(cached(note))).json()["text"] == "two"
