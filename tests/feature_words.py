@@ -18,7 +18,6 @@ WORDS = {
     ),
     "scheduler": re.compile("schedul|stale_?item|staleness", re.IGNORECASE),
     "example": re.compile("(?<![a-z])items?(?![a-z])|staleness|lamp", re.IGNORECASE),
-    "example": re.compile(r"(?<![a-z])items?(?![a-z])|stale_?item|staleness", re.IGNORECASE),
     "github": re.compile("github|dependabot", re.IGNORECASE),
     "gitlab": re.compile("gitlab|renovate", re.IGNORECASE),
 }
@@ -33,8 +32,7 @@ OTHERWISE = re.compile(
     r"|(?i:cache-control)|message_cache"  # HTTP's, Dramatiq's
     r'|^ *schedule:( #.*)?$|"schedule:weekly"'  # pipelines' and bots'
     r"|\.items\(|__(get|set|del)item__|modifyitems|pytest\.Item"  # Python's, pytest's
-    r"|BackgroundTasks?\b|a background task"  # Starlette's
-    r"|\.(multi_)?items\(|\bitem: pytest\.Item|\bitem\.(config|nodeid|stash)\b",  # Python's, pytest's
+    r"|BackgroundTasks?\b|a background task",  # Starlette's
     re.MULTILINE,
 )
 
@@ -49,7 +47,6 @@ def not_chosen(answers: Answers) -> Iterator[str]:
         "rabbitmq": queue == "rabbitmq",
         "queue": queue != "none",
         "scheduler": answers["scheduler"] == "yes",
-        "example": answers["example"] == "yes",
         "example": answers["example"] == "yes",
         "github": answers["ci_provider"] == "github",
         "gitlab": answers["ci_provider"] == "gitlab",

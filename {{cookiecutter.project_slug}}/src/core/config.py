@@ -41,9 +41,6 @@ DEV_ENV_FILE = ROOT / ".data" / "dev.env"
 # Docker and Kubernetes mount one file per secret here, named after the variable.
 SECRETS_DIR = Path("/run/secrets")
 
-# % if cookiecutter.__redis
-_NAMESPACE = r"^[A-Za-z0-9._-]+$"
-# % endif
 _DEFAULT_PASSWORD = "postgres"  # noqa: S105 - the default that production refuses
 _SHORTEST_API_KEY = 16
 
@@ -100,7 +97,7 @@ class Settings(BaseSettings):
     # % endif
     # % if cookiecutter.cache_backend in ["redis", "all"]
     CACHE_NAMESPACE: str = Field(
-        default=_PROJECT["name"], pattern=_NAMESPACE, validate_default=False
+        default=_PROJECT["name"], pattern=redis_url.NAMESPACE, validate_default=False
     )
     # % endif
     # % if cookiecutter.cache_backend != "none"
@@ -117,7 +114,7 @@ class Settings(BaseSettings):
     # % if cookiecutter.__queue_redis
     DRAMATIQ_REDIS_URL: SecretStr | None = None
     DRAMATIQ_NAMESPACE: str = Field(
-        default=f"{_PROJECT['name']}.tasks", pattern=_NAMESPACE, validate_default=False
+        default=f"{_PROJECT['name']}.tasks", pattern=redis_url.NAMESPACE, validate_default=False
     )
     # % endif
     # % if cookiecutter.__queue_rabbitmq

@@ -1,12 +1,10 @@
-from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import undefer
 
 from src.db.models.item_import import ItemImport
 from src.repositories.base import Repository
-from src.repositories.sql import execute_rowcount
 
 _WITH_CONTENT = (
     select(ItemImport)
@@ -23,9 +21,3 @@ class ItemImportRepository(Repository[ItemImport]):
     async def get_content_for_update(self, key: UUID) -> ItemImport | None:
         """As `get_for_update`, with the file, which other queries leave out."""
         return await self.session.scalar(_WITH_CONTENT, {"id": key})
-
-    async def prune(self, *, before: datetime, limit: int) -> int:
-        old = select(ItemImport.id).where(ItemImport.updated_at < before).limit(limit)
-        return await execute_rowcount(
-            self.session, delete(ItemImport).where(ItemImport.id.in_(old))
-        )

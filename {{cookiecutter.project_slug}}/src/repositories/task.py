@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +10,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from src.db.models.task import OutboxMessage, RedeliveredMessage, Task
 from src.domain.task import TERMINAL_STATUSES, TaskStatus
 from src.repositories.base import Repository
-from src.repositories.sql import execute_rowcount
 
 
 class OutboxRepository:
@@ -111,11 +110,6 @@ class TaskRepository(Repository[Task]):
             update(Task).where(Task.id == task_id).values(done=done, total=total)
         )
 
-    async def prune(self, *, before: datetime, limit: int) -> int:
-        """Delete tasks that ended before; return how many, `limit` at most."""
-        old = select(Task.id).where(Task.finished_at < before).limit(limit)
-        return await execute_rowcount(self.session, delete(Task).where(Task.id.in_(old)))
-
 
 class RedeliveryRepository:
     """Messages that may have killed their workers."""
@@ -137,11 +131,4 @@ class RedeliveryRepository:
     async def delete(self, message_id: str) -> None:
         await self.session.execute(
             delete(RedeliveredMessage).where(RedeliveredMessage.message_id == message_id)
-        )
-
-    async def prune(self, *, before: datetime, limit: int) -> int:
-        old = select(RedeliveredMessage.message_id).where(RedeliveredMessage.started_at < before)
-        key = RedeliveredMessage.message_id
-        return await execute_rowcount(
-            self.session, delete(RedeliveredMessage).where(key.in_(old.limit(limit)))
         )

@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from datetime import datetime
 from itertools import islice
 from typing import Any
 from uuid import UUID
@@ -52,11 +51,6 @@ class ItemImportService:
             await _import(db, current, [*rows])
             await repository.add(current)
         return progress_of(current)
-
-    @staticmethod
-    async def prune(db: AsyncSession, *, before: datetime, limit: int) -> int:
-        """Delete up to `limit` imports that have not changed since `before`; return how many."""
-        return await ItemImportRepository(db).prune(before=before, limit=limit)
 
 
 def progress_of(current: ItemImport) -> Progress:

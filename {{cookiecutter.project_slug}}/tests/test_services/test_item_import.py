@@ -1,4 +1,5 @@
 import asyncio
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -6,6 +7,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from src.core.config import Settings
 from src.db.models.item import Item
 from src.db.models.item_import import ItemImport
 from src.db.session import Database
@@ -16,6 +18,7 @@ from src.domain.item_import import (
     NoRowsError,
     Progress,
 )
+from src.repositories.retention import delete_expired
 from src.services.item_import import ItemImportService
 from tests.fixtures.statements import recorded
 
@@ -202,6 +205,19 @@ async def test_progress_is_read_without_the_file(database: Database) -> None:
         found = await ItemImportService.get(reads, import_id)
         with pytest.raises(InvalidRequestError, match="raiseload"):
             _ = found.content
+
+
+async def test_old_imports_are_deleted(database: Database, settings: Settings) -> None:
+    """As tasks are, after TASK_HISTORY_DAYS."""
+    too_old = datetime.now(UTC) - timedelta(days=settings.TASK_HISTORY_DAYS, minutes=1)
+    import_id = await start(database, lamps(1))
+    async with database.transaction() as db:
+        db.add(ItemImport(content=b"", total=1, updated_at=too_old))
+
+    await delete_expired(database.transaction, settings, "TASK_HISTORY_DAYS")
+
+    async with database.reads() as reads:
+        assert list(await reads.scalars(select(ItemImport.id))) == [import_id]
 
 
 async def test_unknown_import(db: AsyncSession) -> None:

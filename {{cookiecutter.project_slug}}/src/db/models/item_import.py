@@ -10,6 +10,8 @@ from src.db.base import Base, TableNameMixin, TimestampMixin, UUIDMixin
 class ItemImport(Base, UUIDMixin, TableNameMixin, TimestampMixin):
     """A file of items, and how many of its rows are done: imported or rejected."""
 
+    __retention__ = ("TASK_HISTORY_DAYS", "updated_at")
+
     # Bytes, since text cannot hold a NUL. Large until it is emptied at the end.
     content: Mapped[bytes] = mapped_column(deferred=True, deferred_raiseload=True)
     total: Mapped[int] = mapped_column()

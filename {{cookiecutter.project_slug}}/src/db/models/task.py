@@ -23,6 +23,8 @@ class OutboxMessage(Base, TableNameMixin):
 class Task(Base, UUIDMixin, TableNameMixin):
     """A tracked task. Its key is the id of its message."""
 
+    __retention__ = ("TASK_HISTORY_DAYS", "finished_at")
+
     actor: Mapped[str] = mapped_column(Text)
     status: Mapped[TaskStatus] = mapped_column(
         text_enum(TaskStatus, name="status"), default=TaskStatus.QUEUED
@@ -41,6 +43,8 @@ class Task(Base, UUIDMixin, TableNameMixin):
 
 class RedeliveredMessage(Base, TableNameMixin):
     """A message that may have killed its worker, and how often it was started since."""
+
+    __retention__ = ("TASK_HISTORY_DAYS", "started_at")
 
     message_id: Mapped[str] = mapped_column(Text, primary_key=True)
     starts: Mapped[int] = mapped_column(SmallInteger)

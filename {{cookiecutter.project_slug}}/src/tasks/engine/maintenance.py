@@ -5,8 +5,6 @@ import os
 import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -14,10 +12,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from src.core.config import Settings
 from src.db import Database
-from src.db.batches import in_batches
 from src.db.session import DatabaseUnavailableError
-from src.services.item_import import ItemImportService
-from src.services.task import TaskService
+from src.repositories.retention import delete_expired
 from src.tasks.engine.brokers.base import BrokerUnavailableError, TaskBroker
 
 log = structlog.get_logger(__name__)
@@ -25,7 +21,6 @@ log = structlog.get_logger(__name__)
 HEARTBEATS = "PROMETHEUS_MULTIPROC_DIR"  # the folder that the worker's processes share
 INTERVAL_SECONDS = 3.0
 PRUNE_SECONDS = 3600.0
-BATCH = 500  # rows in a transaction: short ones block nothing
 
 
 @asynccontextmanager
@@ -75,13 +70,6 @@ async def _prune(settings: Settings, database: Database) -> None:
         # At random, so that workers that start together do not all prune at once.
         await asyncio.sleep(random.uniform(0.01, 1) * PRUNE_SECONDS)  # noqa: S311 - no secret
         try:
-            await prune(settings, database)
+            await delete_expired(database.transaction, settings, "TASK_HISTORY_DAYS")
         except (DatabaseUnavailableError, SQLAlchemyError) as error:
             log.warning("pruning_failed", cause=str(error))  # the next try is within an hour
-
-
-async def prune(settings: Settings, database: Database) -> None:
-    """Delete tasks, and imports, that ended TASK_HISTORY_DAYS ago."""
-    before = datetime.now(UTC) - timedelta(days=settings.TASK_HISTORY_DAYS)
-    for service in (TaskService, ItemImportService):
-        await in_batches(database.transaction, partial(service.prune, before=before), limit=BATCH)
