@@ -27,7 +27,7 @@ from src.db.setup import create_database
 SHUTDOWN_SECONDS = 25
 
 app = typer.Typer(
-    help="Run the service and look after its database.",
+    help="Run the service and migrate its database.",
     no_args_is_help=True,
     add_completion=False,  # it would complete `python`
     pretty_exceptions_enable=False,
@@ -47,18 +47,18 @@ def api(
     ] = None,
     *,
     reload: Annotated[bool, typer.Option("--reload", help="Restart when code changes.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that answer requests.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="API processes.")] = 1,
     # % if cookiecutter.scheduler
     scheduler_enabled: Annotated[
         bool | None,
         typer.Option(
             "--scheduler-enabled/--scheduler-disabled",
-            help="Whether to run scheduled jobs too.  [SCHEDULER_ENABLED]",
+            help="Run scheduled jobs too, or not.  [SCHEDULER_ENABLED]",
         ),
     ] = None,
     # % endif
 ) -> None:
-    """Serve the API. A flag wins over the environment variable in brackets, that over .env."""
+    """Serve the API. A flag overrides the variable in brackets, and that overrides .env."""
     if reload and workers > 1:
         raise typer.BadParameter("choose either --reload or --workers")
     # % if cookiecutter.scheduler
@@ -69,14 +69,14 @@ def api(
     # % if cookiecutter.cache_backend != "none"
     if workers > 1 and settings.CACHE_BACKEND_TYPE == "memory":
         typer.echo(
-            "CACHE_BACKEND_TYPE=memory: each worker has a cache of its own, and may be"
-            f" {settings.CACHE_TTL_SECONDS} s behind what another one has changed.",
+            "CACHE_BACKEND_TYPE=memory: each worker has a separate cache, and may return values"
+            f" that another worker changed up to {settings.CACHE_TTL_SECONDS} s ago.",
             err=True,
         )
     # % endif
     with ExitStack() as stack:
         if workers > 1:
-            # Workers count their metrics in files here, so that any of them can report for all.
+            # Workers write their metrics to files here, so that each can report them all.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="metrics-")
             )
@@ -97,8 +97,8 @@ def api(
 def dev() -> None:
     """Run everything for development: servers, migrations, and the API with reload.
 
-    A server is started here unless the settings name one, as POSTGRES_HOST or DATABASE_URL do.
-    The data of PostgreSQL stay in .data/ for the next time. Ctrl-C stops all of it.
+    A server is started unless the settings name one, as POSTGRES_HOST or DATABASE_URL do.
+    PostgreSQL keeps its data in .data/. Ctrl-C stops everything.
     """
     try:
         from dev.stack import run_stack  # noqa: PLC0415 - no production image has it
@@ -162,27 +162,27 @@ def tasks(context: typer.Context) -> None:
 # % endif
 @migrations.command()
 def migrate(
-    revision: Annotated[str, typer.Option(help="How far to go; +1 goes one step.")] = "head",
+    revision: Annotated[str, typer.Option(help="Target revision; +1 for the next one.")] = "head",
 ) -> None:
-    """Apply migrations. Replicas may all run this at once: the first one migrates, others wait."""
+    """Apply migrations. Replicas may run this at once: one migrates, the others wait."""
     command.upgrade(_alembic_config(), revision)
-    _tell_revision()
+    _print_revision()
 
 
 @migrations.command()
 def downgrade(
-    revision: Annotated[str, typer.Option(help="How far to go back; `base` undoes all.")] = "-1",
+    revision: Annotated[str, typer.Option(help="Target revision; `base` undoes all.")] = "-1",
 ) -> None:
     """Undo migrations, by default the last one."""
     command.downgrade(_alembic_config(), revision)
-    _tell_revision()
+    _print_revision()
 
 
 @migrations.command()
 def revision(
-    message: Annotated[str, typer.Option("--message", "-m", help="What changes, in short.")],
+    message: Annotated[str, typer.Option("--message", "-m", help="Name of the change.")],
     *,
-    empty: Annotated[bool, typer.Option("--empty", help="Do not compare with models.")] = False,
+    empty: Annotated[bool, typer.Option("--empty", help="Write an empty migration.")] = False,
 ) -> None:
     """Write a migration from the difference between the models and the database."""
     command.revision(_alembic_config(), message, autogenerate=not empty)
@@ -197,7 +197,7 @@ def init() -> None:
     migrate()
 
 
-def _tell_revision() -> None:
+def _print_revision() -> None:
     typer.echo("The database is at: ", nl=False)
     command.current(_alembic_config())
 

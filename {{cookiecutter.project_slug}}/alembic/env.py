@@ -1,4 +1,4 @@
-"""Alembic's environment: `alembic …` and `python cli.py db …` both run through here."""
+"""Alembic's environment, for `alembic …` and `python cli.py db …`."""
 
 import asyncio
 
@@ -14,8 +14,8 @@ from src.db.base import Base
 from src.db.models import load_models
 from src.db.session import CONNECT_TIMEOUT_SECONDS, DatabaseUnavailableError, connect
 
-# Any number that no other user of the database takes. Replicas that start together all ask for
-# this lock; the first one migrates, the others wait and then find nothing left to do.
+# A number that no other user of the database locks. Of replicas that start together one gets this
+# lock and migrates; the others wait, and then have nothing to do.
 ADVISORY_LOCK = 7_246_193_048
 LOCK_POLL_SECONDS = 0.1
 log = structlog.get_logger(__name__)
@@ -45,7 +45,7 @@ async def connect_and_run() -> None:
             await _lock(guard)
             await connection.run_sync(run_migrations)
     except DatabaseUnavailableError as error:
-        # Alembic says this in a sentence; any other error deserves its traceback.
+        # Alembic prints this as one sentence, and other errors with a traceback.
         hint = "" if settings.has_custom_database else f"\n{HINT}"
         raise CommandError(f"{error}{hint}") from error
     finally:
@@ -53,10 +53,11 @@ async def connect_and_run() -> None:
 
 
 async def _lock(guard: AsyncConnection) -> None:
-    """Be the only one who migrates, until the connection `guard` is closed.
+    """Lock out other migrations until the connection `guard` is closed.
 
-    A connection of its own (to PostgreSQL itself, or to a pooler in session mode), since `autocommit_block()` ends transactions; and asked again and
-    again, since CREATE INDEX CONCURRENTLY would wait for whoever waits in a transaction.
+    The lock needs a separate connection, to PostgreSQL itself or to a pooler in session mode:
+    `autocommit_block()` ends transactions. And it is polled: CREATE INDEX CONCURRENTLY would wait
+    for a transaction that waits for the lock.
     """
     await guard.execution_options(isolation_level="AUTOCOMMIT")
     ask = text("SELECT pg_try_advisory_lock(:key)")

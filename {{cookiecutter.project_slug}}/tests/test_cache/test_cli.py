@@ -25,4 +25,4 @@ def test_several_workers_with_memory_are_warned(
         get_settings.cache_clear()
 
     assert not ended.value.code
-    assert ("each worker has a cache of its own" in capsys.readouterr().err) is warned
+    assert ("each worker has a separate cache" in capsys.readouterr().err) is warned
