@@ -1,4 +1,4 @@
-"""Processes that a test starts must not outlive the suite, however that dies."""
+"""No process that a test starts outlives the suite, even if that is killed."""
 
 import subprocess
 
@@ -8,7 +8,7 @@ _KILL_AT_END_OF_INPUT = 'read -r _; kill -s KILL -- "-$0"'
 class Leash:
     """Kills a process that leads a session, and its children, when it is pulled.
 
-    When this process dies, be it killed, the kernel closes the pipe, which pulls it too.
+    When this process dies, the kernel closes the pipe, which pulls it too.
     """
 
     def __init__(self, session: int) -> None:
@@ -16,8 +16,8 @@ class Leash:
             ["sh", "-c", _KILL_AT_END_OF_INPUT, str(session)],  # noqa: S607 - wherever the system has it
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # where it says so if nothing is left
-            start_new_session=True,  # lest Ctrl-C end it first
+            stderr=subprocess.DEVNULL,  # "no such process"
+            start_new_session=True,  # else Ctrl-C would end it first
         )
 
     def pull(self) -> None:

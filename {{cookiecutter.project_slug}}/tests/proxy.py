@@ -1,4 +1,4 @@
-"""A relay in front of a server that can fail the ways a network and a server do."""
+"""A relay in front of a server that can fail as networks and servers do."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,7 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Relay:
-    """Listens on `port` of 127.0.0.1, with TLS if told so, and passes on to what `connect` opens."""
+    """Listens on `port` of 127.0.0.1, with TLS if given, and relays to what `connect` opens."""
 
     def __init__(
         self, connect: Callable[[], Awaitable[Stream]], *, tls: SSLContext | None = None

@@ -1,4 +1,4 @@
-"""The command line; what serves is run as a user runs it, as a process."""
+"""The command line. Servers run as processes, as users run them."""
 
 import asyncio
 import logging
@@ -23,8 +23,8 @@ from src.db.setup import drop_database
 from tests.fixtures.database import TEMPLATE_URL
 from tests.leash import Leash
 
-LIMIT = 60.0  # seconds; only a test that fails waits so long
-NOBODY_THERE = "postgresql://me:hunter2@127.0.0.1:1/app"
+LIMIT = 60.0  # seconds
+UNREACHABLE = "postgresql://me:hunter2@127.0.0.1:1/app"
 
 
 class Outcome(NamedTuple):
@@ -67,7 +67,7 @@ def free_port() -> str:
 
 @contextmanager
 def serving(*flags: str, **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Run a server until the block ends, then send SIGTERM; give the process and its address."""
+    """Run a server, then send SIGTERM; yield the process and its address."""
     port = free_port()
     with TemporaryFile() as log:
         process = subprocess.Popen(
@@ -80,7 +80,7 @@ def serving(*flags: str, **variables: str) -> Iterator[tuple[subprocess.Popen[by
         )
         leash = Leash(process.pid)
         try:
-            _wait_until_told(process, log, b"Application startup complete")
+            _wait_for_log(process, log, b"Application startup complete")
             yield process, f"http://127.0.0.1:{port}"
             process.send_signal(signal.SIGTERM)
             process.wait(LIMIT)
@@ -89,16 +89,16 @@ def serving(*flags: str, **variables: str) -> Iterator[tuple[subprocess.Popen[by
             process.wait()
 
 
-def _wait_until_told(process: subprocess.Popen[bytes], log: IO[bytes], words: bytes) -> None:
+def _wait_for_log(process: subprocess.Popen[bytes], log: IO[bytes], words: bytes) -> None:
     deadline = time.monotonic() + LIMIT
-    while words not in (told := os.pread(log.fileno(), 1_000_000, 0)):
-        assert process.poll() is None, told.decode()
-        assert time.monotonic() < deadline, told.decode()
+    while words not in (written := os.pread(log.fileno(), 1_000_000, 0)):
+        assert process.poll() is None, written.decode()
+        assert time.monotonic() < deadline, written.decode()
         time.sleep(0.02)
 
 
 @pytest.mark.parametrize("command", ["", "api", "db", "db migrate", "db revision", "dev"])
-def test_help_is_there_for_every_command(run: Run, command: str) -> None:
+def test_every_command_has_help(run: Run, command: str) -> None:
     result = run(*command.split(), "--help")
 
     assert result.status == 0
@@ -106,11 +106,11 @@ def test_help_is_there_for_every_command(run: Run, command: str) -> None:
 
 
 @pytest.mark.slow
-def test_api_serves_where_the_flag_says_and_stops_cleanly() -> None:
+def test_api_listens_on_the_given_port_and_stops_cleanly() -> None:
     with serving() as (process, address):
-        answer = httpx.get(f"{address}/api/v1/health/live", timeout=LIMIT)
+        response = httpx.get(f"{address}/api/v1/health/live", timeout=LIMIT)
 
-    assert answer.status_code == 200
+    assert response.status_code == 200
     assert process.returncode == -signal.SIGTERM  # uvicorn stops in order, then passes it on
 
 
@@ -118,7 +118,7 @@ def test_api_serves_where_the_flag_says_and_stops_cleanly() -> None:
 def test_workers_report_their_metrics_together() -> None:
     with serving("--workers", "2") as (_, address):
         httpx.get(f"{address}/api/v1/health/live", timeout=LIMIT)
-        for _ in range(20):  # whichever worker is asked, on a connection of its own each time
+        for _ in range(20):  # each is a new connection, to any worker
             metrics = httpx.get(f"{address}/metrics", timeout=LIMIT).text
             assert 'route="/api/v1/health/live",status="200"} 1.0' in metrics
 
@@ -140,7 +140,7 @@ def test_production_does_not_start_on_defaults(run: Run, command: str) -> None:
 
 
 @pytest.mark.slow
-def test_nor_does_it_start_under_uvicorn() -> None:
+def test_production_does_not_start_on_defaults_under_uvicorn() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "uvicorn", "main:app"],
         cwd=ROOT,
@@ -157,15 +157,15 @@ def test_nor_does_it_start_under_uvicorn() -> None:
 
 
 @pytest.mark.parametrize("command", ["migrate", "downgrade", "init"])
-def test_no_database_is_an_error_in_a_sentence(run: Run, command: str) -> None:
-    result = run("db", command, DATABASE_URL=NOBODY_THERE)
+def test_an_unreachable_database_is_one_sentence(run: Run, command: str) -> None:
+    result = run("db", command, DATABASE_URL=UNREACHABLE)
 
     assert result.status == 1
     assert "Error: PostgreSQL at 127.0.0.1:1" in result.err
     assert "hunter2" not in result.err
 
 
-def test_unknown_revision_is_an_error_in_a_sentence(run: Run) -> None:
+def test_an_unknown_revision_is_one_sentence(run: Run) -> None:
     result = run("db", "migrate", "--revision", "nowhere", DATABASE_URL=os.environ[TEMPLATE_URL])
 
     assert result.status == 1

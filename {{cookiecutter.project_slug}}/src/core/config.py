@@ -283,7 +283,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(*, dev_server: bool = True) -> Settings:
-    """Read the settings, and unless told otherwise the address of the server of `cli.py dev`.
+    """Read the settings, with the address of the server of `cli.py dev` by default.
 
     `ENV_FILE` names another file than `.env` (`ENV_FILE=.env.prod python cli.py db migrate`);
     an empty `ENV_FILE` means no file at all.

@@ -84,7 +84,7 @@ def _renderers(settings: Settings) -> list[Processor]:
 
 
 def _adopt_library_loggers() -> None:
-    """Send the records of libraries with handlers of their own to the root instead."""
+    """Send the records of libraries that bring handlers to the root instead."""
     for name in _OWN_HANDLERS:
         logger = logging.getLogger(name)
         # Without handlers and not propagating, it was switched off: `uvicorn --no-access-log`.

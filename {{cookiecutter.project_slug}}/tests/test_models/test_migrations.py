@@ -23,7 +23,7 @@ def run(name: str, url: URL, *arguments: str) -> None:
 
 
 async def alembic(name: str, url: URL, *arguments: str) -> None:
-    """Run a command on a thread of its own: Alembic wants its own event loop."""
+    """Run a command in a thread: Alembic starts its own event loop."""
     await asyncio.to_thread(run, name, url, *arguments)
 
 
@@ -48,7 +48,7 @@ async def test_ten_replicas_may_migrate_at_once(fresh_url: URL) -> None:
     # Where it can fork, import once rather than ten times.
     context.set_forkserver_preload(["cli", "alembic.autogenerate"])
     replicas = [
-        # Daemonic, lest one that hangs be waited for at the end of the suite.
+        # Daemonic: the suite does not wait at its end for one that hangs.
         context.Process(target=run, args=("upgrade", empty, "head"), daemon=True)
         for _ in range(REPLICAS)
     ]

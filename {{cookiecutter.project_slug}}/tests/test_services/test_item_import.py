@@ -31,7 +31,7 @@ async def start(database: Database, content: bytes) -> UUID:
 
 
 async def work(database: Database, import_id: UUID, *, limit: int) -> Progress:
-    """Import to the end, as a worker does: each batch in a transaction of its own."""
+    """Import to the end, as a worker does: each batch in its own transaction."""
     while True:
         async with database.transaction() as db:
             progress = await ItemImportService.import_batch(db, import_id, limit=limit)
