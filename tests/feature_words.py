@@ -17,7 +17,7 @@ WORDS = {
         re.IGNORECASE,
     ),
     "scheduler": re.compile("schedul|stale_?item|staleness", re.IGNORECASE),
-    "example": re.compile("(?<![a-z])items?(?![a-z])|staleness|lamp", re.IGNORECASE),
+    "example": re.compile("(?<![a-z])items?(?![a-z])|staleness", re.IGNORECASE),
     "github": re.compile("github|dependabot", re.IGNORECASE),
     "gitlab": re.compile("gitlab|renovate", re.IGNORECASE),
 }
@@ -31,7 +31,7 @@ OTHERWISE = re.compile(
     r"|(?i:prepared_statement_cache_size|InvalidCachedStatementError|cached (statement|plan)|query_cache)"
     r"|(?i:cache-control)|message_cache"  # HTTP's, Dramatiq's
     r'|^ *schedule:( #.*)?$|"schedule:weekly"'  # pipelines' and bots'
-    r"|\.items\(|__(get|set|del)item__|modifyitems|pytest\.Item"  # Python's, pytest's
+    r"|\.(multi_)?items\(|__(get|set|del)item__|modifyitems|\bitem: pytest\.Item|\bitem\.(config|nodeid)\b"  # Python's, pytest's
     r"|BackgroundTasks?\b|a background task",  # Starlette's
     re.MULTILINE,
 )

@@ -1,6 +1,6 @@
 """Prometheus metrics: requests by method, route and status, and their duration.
 
-The label is the route's template (`/api/v1/tasks/{task_id}`), never the path: a client that invents
+The label is the route's template (`/api/v1/notes/{note_id}`), never the path: a client that invents
 paths would create time series without end.
 """
 

@@ -431,7 +431,7 @@ class TestFailure:
         assert await count(database, IdempotencyKey) == 0
 
 
-async def test_background_tasks_find_the_work_committed(
+async def test_work_after_the_response_finds_it_committed(
     client: AsyncClient, fresh_app: FastAPI, database: Database
 ) -> None:
     found = []
