@@ -1,4 +1,4 @@
-"""Tasks that note in a file what they do, for workers in this process and in others."""
+"""Actors that write into a file what they do, for workers in this process and in others."""
 
 import asyncio
 import math
@@ -10,25 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import dramatiq
-import structlog
 from dramatiq import Broker
 
-from src.db.models.item import Item
 from src.domain.errors import DomainError
 from src.tasks.context import message_id, report_progress, run, transaction
+from tests.fixtures.notes import Note
 
-log = structlog.get_logger(__name__)
-
-STOPPING = "It stops as soon as its tasks have ended."  # what the worker of a test tells then
+STOPPING = "The worker stops as soon as its tasks have ended."  # a worker process writes it
 
 
-class NoLampsError(DomainError):
-    code = "no-lamps"
-    title = "No lamps"
+class RefusedError(DomainError):
+    code = "refused"
+    title = "Refused"
+    message = "The task is refused."
 
 
 def write(path: str, word: str) -> None:
-    """Append in one step, so that processes may share the file."""
+    """Append in one step, so that processes can share the file."""
     with Path(path).open("a", encoding="utf-8") as file:
         file.write(f"{word}\n")
 
@@ -42,65 +40,59 @@ def note(path: str, word: str) -> None:
 
 
 def nap(path: str, seconds: float) -> str:
-    write(path, "begun")
+    write(path, "started")
     time.sleep(seconds)
     write(path, "ended")
     return "rested"
 
 
-def hold(path: str, gate: str) -> None:
-    """Go on once there is a file at the gate."""
-    write(path, "begun")
-    while not Path(gate).exists():
+def wait_for_file(path: str, awaited: str) -> None:
+    write(path, "started")
+    while not Path(awaited).exists():
         time.sleep(0.02)
     write(path, "ended")
 
 
-async def doze(path: str, seconds: float) -> str:
-    write(path, "begun")
+async def nap_async(path: str, seconds: float) -> None:
+    write(path, "started")
     try:
         await asyncio.sleep(seconds)
     except asyncio.CancelledError:
         write(path, "cancelled")
         raise
     write(path, "ended")
-    return "rested"
 
 
-def die(path: str) -> None:
+def kill_worker(path: str) -> None:
     write(path, "died")
     os._exit(1)
 
 
-async def leave() -> None:
+async def exit_process() -> None:
     sys.exit("A task must not end its worker.")
 
 
 async def refuse(path: str) -> None:
     write(path, "refused")
-    raise NoLampsError("There are no lamps.")
+    raise RefusedError
 
 
 async def fail(path: str, times: int) -> str:
-    """Fail so often, and then no more."""
+    """Fail as many times, then succeed."""
     write(path, "tried")
     if len(words(Path(path))) <= times:
         raise ValueError("hunter2")
-    return "done"
+    return "result"
 
 
-async def say(word: str) -> None:
-    log.warning("said", word=word)
-
-
-async def bring(path: str, what: str) -> Any:
-    """Return what cannot be kept."""
+async def return_unfit(path: str, what: str) -> Any:
+    """Return what JSON cannot hold."""
     write(path, what)
     return {"set": {1}, "nan": math.nan, "surrogate": "\ud800"}[what]
 
 
 async def count(path: str, total: int) -> int:
-    """Tell how far it is, and wait at the middle until somebody writes."""
+    """Report progress; in the middle, wait until the file is written."""
     for number in range(1, total + 1):
         async with transaction() as db:
             await report_progress(db, done=number, total=total)
@@ -109,39 +101,29 @@ async def count(path: str, total: int) -> int:
     return total
 
 
-def call(path: str) -> None:
-    """An actor that is no `async def`, and calls what is one."""
-    run(_add_item("Lamp"))
-    write(path, message_id() or "nobody")
+def add_note(path: str) -> None:
+    """An actor that is not async, and calls what is."""
+
+    async def add() -> None:
+        async with transaction() as db:
+            db.add(Note(text="Written by a task"))
+
+    run(add())
+    write(path, str(message_id()))
 
 
-async def _add_item(name: str) -> None:
-    async with transaction() as db:
-        db.add(Item(name=name))
-
-
-DEEDS: tuple[Callable[..., Any], ...] = (
-    note,
-    nap,
-    hold,
-    doze,
-    die,
-    leave,
-    refuse,
-    fail,
-    say,
-    bring,
-    count,
-    call,
-)
+ACTORS: tuple[Callable[..., Any], ...] = (
+    note, nap, wait_for_file, nap_async, kill_worker, exit_process, refuse, fail, return_unfit,
+    count, add_note,
+)  # fmt: skip
 
 
 def declare(broker: Broker, queue: str) -> None:
-    """Declare each on the queue; and `tracked_`, whose state is kept."""
-    for deed in DEEDS:
+    """Declare each actor on the queue, and once more as `tracked_…`."""
+    for function in ACTORS:
         for prefix in ("", "tracked_"):
-            named = dramatiq.actor(
-                actor_name=f"{prefix}{deed.__name__}",
+            decorate = dramatiq.actor(
+                actor_name=f"{prefix}{function.__name__}",
                 queue_name=queue,
                 broker=broker,
                 tracked=bool(prefix),
@@ -149,4 +131,4 @@ def declare(broker: Broker, queue: str) -> None:
                 min_backoff=50,
                 max_backoff=100,
             )
-            named(deed)
+            decorate(function)

@@ -1,4 +1,4 @@
-"""Fixtures on the brokers that the service may use; a test of tasks runs on each of them."""
+"""Fixtures on the brokers that the service can use; a test of tasks runs on each of them."""
 
 import importlib
 import logging
@@ -21,8 +21,7 @@ from src.core.logging import configure_logging
 from src.tasks.broker import create_broker
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.relay import Relay, open_relay
-from tests.proxy import Proxy
-from tests.proxy import Relay as Wire
+from tests import proxy
 from tests.test_tasks.actors import declare
 from tests.test_tasks.workers import Logs, WorkerProcess, settings_for, text_of
 
@@ -37,16 +36,8 @@ class Server:
         return found
 
     def via(self, port: int) -> "Server":
-        """Return the same server, at another port of 127.0.0.1."""
+        """Return the same server at another port of 127.0.0.1."""
         return replace(self, url=self.module.via(self.url, port))
-
-
-@contextmanager
-def opened(settings: Settings, queue: str) -> Iterator[TaskBroker]:
-    broker = create_broker(settings)
-    declare(broker, queue)
-    yield broker
-    broker.close()
 
 
 @pytest.fixture(scope="session", params=get_args(BrokerType))
@@ -68,9 +59,7 @@ def variables(server: Server, queue: str, committing_url: URL) -> dict[str, str]
     return {
         **server.variables(queue),
         "DATABASE_URL": text_of(committing_url),
-        # % if cookiecutter.cache_backend != "none"
         "CACHE_BACKEND_TYPE": "memory",
-        # % endif
         "TEST_QUEUE": queue,
     }
 
@@ -80,14 +69,79 @@ def queue_settings(server: Server, queue: str, committing_url: URL) -> Settings:
     return settings_for(committing_url, server.variables(queue))
 
 
+@contextmanager
+def opened(settings: Settings, queue: str) -> Iterator[TaskBroker]:
+    broker = create_broker(settings)
+    declare(broker, queue)
+    yield broker
+    broker.close()
+
+
 @pytest.fixture
 def broker(
     queue_settings: Settings, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TaskBroker]:
-    """A broker with the deeds on the test's queue, and nothing on any other."""
+    """A broker with the actors on the test's queue, and with no other queue."""
     with opened(queue_settings, queue) as broker:
         monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
         yield broker
+
+
+@pytest.fixture
+def second_broker(queue_settings: Settings, queue: str) -> Iterator[TaskBroker]:
+    """For a second worker in this process, once the first has stopped."""
+    with opened(queue_settings, queue) as broker:
+        yield broker
+
+
+@pytest.fixture
+def unreachable_broker(server: Server, queue: str, committing_url: URL) -> Iterator[TaskBroker]:
+    settings = settings_for(committing_url, server.via(1).variables(queue))
+    with opened(settings, queue) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def broker_proxy(server: Server) -> AsyncGenerator[proxy.Relay]:
+    broker_proxy = proxy.Relay(partial(server.module.connect, server.url))
+    await broker_proxy.start()
+    yield broker_proxy
+    await broker_proxy.stop()
+
+
+@pytest.fixture
+def broker_behind_proxy(
+    server: Server, queue: str, committing_url: URL, broker_proxy: proxy.Relay
+) -> Iterator[TaskBroker]:
+    settings = settings_for(committing_url, server.via(broker_proxy.port).variables(queue))
+    with opened(settings, queue) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def db_proxy(committing_url: URL) -> AsyncGenerator[proxy.Proxy]:
+    db_proxy = proxy.Proxy(committing_url)
+    await db_proxy.start()
+    yield db_proxy
+    await db_proxy.stop()
+
+
+@pytest.fixture
+def db_proxy_settings(server: Server, queue: str, db_proxy: proxy.Proxy) -> Settings:
+    return settings_for(db_proxy.url, server.variables(queue))
+
+
+@pytest.fixture
+def broker_with_db_proxy(db_proxy_settings: Settings, queue: str) -> Iterator[TaskBroker]:
+    """For a worker whose database can become unavailable."""
+    with opened(db_proxy_settings, queue) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def relay(queue_settings: Settings, broker: TaskBroker) -> AsyncGenerator[Relay]:
+    async with open_relay(queue_settings, broker) as relay:
+        yield relay
 
 
 class _Collector(logging.Handler):
@@ -102,7 +156,7 @@ class _Collector(logging.Handler):
 
 @pytest.fixture
 def logs(queue_settings: Settings) -> Iterator[Logs]:
-    """What the service logs; structlog's own way misses loggers that were used before."""
+    """What the service logs; structlog's capture_logs misses loggers that were used before."""
     configure_logging(queue_settings)
     collector, root = _Collector(), logging.getLogger()
     level, root.handlers = root.level, [collector]
@@ -112,85 +166,27 @@ def logs(queue_settings: Settings) -> Iterator[Logs]:
     root.setLevel(level)
 
 
-@pytest.fixture
-async def line(committing_url: URL) -> AsyncGenerator[Proxy]:
-    """A way to PostgreSQL that can fail."""
-    line = Proxy(committing_url)
-    await line.start()
-    yield line
-    await line.stop()
-
-
-@pytest.fixture
-def remote_settings(server: Server, queue: str, line: Proxy) -> Settings:
-    return settings_for(line.url, server.variables(queue))
-
-
-@pytest.fixture
-def remote(remote_settings: Settings, queue: str) -> Iterator[TaskBroker]:
-    """As `broker`, for a worker whose database is at the other end of the line."""
-    with opened(remote_settings, queue) as remote:
-        yield remote
-
-
-@pytest.fixture
-async def wire(server: Server) -> AsyncGenerator[Wire]:
-    """A way to the broker that can fail."""
-    wire = Wire(partial(server.module.connect, server.url))
-    await wire.start()
-    yield wire
-    await wire.stop()
-
-
-@pytest.fixture
-def distant(server: Server, queue: str, committing_url: URL, wire: Wire) -> Iterator[TaskBroker]:
-    """As `broker`, at the other end of the wire."""
-    with opened(
-        settings_for(committing_url, server.via(wire.port).variables(queue)), queue
-    ) as distant:
-        yield distant
-
-
-@pytest.fixture
-def nobody_there(server: Server, queue: str, committing_url: URL) -> Iterator[TaskBroker]:
-    with opened(settings_for(committing_url, server.via(1).variables(queue)), queue) as broker:
-        yield broker
-
-
-@pytest.fixture
-def successor(queue_settings: Settings, queue: str) -> Iterator[TaskBroker]:
-    """For a second worker in this process, once the first has stopped."""
-    with opened(queue_settings, queue) as broker:
-        yield broker
-
-
-@pytest.fixture
-async def relay(queue_settings: Settings, broker: TaskBroker) -> AsyncGenerator[Relay]:
-    async with open_relay(queue_settings, broker) as relay:
-        yield relay
-
-
 Start = Callable[..., WorkerProcess]
 
 
 @pytest.fixture
 def start(variables: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    """Start worker processes that know the deeds; what is left of them at the end is killed."""
+    """Start worker processes with the actors; kill at the end those that still run."""
     started: list[WorkerProcess] = []
 
-    def start(*, threads: int = 2, patience: float = 20.0, **further: str) -> WorkerProcess:
+    def start(*, threads: int = 2, shutdown_seconds: float = 20.0) -> WorkerProcess:
         arguments = [
             *("-m", "dramatiq", "src.tasks.jobs", "tests.test_tasks.worker_entrypoint"),
             *("--skip-logging", "--processes", "1", "--threads", str(threads)),
-            *("--worker-shutdown-timeout", str(int(patience * 1000))),
+            *("--worker-shutdown-timeout", str(int(shutdown_seconds * 1000))),
         ]
         log = tmp_path / f"worker-{len(started)}.log"
-        started.append(WorkerProcess(arguments, variables | further, log))
+        started.append(WorkerProcess(arguments, variables, log))
         return started[-1]
 
     yield start
-    for each in started:
-        each.kill()
+    for worker in started:
+        worker.kill()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A relay that is killed: `python -m tests.test_tasks.killed_relay before|after`."""
+"""A relay whose process is killed: `python -m tests.test_tasks.killed_relay before|after`."""
 
 import asyncio
 import os
@@ -16,9 +16,7 @@ from src.tasks.engine.brokers.base import Publisher
 from src.tasks.engine.relay import Relay
 
 
-class Killed:
-    """A publisher whose process is killed once it has the messages, or has sent them."""
-
+class KillingPublisher:
     def __init__(self, publisher: Publisher, when: str) -> None:
         self._publisher = publisher
         self._when = when
@@ -26,8 +24,7 @@ class Killed:
     async def publish(self, messages: Sequence[Message[Any]]) -> None:
         if self._when == "after":
             await self._publisher.publish(messages)
-        signal_number = signal.SIGSTOP if self._when == "frozen" else signal.SIGKILL
-        os.kill(os.getpid(), signal_number)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def relay(when: str) -> None:
@@ -36,7 +33,7 @@ async def relay(when: str) -> None:
         open_database(settings.database_url, pool_size=1) as database,
         create_broker(settings).open_publisher() as publisher,
     ):
-        await Relay(database, Killed(publisher, when)).sweep()
+        await Relay(database, KillingPublisher(publisher, when)).sweep()
 
 
 if __name__ == "__main__":

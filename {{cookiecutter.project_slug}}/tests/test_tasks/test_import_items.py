@@ -1,6 +1,11 @@
-"""The service's own tasks, from the request to the end."""
+"""The example: an import of items, from the request to its end."""
 
-from collections.abc import Iterator
+import json
+import signal
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
 
 import pytest
 from httpx import AsyncClient
@@ -10,71 +15,55 @@ from src.core.config import Settings
 from src.db.models.item import Item
 from src.db.session import Database
 from src.tasks import jobs
-from src.tasks.engine import relay
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.relay import open_relay
-from tests.test_tasks.workers import eventually, over, unsent, working
+from tests.test_dev.processes import LIMIT, end, owner
+from tests.test_dev.processes import eventually as wait_until
+from tests.test_dev.test_stack import STACK, answers
+from tests.test_tasks.workers import ended, working
 
 IMPORTS = "/api/v1/item-imports/"
 CSV = {"Content-Type": "text/csv"}
 
 
-@pytest.fixture
-def employer(broker: TaskBroker) -> Iterator[TaskBroker]:
-    """The test's broker, with the job on it; it is on a queue that other tests use too."""
-    broker.declare_actor(jobs.import_items)
-    broker.flush("default")
-    yield broker
-    broker.flush("default")
-
-
-async def followed(client: AsyncClient, location: str) -> dict[str, object]:
-    async def is_over() -> dict[str, object] | None:
-        answer = await client.get(location)
-        return None if "Retry-After" in answer.headers else answer.json()
-
-    body: dict[str, object] = await eventually(is_over, "the end of the task")
-    return body
-
-
-async def test_an_import_is_accepted_tracked_and_done(
+async def test_an_import_succeeds(
     committing_client: AsyncClient,
     committing_database: Database,
-    employer: TaskBroker,
+    broker: TaskBroker,
     queue_settings: Settings,
 ) -> None:
+    broker.declare_actor(jobs.import_items)
+    broker.flush("default")  # other tests use this queue too
     rows = "".join(f"Lamp {number}\n" for number in range(250))
-    async with open_relay(queue_settings, employer), working(employer):
+    async with open_relay(queue_settings, broker), working(broker):
         accepted = await committing_client.post(IMPORTS, content=f'name\n{rows}""\n', headers=CSV)
-        body = await followed(committing_client, accepted.headers["Location"])
+        await ended(committing_database, accepted.json()["task_id"])
+    broker.flush("default")
+    task = (await committing_client.get(accepted.headers["Location"])).json()
+    imported = (await committing_client.get(f"{IMPORTS}{task['result']['import_id']}")).json()
 
-    assert accepted.status_code == 202
-    assert body["status"] == "succeeded"
-    assert (body["done"], body["total"], body["attempts"]) == (250, 250, 1)
-    result = body["result"]
-    assert isinstance(result, dict)
-    assert (result["created"], result["rejected"]) == (250, 0)
-    imported = (await committing_client.get(f"{IMPORTS}{result['import_id']}")).json()
+    assert (accepted.status_code, task["status"]) == (202, "succeeded")
+    assert (task["done"], task["total"], task["attempts"]) == (250, 250, 1)
+    assert (task["result"]["created"], task["result"]["rejected"]) == (250, 0)
     assert (imported["done"], imported["total"]) == (250, 250)
     async with committing_database.reads() as session:
         assert await session.scalar(select(func.count(Item.id))) == 250
 
 
-async def test_requests_do_not_wait_for_a_broker_that_is_away(
-    committing_client: AsyncClient,
-    committing_database: Database,
-    employer: TaskBroker,
-    *,
-    nobody_there: TaskBroker,
-    queue_settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What they ask for is done once it is back."""
-    monkeypatch.setattr(relay, "POLL_SECONDS", 0.05)
-    async with open_relay(queue_settings, nobody_there):
-        for _ in range(5):
-            accepted = await committing_client.post(IMPORTS, content="name\nLamp\n", headers=CSV)
-            assert accepted.status_code == 202
-        assert await unsent(committing_database) == 5
-    async with open_relay(queue_settings, employer), working(employer):
-        await over(committing_database, accepted.json()["task_id"])
+def call(url: str, body: bytes | None = None) -> Any:
+    request = urllib.request.Request(url, body, CSV)  # noqa: S310 - as below
+    with urllib.request.urlopen(request, timeout=LIMIT) as response:  # noqa: S310 - ours, http
+        return json.load(response)
+
+
+@pytest.mark.slow
+def test_dev_runs_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("PORT", str(port))
+    with owner(STACK + "sys.exit(stack.run_stack())", tmp_path) as dev:
+        api = f"http://127.0.0.1:{port}/api/v1"
+        wait_until(lambda: answers(f"{api}/health/ready"), "an API")
+        task = call(f"{api}/item-imports/", b"name\nLamp\n")["task_id"]
+        wait_until(lambda: call(f"{api}/tasks/{task}")["status"] == "succeeded", "its end")
+        assert end(dev, signal.SIGINT) == 0

@@ -1,9 +1,8 @@
-"""The relay loses nothing, whoever dies, freezes or is away."""
+"""The relay loses no message, whichever process dies, freezes or is unavailable."""
 
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,33 +16,23 @@ from src.db.session import Database, DatabaseUnavailableError, open_database
 from src.tasks.engine import relay as relays
 from src.tasks.engine.brokers.base import BrokerUnavailableError, TaskBroker
 from src.tasks.engine.relay import Relay, open_relay
+from tests import proxy
 from tests.leash import Leash
-from tests.proxy import Proxy
-from tests.proxy import Relay as Wire
-from tests.test_tasks.workers import (
-    LIMIT,
-    Logs,
-    events,
-    eventually,
-    queue_of,
-    received,
-    send,
-    unsent,
-)
+from tests.test_tasks.workers import LIMIT, Logs, events, eventually, received, send, unsent
 
 
-class Post:
-    """A publisher that keeps what it is given, and may be away."""
+class FakePublisher:
+    """Stores the messages; fails while it has an error."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
-        self.is_away = False
-        self.asked = 0
+        self.error: Exception | None = None
+        self.calls = 0
 
     async def publish(self, messages: Sequence[Message[Any]]) -> None:
-        self.asked += 1
-        if self.is_away:
-            raise BrokerUnavailableError("The post is closed.")
+        self.calls += 1
+        if self.error:
+            raise self.error
         await asyncio.sleep(0)
         self.sent += [message.args[1] for message in messages]
 
@@ -55,7 +44,7 @@ async def fill(database: Database, broker: TaskBroker, count: int) -> list[str]:
     return numbers
 
 
-async def die(variables: dict[str, str], when: str) -> int:
+async def killed(variables: dict[str, str], when: str) -> int:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.test_tasks.killed_relay", when,
         cwd=ROOT, env=os.environ | variables, start_new_session=True,
@@ -69,71 +58,24 @@ async def die(variables: dict[str, str], when: str) -> int:
 
 
 @pytest.mark.slow
-async def test_another_relay_sends_what_a_killed_process_has_committed(
+@pytest.mark.parametrize(("when", "sent_by_killed"), [("before", 0), ("after", 1)])
+async def test_another_relay_sends_what_a_killed_one_had_taken(
     committing_database: Database,
     broker: TaskBroker,
-    queue: str,
     variables: dict[str, str],
     queue_settings: Settings,
+    *,
+    when: str,
+    sent_by_killed: int,
 ) -> None:
-    await send(committing_database, broker, "note", "path", "a")
-    assert await die(variables, "before") == -signal.SIGKILL
-    assert await received(broker, queue, 0) == []
-    async with open_relay(queue_settings, broker):
-        (message,) = await received(broker, queue)
-
-    assert message.args == ("path", "a")
-    assert await unsent(committing_database) == 0
-
-
-@pytest.mark.slow
-async def test_what_was_sent_by_a_relay_that_was_killed_is_sent_again(
-    committing_database: Database,
-    broker: TaskBroker,
-    queue: str,
-    variables: dict[str, str],
-    queue_settings: Settings,
-) -> None:
-    """Its transaction has not committed, and nobody knows."""
+    """It sends again what was sent, as the transaction of the killed one has not committed."""
     task_id = await send(committing_database, broker, "tracked_note", "path", "a")
-    assert await die(variables, "after") == -signal.SIGKILL
+    assert await killed(variables, when) == -signal.SIGKILL
     async with open_relay(queue_settings, broker):
-        messages = await received(broker, queue, 2)
+        messages = await received(broker, sent_by_killed + 1)
 
-    assert [message.message_id for message in messages] == [task_id, task_id]
-
-
-@pytest.mark.slow
-async def test_a_frozen_relay_does_not_hold_up_others(
-    committing_database: Database,
-    broker: TaskBroker,
-    queue: str,
-    variables: dict[str, str],
-    queue_settings: Settings,
-) -> None:
-    """But for what it has taken, until it is killed or the server ends its transaction."""
-    await send(committing_database, broker, "note", "path", "frozen")
-    frozen = subprocess.Popen(  # noqa: ASYNC220 - it only starts it
-        [sys.executable, "-m", "tests.test_tasks.killed_relay", "frozen"],
-        cwd=ROOT,
-        env=os.environ | variables,
-        start_new_session=True,
-    )
-    leash = Leash(frozen.pid)
-    try:
-        await eventually(
-            lambda: os.waitid(os.P_PID, frozen.pid, os.WSTOPPED | os.WNOHANG), "a stop"
-        )
-        async with open_relay(queue_settings, broker):
-            await send(committing_database, broker, "note", "path", "free")
-            (first,) = await received(broker, queue)
-            leash.pull()
-            (second,) = await received(broker, queue)
-    finally:
-        leash.pull()
-        frozen.wait()
-
-    assert (first.args[1], second.args[1]) == ("free", "frozen")
+    assert {message.message_id for message in messages} == {task_id}
+    assert await unsent(committing_database) == 0
 
 
 @pytest.mark.slow
@@ -143,163 +85,154 @@ async def test_the_server_ends_the_transaction_of_a_frozen_relay(
     queue_settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Until then, another one sends what comes after."""
     monkeypatch.setattr(relays, "FREEZE_SECONDS", 1.0)
-    await send(committing_database, broker, "note", "path", "a")
-    has_taken, may_go_on = asyncio.Event(), asyncio.Event()
+    await send(committing_database, broker, "note", "path", "taken")
+    has_taken, thawed = asyncio.Event(), asyncio.Event()
 
-    class Frozen(Post):
+    class FrozenPublisher(FakePublisher):
         async def publish(self, _: Sequence[Message[Any]]) -> None:
             has_taken.set()
-            await may_go_on.wait()
+            await thawed.wait()
 
-    post = Post()
+    publisher = FakePublisher()
     async with open_database(queue_settings.database_url, pool_size=2) as database:
-        frozen = asyncio.create_task(Relay(database, Frozen()).sweep())
+        frozen = asyncio.create_task(Relay(database, FrozenPublisher()).sweep())
         await has_taken.wait()
-        other = Relay(database, post)
-        await eventually(other.sweep, "what the frozen one had taken")
-        may_go_on.set()
+        await send(committing_database, broker, "note", "path", "later")
+        other = Relay(database, publisher)
+        for _ in range(2):
+            await eventually(other.sweep, "a message")
+        thawed.set()
         with pytest.raises(DatabaseUnavailableError):
             await frozen
 
-    assert post.sent == ["a"]
+    assert publisher.sent == ["later", "taken"]
 
 
-async def test_relays_at_once_send_each_message_once(
+async def test_concurrent_relays_send_each_message_once(
     committing_database: Database, broker: TaskBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relays, "BATCH", 7)
     numbers = await fill(committing_database, broker, 100)
-    posts = [Post() for _ in range(4)]
+    publishers = [FakePublisher() for _ in range(4)]
 
-    async def work(post: Post) -> None:
-        relay = Relay(committing_database, post)
+    async def drain(publisher: FakePublisher) -> None:
+        relay = Relay(committing_database, publisher)
         while await relay.sweep():
             pass
 
-    await asyncio.gather(*map(work, posts))
+    await asyncio.gather(*map(drain, publishers))
 
-    assert sorted(number for post in posts for number in post.sent) == sorted(numbers)
-    assert all(post.sent == sorted(post.sent, key=int) for post in posts)
+    assert sorted(number for each in publishers for number in each.sent) == sorted(numbers)
+    assert all(each.sent == sorted(each.sent, key=int) for each in publishers)
 
 
-async def test_while_the_broker_is_away_messages_wait(
-    committing_database: Database, broker: TaskBroker, monkeypatch: pytest.MonkeyPatch, logs: Logs
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [
+        (BrokerUnavailableError("No broker."), "outbox_stalled"),
+        (ZeroDivisionError(), "outbox_failed"),
+    ],
+    ids=["outage", "other"],
+)
+async def test_a_relay_that_fails_pauses_and_tries_again(
+    committing_database: Database,
+    broker: TaskBroker,
+    monkeypatch: pytest.MonkeyPatch,
+    logs: Logs,
+    *,
+    error: Exception,
+    event: str,
 ) -> None:
-    """With one warning; and the relay does not hurry, however much is committed."""
+    """However many messages are committed in the meantime."""
     monkeypatch.setattr(relays, "POLL_SECONDS", 0.2)
-    post = Post()
-    post.is_away = True
-    relay = Relay(committing_database, post)
+    publisher = FakePublisher()
+    publisher.error = error
+    relay = Relay(committing_database, publisher)
     running = asyncio.create_task(relay.run())
-    began = time.monotonic()
-    for _ in range(20):
-        await send(committing_database, broker, "note", "path", "a")
-    await eventually(lambda: post.asked >= 2, "another try")
-    asked, seconds = post.asked, time.monotonic() - began
-    post.is_away = False
-    await eventually(lambda: len(post.sent) == 20, "all messages")
+    started = time.monotonic()
+    numbers = await fill(committing_database, broker, 20)
+    await eventually(lambda: publisher.calls >= 2, "another try")
+    calls, seconds = publisher.calls, time.monotonic() - started
+    publisher.error = None
+    await eventually(lambda: len(publisher.sent) == 20, "all messages")
     await eventually(lambda: events(logs, "outbox_recovered"), "the end of the outage")
     relay.stop()
     await running
 
-    assert asked <= seconds / 0.2 + 2
-    (warning,) = events(logs, "outbox_stalled")
-    assert (warning["cause"], warning["level"]) == ("The post is closed.", "warning")
+    assert publisher.sent == numbers
+    assert calls <= seconds / 0.2 + 2
+    assert events(logs, event)[0]["level"] == ("warning" if event == "outbox_stalled" else "error")
+    assert len(events(logs, "outbox_stalled")) <= 1
 
 
 async def test_a_relay_recovers_from_an_outage_of_the_database(
     committing_database: Database,
     broker: TaskBroker,
-    queue: str,
     *,
-    remote_settings: Settings,
-    line: Proxy,
+    db_proxy_settings: Settings,
+    db_proxy: proxy.Proxy,
     logs: Logs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Be it down as the process starts, or go down later."""
+    """Whether the outage is there when the process starts, or begins later."""
     monkeypatch.setattr(relays, "POLL_SECONDS", 0.05)
-    await line.stop()
+    await db_proxy.stop()
     await send(committing_database, broker, "note", "path", "a")
-    async with open_relay(remote_settings, broker):
+    async with open_relay(db_proxy_settings, broker):
         for word in ("a", "b"):
             await eventually(lambda: events(logs, "outbox_stalled"), "an outage")
-            await line.start()
-            (message,) = await received(broker, queue)
+            await db_proxy.start()
+            (message,) = await received(broker)
             assert message.args[1] == word
-            await line.stop()
+            await db_proxy.stop()
             logs.clear()
             await send(committing_database, broker, "note", "path", "b")
 
 
-async def test_a_relay_goes_on_whatever_happens(
-    committing_database: Database, broker: TaskBroker, monkeypatch: pytest.MonkeyPatch, logs: Logs
+async def test_a_relay_recovers_from_an_outage_of_the_broker(
+    committing_database: Database,
+    broker_behind_proxy: TaskBroker,
+    broker_proxy: proxy.Relay,
+    broker: TaskBroker,
+    queue_settings: Settings,
 ) -> None:
-    monkeypatch.setattr(relays, "POLL_SECONDS", 0.05)
+    """It keeps the order; enqueueing does not wait."""
+    async with open_relay(queue_settings, broker_behind_proxy):
+        await send(committing_database, broker, "note", "path", "0")
+        await received(broker)
+        await broker_proxy.stop()
+        numbers = await fill(committing_database, broker, 30)
+        await broker_proxy.start()
+        messages = await received(broker, 30)
 
-    class Faulty(Post):
-        async def publish(self, messages: Sequence[Message[Any]]) -> None:
-            if self.asked == 0:
-                self.asked = 1
-                raise ZeroDivisionError
-            await super().publish(messages)
-
-    post = Faulty()
-    relay = Relay(committing_database, post)
-    await send(committing_database, broker, "note", "path", "a")
-    running = asyncio.create_task(relay.run())
-    await eventually(lambda: post.sent, "the message")
-    relay.stop()
-    await running
-
-    assert post.sent == ["a"]
-    assert len(events(logs, "outbox_failed")) == 1
+    assert [message.args[1] for message in messages] == numbers
 
 
-async def test_what_is_committed_last_is_sent_before_the_process_ends(
-    committing_database: Database, broker: TaskBroker, queue: str, queue_settings: Settings
+async def test_the_last_messages_are_sent_before_the_process_ends(
+    committing_database: Database, broker: TaskBroker, queue_settings: Settings
 ) -> None:
     async with open_relay(queue_settings, broker):
         await send(committing_database, broker, "note", "path", "a")
 
     assert await unsent(committing_database) == 0
-    await received(broker, queue)
+    await received(broker)
 
 
-async def test_a_process_ends_in_time_while_the_broker_is_away(
+async def test_a_process_ends_in_time_without_a_broker(
     committing_database: Database,
     broker: TaskBroker,
-    nobody_there: TaskBroker,
+    unreachable_broker: TaskBroker,
     queue_settings: Settings,
     *,
     monkeypatch: pytest.MonkeyPatch,
     logs: Logs,
 ) -> None:
-    """And not when the relay would have tried again."""
     monkeypatch.setattr(relays, "STOP_SECONDS", 0.1)
     monkeypatch.setattr(relays, "POLL_SECONDS", 2 * LIMIT)
     await send(committing_database, broker, "note", "path", "a")
-    async with asyncio.timeout(LIMIT), open_relay(queue_settings, nobody_there):
+    async with asyncio.timeout(LIMIT), open_relay(queue_settings, unreachable_broker):
         await eventually(lambda: events(logs, "outbox_stalled"), "an outage")
 
     assert await unsent(committing_database) == 1
-
-
-async def test_messages_go_out_when_the_broker_is_back(
-    committing_database: Database,
-    distant: TaskBroker,
-    wire: Wire,
-    broker: TaskBroker,
-    queue_settings: Settings,
-) -> None:
-    """As they were enqueued; to enqueue waits for nobody."""
-    async with open_relay(queue_settings, distant):
-        await send(committing_database, broker, "note", "path", "0")
-        await received(broker, queue_of(broker))
-        await wire.stop()
-        numbers = await fill(committing_database, broker, 30)
-        await wire.start()
-        messages = await received(broker, queue_of(broker), 30)
-
-    assert [message.args[1] for message in messages] == numbers

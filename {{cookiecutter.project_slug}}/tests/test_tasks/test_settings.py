@@ -22,7 +22,7 @@ def test_defaults_are_for_development() -> None:
         ("TASK_HISTORY_DAYS", "0"),
     ],
 )
-def test_what_cannot_be_is_refused(env: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_invalid_values_are_refused(env: pytest.MonkeyPatch, name: str, value: str) -> None:
     env.setenv(name, value)
 
     with pytest.raises(InvalidSettingsError, match=name):

@@ -1,9 +1,12 @@
-"""What those who follow a task see of it; and that it is not done again once it is over."""
+"""The states of tracked tasks; and a task that has ended is not started again."""
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
+import dramatiq
 import pytest
+from dramatiq.middleware import MiddlewareError
 from sqlalchemy import select
 
 from src.db.models.task import Task
@@ -12,14 +15,15 @@ from src.domain.task import TaskStatus
 from src.repositories.task import TaskRepository
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.middleware import retries, tracking
-from tests.proxy import Proxy
+from tests import proxy
 from tests.test_tasks.actors import words, write
 from tests.test_tasks.workers import (
     Delays,
     Logs,
+    dead_letter,
+    ended,
     events,
     eventually,
-    over,
     send,
     state_of,
     working,
@@ -28,123 +32,116 @@ from tests.test_tasks.workers import (
 pytestmark = pytest.mark.usefixtures("relay")
 
 
-async def test_a_task_is_queued_then_runs_and_is_done(
+async def test_a_task_is_queued_then_running_then_succeeded(
     committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
-    path = tmp_path / "go on"
+    path = tmp_path / "awaited"
     task_id = await send(committing_database, broker, "tracked_count", str(path), 4)
     queued = await state_of(committing_database, task_id)
 
-    async def is_half_done() -> Task | None:
+    async def half_done() -> Task | None:
         task = await state_of(committing_database, task_id)
         return task if task.done == 2 else None
 
     async with working(broker):
-        running: Task = await eventually(is_half_done, "half of it")
-        write(str(path), "go on")
-        done = await over(committing_database, task_id)
+        running: Task = await eventually(half_done, "half of it")
+        write(str(path), "continue")
+        task = await ended(committing_database, task_id)
 
     assert (queued.status, queued.attempts, queued.started_at) == (TaskStatus.QUEUED, 0, None)
     assert (running.status, running.attempts, running.total) == (TaskStatus.RUNNING, 1, 4)
-    assert (done.status, done.attempts, done.result, done.done) == (TaskStatus.SUCCEEDED, 1, 4, 4)
-    assert done.actor == "tracked_count"
-    assert done.problem is None
-    assert done.started_at
-    assert done.finished_at
-    assert done.created_at <= done.started_at <= done.finished_at
+    assert (task.status, task.attempts, task.result, task.done) == (TaskStatus.SUCCEEDED, 1, 4, 4)
+    assert (task.actor, task.problem) == ("tracked_count", None)
+    assert task.started_at
+    assert task.finished_at
+    assert task.created_at <= task.started_at <= task.finished_at
 
 
-async def test_an_actor_that_is_not_tracked_leaves_no_trace(
+async def test_only_tracked_actors_have_a_row(
     committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
-    await send(committing_database, broker, "count", str(tmp_path), 2)
-    task_id = await send(committing_database, broker, "tracked_note", str(tmp_path / "a"), "a")
-    async with working(broker, threads=1):
-        await over(committing_database, task_id)
-
-    async with committing_database.reads() as session:
-        assert [str(key) for key in await session.scalars(select(Task.id))] == [task_id]
-
-
-async def test_one_that_is_sent_past_the_outbox_is_tracked_from_its_beginning(
-    committing_database: Database, broker: TaskBroker, tmp_path: Path
-) -> None:
+    """From its first start on, if it was sent without the outbox."""
     path = tmp_path / "words"
+    await send(committing_database, broker, "note", str(path), "a")
     message = await asyncio.to_thread(broker.get_actor("tracked_note").send, str(path), "a")
-    async with working(broker):
-        await eventually(lambda: words(path), "the task's work")
-        done = await over(committing_database, message.message_id)
+    async with working(broker, threads=1):
+        await eventually(lambda: len(words(path)) == 2, "both of them")
+        task = await ended(committing_database, message.message_id)
 
-    assert (done.actor, done.status, done.attempts) == ("tracked_note", TaskStatus.SUCCEEDED, 1)
+    assert (task.actor, task.status, task.attempts) == ("tracked_note", TaskStatus.SUCCEEDED, 1)
+    async with committing_database.reads() as session:
+        assert [str(key) for key in await session.scalars(select(Task.id))] == [str(task.id)]
 
 
-async def test_a_broken_rule_is_told_as_the_api_tells_it(
-    committing_database: Database, broker: TaskBroker, tmp_path: Path
+@pytest.mark.parametrize(
+    ("actor", "arguments", "attempts", "problem"),
+    [
+        ("tracked_refuse", (), 1, ("refused", "Refused", "The task is refused.")),
+        ("tracked_fail", (9,), 4, ("task-failed", "Task failed", "An unexpected error occurred.")),
+    ],
+    ids=["domain error", "other error"],
+)
+async def test_only_a_domain_error_is_shown_and_is_not_retried(
+    committing_database: Database,
+    broker: TaskBroker,
+    tmp_path: Path,
+    *,
+    actor: str,
+    arguments: tuple[Any, ...],
+    attempts: int,
+    problem: tuple[str, str, str],
 ) -> None:
     path = tmp_path / "words"
-    task_id = await send(committing_database, broker, "tracked_refuse", str(path))
+    task_id = await send(committing_database, broker, actor, str(path), *arguments)
     async with working(broker):
-        failed = await over(committing_database, task_id)
+        task = await ended(committing_database, task_id)
 
-    assert (failed.status, failed.attempts, failed.result) == (TaskStatus.FAILED, 1, None)
-    assert failed.problem == {
-        "type": "urn:problem-type:no-lamps",
-        "title": "No lamps",
-        "detail": "There are no lamps.",
-    }
-    assert words(path) == ["refused"]
-
-
-async def test_other_errors_tell_nothing_internal(
-    committing_database: Database, broker: TaskBroker, tmp_path: Path
-) -> None:
-    task_id = await send(committing_database, broker, "tracked_fail", str(tmp_path / "words"), 9)
-    async with working(broker):
-        failed = await over(committing_database, task_id)
-
-    assert (failed.status, failed.attempts) == (TaskStatus.FAILED, 4)
-    assert failed.problem == {
-        "type": "urn:problem-type:task-failed",
-        "title": "Task failed",
-        "detail": "An unexpected error occurred.",
+    code, title, detail = problem
+    assert (task.status, task.attempts, task.result) == (TaskStatus.FAILED, attempts, None)
+    assert len(words(path)) == attempts
+    assert task.problem == {
+        "type": f"urn:problem-type:{code}",
+        "title": title,
+        "detail": detail,
     }
 
 
-async def test_between_two_attempts_a_task_is_queued(
+async def test_a_task_is_queued_between_two_attempts(
     committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     broker.get_actor("tracked_fail").options |= {"min_backoff": 600_000, "max_backoff": 600_000}
     task_id = await send(committing_database, broker, "tracked_fail", str(tmp_path / "words"), 1)
 
-    async def is_put_back() -> bool:
+    async def is_queued_again() -> bool:
         task = await state_of(committing_database, task_id)
         return task.attempts == 1 and task.status is TaskStatus.QUEUED
 
     async with working(broker):
-        await eventually(is_put_back, "the end of the first attempt")
+        await eventually(is_queued_again, "the end of the first attempt")
 
     assert (await state_of(committing_database, task_id)).finished_at is None
 
 
-async def test_an_attempt_that_ends_late_does_not_put_back_the_next_one(
+async def test_the_end_of_an_attempt_does_not_queue_a_task_whose_next_one_runs(
     committing_database: Database,
 ) -> None:
     async with committing_database.transaction() as db:
         tasks = TaskRepository(db)
         (task_id,) = await tasks.add_all(["act"])
-        first, second = await tasks.start(task_id, "act"), await tasks.start(task_id, "act")
-        assert (first, second) == (1, 2)
+        assert [await tasks.start(task_id, "act") for _ in range(2)] == [1, 2]
         await tasks.mark_queued(task_id, 1)
-        assert (await tasks.get(task_id)).status is TaskStatus.RUNNING  # type: ignore[union-attr]  # it is there
+
+    task = await state_of(committing_database, str(task_id))
+    assert task.status is TaskStatus.RUNNING
 
 
-async def test_a_message_that_comes_twice_is_done_once(
+async def test_a_message_that_comes_twice_runs_once(
     committing_database: Database, broker: TaskBroker, queue: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "words"
     task_id = await send(committing_database, broker, "tracked_note", str(path), "first")
     async with working(broker, threads=1):
-        await over(committing_database, task_id)
+        await ended(committing_database, task_id)
         actor = broker.get_actor("tracked_note")
         broker.enqueue(actor.message(str(path), "second").copy(message_id=task_id))
         await send(committing_database, broker, "note", str(path), "third")
@@ -155,68 +152,74 @@ async def test_a_message_that_comes_twice_is_done_once(
 
 
 @pytest.mark.parametrize("what", ["set", "nan", "surrogate"])
-async def test_a_result_that_json_cannot_hold_is_a_failure(
-    committing_database: Database, broker: TaskBroker, queue: str, tmp_path: Path, what: str
+async def test_a_result_that_is_not_json_is_a_dead_letter(
+    committing_database: Database, broker: TaskBroker, tmp_path: Path, what: str
 ) -> None:
-    """And a dead letter that says so; the task is not done again, since its result is no better."""
+    """The task is not retried: its result would be no better."""
     path = tmp_path / "words"
-    task_id = await send(committing_database, broker, "tracked_bring", str(path), what)
+    task_id = await send(committing_database, broker, "tracked_return_unfit", str(path), what)
     async with working(broker):
-        failed = await over(committing_database, task_id)
-        (letter,) = await eventually(lambda: broker.dead_letters(queue, limit=9), "a dead letter")
+        task = await ended(committing_database, task_id)
+        letter = await dead_letter(broker)
 
-    assert failed.status is TaskStatus.FAILED
+    assert task.status is TaskStatus.FAILED
     assert letter.message.options["error"].startswith("The result is not JSON: ")
     assert letter.died_at is not None
     assert words(path) == [what]
 
 
-async def test_the_end_waits_for_the_database(
+async def test_a_message_is_acknowledged_once_its_end_is_recorded(
     committing_database: Database,
-    remote: TaskBroker,
-    line: Proxy,
+    broker_with_db_proxy: TaskBroker,
+    db_proxy: proxy.Proxy,
     *,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     logs: Logs,
 ) -> None:
-    """It is recorded when PostgreSQL is back; only then is the message acknowledged."""
+    """Recording waits for PostgreSQL."""
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.1)
     path = tmp_path / "words"
-    task_id = await send(committing_database, remote, "tracked_nap", str(path), 0.5)
-    async with working(remote, threads=1) as worker:
-        await eventually(lambda: words(path), "its begin")
-        await line.stop()
+    task_id = await send(committing_database, broker_with_db_proxy, "tracked_nap", str(path), 0.5)
+    async with working(broker_with_db_proxy, threads=1) as worker:
+        await eventually(lambda: words(path), "its start")
+        await db_proxy.stop()
         await eventually(lambda: events(logs, "task_waits_to_be_recorded"), "a warning")
         running = await state_of(committing_database, task_id)
         unfinished = worker.work_queue.unfinished_tasks
-        await line.start()
-        done = await over(committing_database, task_id)
+        await db_proxy.start()
+        task = await ended(committing_database, task_id)
 
-    assert words(path) == ["begun", "ended"]
+    assert words(path) == ["started", "ended"]
     assert (running.status, unfinished) == (TaskStatus.RUNNING, 1)
-    assert (done.status, done.attempts, done.result) == (TaskStatus.SUCCEEDED, 1, "rested")
+    assert (task.status, task.attempts, task.result) == (TaskStatus.SUCCEEDED, 1, "rested")
 
 
-@pytest.mark.slow
-async def test_no_attempt_is_lost_while_the_database_is_away(
+@pytest.mark.parametrize("actor", ["tracked_note", "note"], ids=["tracked", "redelivered"])
+async def test_a_task_does_not_start_while_that_cannot_be_recorded(
     committing_database: Database,
-    remote: TaskBroker,
-    line: Proxy,
+    broker_with_db_proxy: TaskBroker,
+    db_proxy: proxy.Proxy,
     *,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    actor: str,
 ) -> None:
-    """What has not begun has not failed either, however often it is tried."""
+    """Nor has it failed, however often it is tried."""
+    monkeypatch.setattr(broker_with_db_proxy, "is_redelivered", lambda _: actor == "note")
     monkeypatch.setattr(retries, "POSTPONED", 100)
     path = tmp_path / "words"
     delays = Delays()
-    remote.add_middleware(delays)
-    await line.stop()
-    task_id = await send(committing_database, remote, "tracked_note", str(path), "done")
-    async with working(remote):
-        await eventually(lambda: len(delays.noted) > 4, "more attempts than it has")
-        await line.start()
-        done = await over(committing_database, task_id)
+    broker_with_db_proxy.add_middleware(delays)
+    await db_proxy.stop()
+    await send(committing_database, broker_with_db_proxy, actor, str(path), "a")
+    async with working(broker_with_db_proxy):
+        await eventually(lambda: len(delays.messages) > 4, "more attempts than it has")
+        assert not words(path)
+        await db_proxy.start()
+        await eventually(lambda: words(path), "its start")
 
-    assert (done.status, done.attempts, words(path)) == (TaskStatus.SUCCEEDED, 1, ["done"])
+
+def test_the_old_name_of_the_option_is_refused(broker: TaskBroker, queue: str) -> None:
+    with pytest.raises(MiddlewareError, match="tracked=True"):
+        dramatiq.actor(queue_name=queue, broker=broker, followed=True)(print)

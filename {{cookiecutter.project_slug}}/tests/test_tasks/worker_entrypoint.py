@@ -9,11 +9,11 @@ from src.tasks import broker
 from tests.test_tasks.actors import STOPPING, declare
 
 
-class Telling(Middleware):
+class ShutdownWriter(Middleware):
     def before_worker_shutdown(self, _: Broker, __: Worker) -> None:
         sys.stderr.write(f"{STOPPING}\n")
         sys.stderr.flush()
 
 
-broker.add_middleware(Telling())
+broker.add_middleware(ShutdownWriter())
 declare(broker, os.environ["TEST_QUEUE"])

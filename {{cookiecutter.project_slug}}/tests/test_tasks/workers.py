@@ -19,9 +19,9 @@ from sqlalchemy import URL, func, select
 from src.core.config import ROOT, Settings
 from src.db.models.task import OutboxMessage, Task
 from src.db.session import Database
-from src.domain.task import TaskStatus
+from src.domain.task import TERMINAL_STATUSES
 from src.tasks import enqueue as enqueue_in
-from src.tasks.engine.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import DeadLetter, TaskBroker
 from tests.leash import Leash
 
 Logs = list[dict[str, Any]]
@@ -29,24 +29,24 @@ Logs = list[dict[str, Any]]
 LIMIT = 60.0  # seconds; only a test that fails waits so long
 
 
-async def eventually(is_so: Callable[[], Any], what: str) -> Any:
-    """Wait until the answer, or what is awaited of it, is true; return it."""
+async def eventually(condition: Callable[[], Any], what: str) -> Any:
+    """Wait until the condition, or what is awaited of it, is true; return it."""
     deadline = time.monotonic() + LIMIT
     while True:
-        answer = is_so()
-        if isinstance(answer, Awaitable):
-            answer = await answer
-        if answer:
-            return answer
+        value = condition()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value:
+            return value
         assert time.monotonic() < deadline, f"not seen within {LIMIT} s: {what}"
         await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
 async def working(broker: TaskBroker, *, threads: int = 2) -> AsyncGenerator[Worker]:
-    """Work in threads of this process, with all that surrounds a task, until the block ends."""
+    """Run a worker in threads of this process, with all middleware, until the block ends."""
     for middleware in broker.middleware:
-        if isinstance(middleware, TimeLimit):  # all else of a process's boot is for logs
+        if isinstance(middleware, TimeLimit):  # other hooks of a process's boot are about logs
             middleware.after_process_boot(broker)
     worker = Worker(broker, worker_timeout=50, worker_threads=threads)
     await asyncio.to_thread(worker.start)
@@ -57,21 +57,21 @@ async def working(broker: TaskBroker, *, threads: int = 2) -> AsyncGenerator[Wor
 
 
 class Delays(Middleware):
-    """Notes for how long messages are put off."""
+    """Collects the messages that are delayed."""
 
     def __init__(self) -> None:
-        self.noted: list[int] = []
+        self.messages: list[tuple[Message[Any], int]] = []
 
-    def before_enqueue(self, _: Broker, __: Message[Any], delay: int | None) -> None:
+    def before_enqueue(self, _: Broker, message: Message[Any], delay: int | None) -> None:
         if delay is not None:
-            self.noted.append(delay)
+            self.messages.append((message, delay))
 
 
 class WorkerProcess:
-    """`python -m dramatiq`, or a command of `cli.py`, with a log to look at."""
+    """`python -m dramatiq`, or a command of `cli.py`, with its log."""
 
     def __init__(self, arguments: list[str], settings: dict[str, str], log: Path) -> None:
-        self.log = log
+        self._log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
@@ -84,17 +84,17 @@ class WorkerProcess:
         self._leash = Leash(self.process.pid)
 
     @property
-    def told(self) -> str:
-        return self.log.read_text(encoding="utf-8")
+    def log_text(self) -> str:
+        return self._log.read_text(encoding="utf-8")
 
-    async def until_told(self, words: str) -> None:
-        def is_told() -> bool:
-            assert self.process.poll() is None or words in self.told, self.told
-            return words in self.told
+    async def wait_for_log(self, text: str) -> None:
+        def is_logged() -> bool:
+            assert self.process.poll() is None or text in self.log_text, self.log_text
+            return text in self.log_text
 
-        await eventually(is_told, words)
+        await eventually(is_logged, text)
 
-    async def ended(self) -> int:
+    async def exit_status(self) -> int:
         return await asyncio.to_thread(self.process.wait, LIMIT)
 
     def kill(self) -> None:
@@ -108,19 +108,20 @@ def queue_of(broker: TaskBroker) -> str:
     return queue
 
 
-def enqueue(broker: TaskBroker, actor: str, *args: Any, **options: Any) -> None:
-    """Send it past the outbox."""
-    broker.enqueue(broker.get_actor(actor).message_with_options(args=args, **options))
+def enqueue(broker: TaskBroker, actor: str, *args: Any, **options: Any) -> str:
+    """Send a message without the outbox; return its id."""
+    message = broker.get_actor(actor).message_with_options(args=args, **options)
+    return broker.enqueue(message).message_id
 
 
 async def send(database: Database, broker: TaskBroker, actor: str, *args: Any) -> str:
-    """Enqueue in a transaction of its own; for the relay to send."""
+    """Enqueue in a transaction, for a relay to send."""
     async with database.transaction() as db:
         return await enqueue_in(db, broker.get_actor(actor), *args)
 
 
 def events(logs: Logs, name: str) -> list[dict[str, Any]]:
-    return [line for line in logs if line["event"] == name]
+    return [entry for entry in logs if entry["event"] == name]
 
 
 async def state_of(database: Database, task_id: str) -> Task:
@@ -130,24 +131,34 @@ async def state_of(database: Database, task_id: str) -> Task:
     return task
 
 
-async def over(database: Database, task_id: str) -> Task:
-    """Wait until the task is done or has failed."""
+async def ended(database: Database, task_id: str) -> Task:
+    """Wait until the task has succeeded or failed."""
 
-    async def is_over() -> Task | None:
+    async def has_ended() -> Task | None:
         task = await state_of(database, task_id)
-        return task if task.status in {TaskStatus.SUCCEEDED, TaskStatus.FAILED} else None
+        return task if task.status in TERMINAL_STATUSES else None
 
-    task: Task = await eventually(is_over, "the end of the task")
+    task: Task = await eventually(has_ended, "the end of the task")
     return task
 
 
-async def received(broker: TaskBroker, queue: str, count: int = 1) -> list[MessageProxy]:
-    """Take so many messages from the queue, and see to it that there are no more."""
-    return await asyncio.to_thread(_receive, broker, queue, count)
+async def dead_letter(broker: TaskBroker) -> DeadLetter:
+    """Wait for the only dead letter."""
+    read = broker.dead_letters
+    (letter,) = await eventually(
+        lambda: asyncio.to_thread(read, queue_of(broker), limit=9), "a dead letter"
+    )
+    assert isinstance(letter, DeadLetter)
+    return letter
 
 
-def _receive(broker: TaskBroker, queue: str, count: int) -> list[MessageProxy]:
-    consumer = broker.consume(queue, prefetch=1000, timeout=100)
+async def received(broker: TaskBroker, count: int = 1) -> list[MessageProxy]:
+    """Take as many messages from the queue, and check that there are no more."""
+    return await asyncio.to_thread(_receive, broker, count)
+
+
+def _receive(broker: TaskBroker, count: int) -> list[MessageProxy]:
+    consumer = broker.consume(queue_of(broker), prefetch=1000, timeout=100)
     taken: list[MessageProxy] = []
     deadline = time.monotonic() + LIMIT
     while len(taken) < count and time.monotonic() < deadline:
@@ -156,8 +167,7 @@ def _receive(broker: TaskBroker, queue: str, count: int) -> list[MessageProxy]:
             taken.append(message)
     extra = next(consumer)
     consumer.close()
-    assert extra is None
-    assert len(taken) == count
+    assert (len(taken), extra) == (count, None)
     return taken
 
 
@@ -171,11 +181,5 @@ def text_of(url: URL) -> str:
 
 
 def settings_for(url: URL, variables: dict[str, str]) -> Settings:
-    named = {
-        "DATABASE_URL": text_of(url),
-        # % if cookiecutter.cache_backend != "none"
-        "CACHE_BACKEND_TYPE": "memory",
-        # % endif
-        **variables,
-    }
-    return Settings.model_validate({"ENV": "test", **named})
+    named = {"ENV": "test", "DATABASE_URL": text_of(url), "CACHE_BACKEND_TYPE": "memory"}
+    return Settings.model_validate(named | variables)

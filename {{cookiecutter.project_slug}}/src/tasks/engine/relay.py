@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from src.core.config import Settings
+from src.core.failures import Outage
 from src.db import Database, open_database
 from src.db.session import DatabaseUnavailableError
 from src.repositories.sql import set_idle_in_transaction_timeout
@@ -39,7 +40,7 @@ class Relay:
         self._publisher = publisher
         self._wake = asyncio.Event()
         self._is_stopping = False
-        self._is_stalled = False
+        self._outage = Outage("outbox_stalled", "outbox_recovered")
 
     def after_commit(self, session: Session) -> None:
         if not session.in_nested_transaction() and session.info.pop(HAS_MESSAGES, False):
@@ -57,7 +58,7 @@ class Relay:
             await self._sweep_all()
             if is_last_sweep:
                 return
-            if self._is_stalled:
+            if self._outage.is_on:
                 await asyncio.sleep(POLL_SECONDS)
             else:
                 with suppress(TimeoutError):
@@ -68,17 +69,13 @@ class Relay:
             while await self.sweep() == BATCH:
                 pass
         except (BrokerUnavailableError, DatabaseUnavailableError, SQLAlchemyError) as error:
-            if not self._is_stalled:
-                self._is_stalled = True
-                log.warning("outbox_stalled", cause=str(error))
-        except Exception:
+            self._outage.begin(error)
+        except Exception as error:
             # Whatever it is, the relay must go on, after a pause.
             log.exception("outbox_failed")
-            self._is_stalled = True
+            self._outage.begin(error)
         else:
-            if self._is_stalled:
-                self._is_stalled = False
-                log.info("outbox_recovered")
+            self._outage.end()
 
     async def sweep(self) -> int:
         """Send what is due, BATCH messages at most; return how many.

@@ -16,7 +16,6 @@ ERROR = "error"
 DIED_AT = "died_at"
 FAILURE_OPTIONS = frozenset({ERROR, DIED_AT, "retries", "traceback", "requeue_timestamp"})
 UNREADABLE = "?"  # instead of the actor's name, of a dead letter that is no message of Dramatiq's
-LONGEST_ERROR = 2000  # characters
 
 
 class BrokerUnavailableError(Exception):

@@ -8,8 +8,9 @@ from dramatiq.common import current_millis
 from dramatiq.errors import BrokerConnectionError
 from dramatiq.middleware import Retries
 
+from src.core.failures import describe
 from src.domain.errors import DomainError
-from src.tasks.engine.brokers.base import DIED_AT, ERROR, LONGEST_ERROR
+from src.tasks.engine.brokers.base import DIED_AT, ERROR
 from src.tasks.engine.middleware.resources import NotRecordedError
 
 log = structlog.get_logger(__name__)
@@ -45,7 +46,7 @@ class RetriesMiddleware(Retries):
             return
         message.options[DIED_AT] = current_millis()
         if exception is not None:
-            message.options[ERROR] = f"{type(exception).__qualname__}: {exception}"[:LONGEST_ERROR]
+            message.options[ERROR] = describe(exception)
         else:
             message.options.setdefault(ERROR, "It was too old.")
 

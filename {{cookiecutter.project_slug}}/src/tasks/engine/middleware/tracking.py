@@ -13,10 +13,11 @@ from dramatiq.broker import MessageProxy
 from dramatiq.middleware import MiddlewareError, SkipMessage
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from src.core.failures import describe
 from src.domain.errors import DomainError
 from src.domain.task import TaskStatus
 from src.repositories.task import TaskRepository
-from src.tasks.engine.brokers.base import LONGEST_ERROR, mark_dead
+from src.tasks.engine.brokers.base import mark_dead
 from src.tasks.engine.middleware.base import AttemptMiddleware
 from src.tasks.engine.middleware.resources import NotRecordedError, ResourcesMiddleware
 from src.tasks.outbox import TRACKED, is_tracked
@@ -94,7 +95,7 @@ def _unfit(result: Any) -> str | None:
     try:
         json.dumps(result, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        return f"The result is not JSON: {error}"[:LONGEST_ERROR]
+        return f"The result is not JSON: {describe(error)}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What is done about dead letters, by `python cli.py tasks dead`."""
+"""`python cli.py tasks dead`."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,13 +9,14 @@ import pytest
 from src.core.config import Settings
 from src.db.session import Database
 from src.domain.task import TaskStatus
-from src.tasks import cli as dead_letters
+from src.tasks import cli as commands
 from src.tasks.engine.brokers.base import TaskBroker
 from tests.test_cli import Outcome, Run, run
 from tests.test_tasks.workers import (
+    dead_letter,
+    ended,
     enqueue,
     eventually,
-    over,
     queue_of,
     send,
     state_of,
@@ -33,9 +34,9 @@ Dead = Callable[..., Outcome]
 def dead(
     run: Run, broker: TaskBroker, queue_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> Dead:
-    """Call the command, on the test's broker and database."""
-    monkeypatch.setattr(dead_letters, "broker", broker)
-    monkeypatch.setattr(dead_letters, "get_settings", lambda: queue_settings)
+    """Run a command with the test's broker and database."""
+    monkeypatch.setattr(commands, "broker", broker)
+    monkeypatch.setattr(commands, "get_settings", lambda: queue_settings)
 
     def dead(*arguments: str) -> Outcome:
         return run("tasks", "dead", *arguments)
@@ -43,35 +44,34 @@ def dead(
     return dead
 
 
-async def die(broker: TaskBroker, path: Path, count: int) -> list[str]:
-    """Let so many tasks fail for good, one after another; return their ids."""
-    queue = queue_of(broker)
+async def make_dead(broker: TaskBroker, path: Path, count: int) -> list[str]:
+    """Let as many tasks fail, one after another; return their ids."""
+    ids: list[str] = []
     async with working(broker, threads=1):
         for number in range(count):
-            enqueue(broker, "refuse", str(path / str(number)))
-            await eventually(lambda: broker.queue_state(queue).dead == number + 1, "a death")  # noqa: B023 - called at once
+            ids.append(enqueue(broker, "refuse", str(path / str(number))))
+            await eventually(
+                lambda: broker.queue_state(queue_of(broker)).dead == len(ids), "a dead letter"
+            )
             await asyncio.sleep(0.01)
-    return [letter.id for letter in broker.dead_letters(queue, limit=99)][::-1]
+    return ids
 
 
 async def test_list_shows_the_newest_first(broker: TaskBroker, dead: Dead, tmp_path: Path) -> None:
-    ids = await die(broker, tmp_path, 3)
+    ids = await make_dead(broker, tmp_path, 3)
     status, out, _ = await asyncio.to_thread(dead, "list", "--limit", "2")
 
     head, newest, second = out.splitlines()
     assert (status, head) == (0, f"{queue_of(broker)}: 3 dead")
-    assert newest.split()[0] == ids[2]
-    assert second.split()[0] == ids[1]
+    assert (newest.split()[0], second.split()[0]) == (ids[2], ids[1])
     assert "refuse(" in newest
-    assert newest.endswith("NoLampsError: There are no lamps.")
+    assert newest.endswith("RefusedError: The task is refused.")
 
 
-async def test_show_tells_what_it_failed_of(broker: TaskBroker, dead: Dead, tmp_path: Path) -> None:
+async def test_show_says_why_it_failed(broker: TaskBroker, dead: Dead, tmp_path: Path) -> None:
     enqueue(broker, "fail", str(tmp_path / "words"), 99)
     async with working(broker):
-        (letter,) = await eventually(
-            lambda: broker.dead_letters(queue_of(broker), limit=9), "a dead letter"
-        )
+        letter = await dead_letter(broker)
     status, out, _ = await asyncio.to_thread(dead, "show", letter.id)
 
     assert status == 0
@@ -83,34 +83,33 @@ async def test_show_tells_what_it_failed_of(broker: TaskBroker, dead: Dead, tmp_
 
 
 @pytest.mark.usefixtures("relay")
-async def test_a_requeued_task_is_done_as_if_it_had_never_failed(
+async def test_a_requeued_task_has_all_its_attempts_again(
     broker: TaskBroker,
-    successor: TaskBroker,
+    second_broker: TaskBroker,
     committing_database: Database,
     dead: Dead,
     tmp_path: Path,
 ) -> None:
-    path = tmp_path / "words"
-    task_id = await send(committing_database, broker, "tracked_fail", str(path), 4)
+    task_id = await send(committing_database, broker, "tracked_fail", str(tmp_path / "words"), 4)
     async with working(broker):
-        failed = await over(committing_database, task_id)
-        await eventually(lambda: broker.queue_state(queue_of(broker)).dead, "a dead letter")
+        await dead_letter(broker)
+    failed = await state_of(committing_database, task_id)
     result = await asyncio.to_thread(dead, "requeue", task_id)
     queued = await state_of(committing_database, task_id)
     left = broker.queue_state(queue_of(broker)).dead
-    async with working(successor):
-        done = await over(committing_database, task_id)
+    async with working(second_broker):
+        task = await ended(committing_database, task_id)
 
     assert failed.status is TaskStatus.FAILED
     assert (result.status, result.out, left) == (0, "Requeued: 1.\n", 0)
     assert (queued.status, queued.problem, queued.finished_at) == (TaskStatus.QUEUED, None, None)
-    assert (done.status, done.result, done.attempts) == (TaskStatus.SUCCEEDED, "done", 5)
+    assert (task.status, task.result, task.attempts) == (TaskStatus.SUCCEEDED, "result", 5)
 
 
-async def test_requeue_and_purge_take_some_or_all(
+async def test_requeue_and_purge_take_ids_or_all(
     broker: TaskBroker, dead: Dead, tmp_path: Path
 ) -> None:
-    ids = await die(broker, tmp_path, 5)
+    ids = await make_dead(broker, tmp_path, 5)
     purged = await asyncio.to_thread(dead, "purge", ids[0], ids[1])
     requeued = await asyncio.to_thread(dead, "requeue", "--all")
 
@@ -120,23 +119,26 @@ async def test_requeue_and_purge_take_some_or_all(
 
 
 @pytest.mark.parametrize("command", ["requeue", "purge"])
-async def test_one_must_say_which(dead: Dead, command: str) -> None:
-    for arguments in ([], ["--all", "some-id"]):
-        result = await asyncio.to_thread(dead, command, *arguments)
-        assert result.status == 2
-        assert "name some, or give --all" in result.err
+@pytest.mark.parametrize("arguments", [(), ("--all", "some-id")])
+async def test_ids_or_all_are_required(
+    dead: Dead, command: str, arguments: tuple[str, ...]
+) -> None:
+    result = await asyncio.to_thread(dead, command, *arguments)
+
+    assert result.status == 2
+    assert "name some, or give --all" in result.err
 
 
 @pytest.mark.parametrize("command", ["show", "requeue", "purge"])
 async def test_an_unknown_id_is_an_error_in_a_sentence(
     broker: TaskBroker, dead: Dead, tmp_path: Path, command: str
 ) -> None:
-    """And nothing is done to those that are known."""
-    known = await die(broker, tmp_path, 1)
-    ids = [*(known if command != "show" else []), "nobody"]
+    """And nothing is done to the others."""
+    known = await make_dead(broker, tmp_path, 1)
+    ids = [*(known if command != "show" else []), "unknown"]
     result = await asyncio.to_thread(dead, command, *ids)
 
-    assert (result.status, result.err) == (1, "Error: There is no dead letter nobody.")
+    assert (result.status, result.err) == (1, "Error: There is no dead letter unknown.")
     assert broker.queue_state(queue_of(broker)).dead == 1
 
 
@@ -144,9 +146,12 @@ async def test_an_unknown_id_is_an_error_in_a_sentence(
     "arguments", [("list",), ("show", "x"), ("requeue", "--all"), ("purge", "--all")]
 )
 async def test_without_a_broker_it_is_an_error_in_a_sentence(
-    nobody_there: TaskBroker, dead: Dead, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str]
+    unreachable_broker: TaskBroker,
+    dead: Dead,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str],
 ) -> None:
-    monkeypatch.setattr(dead_letters, "broker", nobody_there)
+    monkeypatch.setattr(commands, "broker", unreachable_broker)
     result = await asyncio.to_thread(dead, *arguments)
 
     assert result.status == 1
