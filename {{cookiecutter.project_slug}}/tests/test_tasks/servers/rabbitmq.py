@@ -7,12 +7,16 @@ from functools import cache
 from urllib.parse import urlsplit
 
 import pytest
+from dramatiq import Middleware
 
 from dev.rabbitmq import embedded_rabbitmq
 from dev.server import ServerError
 from src.tasks.engine.brokers import rabbitmq, rabbitmq_publisher
+from src.tasks.engine.brokers.rabbitmq import RabbitmqTaskBroker
 from tests.proxy import Stream
 from tests.test_tasks.workers import LIMIT
+
+PASSWORD = "guest"
 
 
 @contextmanager
@@ -48,6 +52,16 @@ def via(url: str, port: int) -> str:
     parts = urlsplit(url)
     user = parts.netloc.rpartition("@")[0]
     return parts._replace(netloc=f"{user}@127.0.0.1:{port}").geturl()
+
+
+def create(url: str, _namespace: str, middleware: list[Middleware]) -> RabbitmqTaskBroker:
+    return RabbitmqTaskBroker(url, middleware=middleware)
+
+
+def put(broker: RabbitmqTaskBroker, queue: str, body: bytes) -> None:
+    """Put anything on the queue, past the broker."""
+    broker.declare_queue(queue, ensure=True)
+    broker.channel.basic_publish("", queue, body)
 
 
 def variables(url: str, _name: str) -> dict[str, str]:

@@ -3,11 +3,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from dramatiq import Middleware
 
 from dev.server import ServerError
 from dev.valkey import embedded_valkey
 from src.core import redis_url
+from src.tasks.engine.brokers.redis import RedisTaskBroker
 from tests.proxy import Stream
+
+PASSWORD = "none: the server asks for no password"
 
 
 @contextmanager
@@ -25,6 +29,16 @@ async def connect(url: str) -> Stream:
 
 def via(_url: str, port: int) -> str:
     return f"redis://127.0.0.1:{port}"
+
+
+def create(url: str, namespace: str, middleware: list[Middleware]) -> RedisTaskBroker:
+    return RedisTaskBroker(redis_url.parse(url), namespace=namespace, middleware=middleware)
+
+
+def put(broker: RedisTaskBroker, queue: str, body: bytes) -> None:
+    """Put anything on the queue, past the broker."""
+    broker.client.hset(f"{broker.namespace}:{queue}.msgs", "strange", body)
+    broker.client.rpush(f"{broker.namespace}:{queue}", "strange")
 
 
 def variables(url: str, name: str) -> dict[str, str]:

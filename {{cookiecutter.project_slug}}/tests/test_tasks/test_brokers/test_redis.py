@@ -1,64 +1,20 @@
-"""Redis as the broker: what dead workers leave is given back, and so is what a live one mislays."""
+"""Redis as the broker: what dead workers leave is redelivered, and a live one loses nothing."""
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import Any
-from uuid import uuid4
 
 import pytest
+import redis
 from dramatiq import Message
 from dramatiq.common import current_millis, dq_name
-from dramatiq.errors import ConnectionClosed
-from redis import SSLConnection
+from dramatiq.errors import BrokerConnectionError
 
-from src.core import redis_url
-from src.core.redis_url import RedisURL
-from src.tasks.engine.brokers.base import BrokerUnavailableError, QueueState
-from src.tasks.engine.brokers.redis import RedisTaskBroker, create_client
-from tests.proxy import Relay
-from tests.test_tasks.servers.redis import connect, serve
+from src.tasks.engine.brokers.base import QueueState
+from src.tasks.engine.brokers.redis import RedisTaskBroker
+from tests.test_tasks.test_brokers.conftest import Make
+from tests.test_tasks.test_brokers.messages import consuming, kill, message_to, numbers, take
 from tests.test_tasks.workers import eventually
 
-QUEUE = "lamps"
-
-
-@pytest.fixture(scope="session")
-def url() -> Iterator[str]:
-    with serve() as url:
-        yield url
-
-
-Make = Callable[..., RedisTaskBroker]
-
-
-@pytest.fixture
-def make(url: str) -> Iterator[Make]:
-    """Make brokers of the same queue, each as if in a process of its own."""
-    namespace = uuid4().hex
-    made: list[RedisTaskBroker] = []
-
-    def make(via: RedisURL | None = None) -> RedisTaskBroker:
-        broker = RedisTaskBroker(via or redis_url.parse(url), namespace=namespace, middleware=[])
-        broker.declare_queue(QUEUE)
-        made.append(broker)
-        return broker
-
-    yield make
-    for broker in made:
-        broker.close()
-
-
-@pytest.fixture
-async def line(url: str) -> AsyncGenerator[Relay]:
-    relay = Relay(lambda: connect(url))
-    await relay.start()
-    yield relay
-    await relay.stop()
-
-
-def message(word: str = "a", **options: object) -> Message[None]:
-    return Message(QUEUE, "act", (word,), {}, dict(options))
+pytestmark = pytest.mark.parametrize("server", ["redis"], indirect=True)
 
 
 def age_heartbeat(broker: RedisTaskBroker, seconds: float) -> None:
@@ -67,113 +23,95 @@ def age_heartbeat(broker: RedisTaskBroker, seconds: float) -> None:
     broker.client.zadd(f"{broker.namespace}:__heartbeats__", {broker.broker_id: then})
 
 
-def test_a_batch_is_published_in_order(make: Make) -> None:
-    broker = make()
-    broker.publish([message(str(number)) for number in range(100)])
-    consumer = broker.consume(QUEUE, prefetch=100)
-
-    taken = [next(consumer) for _ in range(100)]
-    assert [each.args[0] for each in taken if each] == [str(number) for number in range(100)]
-
-
-def test_what_a_dead_worker_had_is_given_back_and_marked(make: Make) -> None:
-    """Once: whoever comes second finds nothing."""
+def test_messages_of_a_dead_worker_are_redelivered_once(make: Make, queue: str) -> None:
     dead, alive, other = make(), make(), make()
-    dead.publish([message("a"), message("b")])
+    for number in range(2):
+        dead.enqueue(message_to(queue, number))
     for _ in range(2):
-        next(dead.consume(QUEUE, prefetch=1))
+        next(dead.consume(queue, prefetch=1))
     age_heartbeat(dead, 5)
     alive.maintain()
-    consumer = alive.consume(QUEUE, prefetch=9)
+    consumer = alive.consume(queue, prefetch=9)
     assert next(consumer) is None
     age_heartbeat(dead, 16)
     alive.maintain()
     other.maintain()
 
-    taken = [next(consumer), next(consumer)]
-    assert sorted(each.args[0] for each in taken if each) == ["a", "b"]
-    assert all(alive.is_redelivered(each) for each in taken if each)
+    taken = [take(consumer), take(consumer)]
+    assert sorted(each.args[0] for each in taken) == [0, 1]
+    assert all(alive.is_redelivered(each) for each in taken)
     assert next(consumer) is None
 
 
-def test_a_mark_is_not_passed_on(make: Make) -> None:
-    """The next attempt at the message has not been delivered before."""
-    broker = make()
-    broker.enqueue(message(redelivered=True))
-    first = next(broker.consume(QUEUE))
-    assert first
+def test_next_attempt_is_no_redelivery(broker: RedisTaskBroker, queue: str) -> None:
+    broker.enqueue(message_to(queue, redelivered=True))
+    consumer = broker.consume(queue, prefetch=9)
+    first = take(consumer)
     assert broker.is_redelivered(first)
     broker.enqueue(first)  # type: ignore[arg-type]  # as Dramatiq does
-    second = next(broker.consume(QUEUE))
-
-    assert second
-    assert not broker.is_redelivered(second)
+    assert not broker.is_redelivered(take(consumer))
 
 
-def test_a_worker_that_was_frozen_does_not_bury_itself(make: Make) -> None:
+def test_worker_that_was_frozen_keeps_its_messages(make: Make, queue: str) -> None:
     broker = make()
-    broker.enqueue(message())
-    consumer = broker.consume(QUEUE)
+    broker.enqueue(message_to(queue))
+    consumer = broker.consume(queue)
     taken = next(consumer)
-    assert taken
     age_heartbeat(broker, 60)
     broker.maintain()
 
-    assert next(make().consume(QUEUE)) is None
+    assert next(make().consume(queue)) is None
     consumer.ack(taken)
-    assert broker.queue_state(QUEUE) == QueueState(0, 0, 0, 0.0)
+    assert broker.queue_state(queue) == QueueState(0, 0, 0, 0.0)
 
 
-def test_what_a_live_worker_has_mislaid_is_given_back(make: Make) -> None:
-    """Such as an answer of the server that got lost; what is in hand stays there."""
+def test_messages_of_a_lost_reply_are_requeued(
+    make: Make, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has handed them over; those that the worker has got stay where they are."""
     broker = make()
-    broker.publish([message("mislaid"), message("in hand")])
-    broker.do_fetch(QUEUE, 1)
-    consumer = broker.consume(QUEUE, prefetch=1)
-    held = next(consumer)
-    assert held
-    assert held.args == ("in hand",)
-    other = make().consume(QUEUE)
-    broker.maintain()
-    assert next(other) is None  # it may be on its way
-    broker.maintain()
+    for word in ("in flight", "lost"):
+        broker.enqueue(message_to(queue, word))
+    consumer = broker.consume(queue, prefetch=1)
+    taken = take(consumer)
+    consumer.prefetch = 2
+    fetch = broker.do_fetch
 
-    found = next(other)
-    assert found
-    assert found.args == ("mislaid",)
-    broker.maintain()
-    broker.maintain()
+    def lose_reply(*arguments: object) -> None:
+        fetch(*arguments)
+        raise redis.TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broker, "do_fetch", lose_reply, raising=False)
+        with pytest.raises(BrokerConnectionError):
+            next(consumer)
+    again = broker.consume(queue, prefetch=2)
+
+    assert take(again).args == ("lost",)
+    assert next(again) is None
+    assert taken.args == ("in flight",)
+
+
+def test_delayed_messages_survive_a_lost_connection(broker: RedisTaskBroker, queue: str) -> None:
+    """Dramatiq forgets them then, and consumes again."""
+    broker.enqueue(message_to(queue), delay=60_000)
+    assert next(broker.consume(dq_name(queue), prefetch=9))
+    assert next(broker.consume(dq_name(queue), prefetch=9))
+
+
+def test_closing_requeues_what_was_fetched_ahead(make: Make, queue: str) -> None:
+    broker = make()
+    for word in "abc":
+        broker.enqueue(message_to(queue, word))
+    with consuming(broker, queue) as consumer:
+        take(consumer)
+    other = make().consume(queue, prefetch=9)
+
+    assert {take(other).args[0], take(other).args[0]} == {"b", "c"}
     assert next(other) is None
 
 
-def test_what_was_due_later_outlives_a_broken_connection(make: Make) -> None:
-    """Dramatiq forgets it then, and it would wait for the end of the worker."""
-    broker = make()
-    broker.enqueue(message(), delay=60_000)
-    first = broker.consume(dq_name(QUEUE), prefetch=9)
-    assert next(first)
-    second = broker.consume(dq_name(QUEUE), prefetch=9)
-    assert next(second) is None
-    broker.maintain()
-    broker.maintain()
-
-    assert next(second)
-
-
-def test_closing_gives_back_what_was_not_handed_out(make: Make) -> None:
-    broker = make()
-    broker.publish([message(word) for word in "abc"])
-    consumer = broker.consume(QUEUE, prefetch=9)
-    taken = next(consumer)
-    assert taken
-    consumer.close()
-    other = make().consume(QUEUE, prefetch=9)
-
-    assert [each.args[0] for each in (next(other), next(other)) if each] == ["b", "c"]
-    assert next(other) is None
-
-
-async def test_a_closed_broker_holds_no_connection(make: Make) -> None:
+async def test_closed_broker_holds_no_connection(make: Make) -> None:
     broker, other = make(), make()
     number = broker.client.client_id()
     broker.close()
@@ -184,104 +122,32 @@ async def test_a_closed_broker_holds_no_connection(make: Make) -> None:
     await eventually(is_gone, "the end of the connection")
 
 
-async def test_dramatiq_hears_of_every_fault(make: Make, line: Relay) -> None:
-    """Of a server that hangs too: it knows one error of redis-py only, and gives up on others."""
-    broker = make(redis_url.parse(f"redis://127.0.0.1:{line.port}"))
-    await asyncio.to_thread(broker.enqueue, message())
-    consumer = broker.consume(QUEUE, prefetch=9)
-    taken = await asyncio.to_thread(next, consumer)
-    assert taken
-    await line.stop()
-    for act in (
-        lambda: next(consumer),
-        lambda: consumer.ack(taken),
-        lambda: consumer.nack(taken),
-        lambda: consumer.requeue([taken]),
-        lambda: broker.enqueue(message()),
-    ):
-        with pytest.raises(ConnectionClosed):
-            await asyncio.to_thread(act)
-    for ask in (
-        broker.ping,
-        broker.maintain,
-        lambda: broker.queue_state(QUEUE),
-        broker.warn_if_unsafe,
-    ):
-        with pytest.raises(BrokerUnavailableError, match="Redis cannot be used"):
-            await asyncio.to_thread(ask)
-    await line.start()
-    await asyncio.to_thread(consumer.ack, taken)
-    state = await asyncio.to_thread(broker.queue_state, QUEUE)
-    assert state.waiting == 0
+def test_age_of_the_first_message_is_told(broker: RedisTaskBroker, queue: str) -> None:
+    sent = current_millis() - 5000
+    broker.enqueue(Message(queue, "act", (), {}, {}, message_timestamp=sent))
+    broker.enqueue(message_to(queue))
+
+    age = broker.queue_state(queue).oldest_seconds
+    assert age is not None
+    assert 5 <= age < 300  # and no milliseconds
 
 
-def test_state_of_a_queue(make: Make) -> None:
-    broker = make()
-    assert broker.queue_state(QUEUE) == QueueState(0, 0, 0, 0.0)
-    now = current_millis()
-    broker.publish([Message(QUEUE, "act", (), {}, {}, message_timestamp=now - 5000), message()])
-    broker.enqueue(message(), delay=60_000)
-
-    state = broker.queue_state(QUEUE)
-    assert (state.waiting, state.delayed, state.dead) == (2, 1, 0)
-    assert state.oldest_seconds is not None
-    assert 5 <= state.oldest_seconds < 300  # and no milliseconds
-
-
-def test_dead_letters_that_are_too_old_are_forgotten(make: Make) -> None:
-    broker = make()
-    broker.publish([message("old"), message("new")])
-    consumer = broker.consume(QUEUE, prefetch=9)
-    keys = []
-    for _ in range(2):
-        taken = next(consumer)
-        assert taken
-        keys.append(taken.options["redis_message_id"])
-        consumer.nack(taken)
-    old = keys[0]  # both may have died in the same millisecond
-    broker.client.zadd(
-        f"{broker.namespace}:{QUEUE}.XQ", {old: current_millis() - broker.dead_message_ttl - 1}
-    )
+def test_dead_letters_that_are_too_old_are_deleted(broker: RedisTaskBroker, queue: str) -> None:
+    kill(broker, queue, 2)
+    dead = f"{broker.namespace}:{queue}.XQ"
+    (oldest,) = broker.client.zrange(dead, 0, 0)
+    broker.client.zadd(dead, {oldest: current_millis() - broker.dead_message_ttl - 1})
     broker.maintain()
 
-    assert [letter.message.args for letter in broker.dead_letters(QUEUE, limit=9)] == [("new",)]
-    assert broker.client.hlen(f"{broker.namespace}:{QUEUE}.XQ.msgs") == 1
+    assert numbers(broker, queue) == [1]
+    assert broker.client.hlen(f"{dead}.msgs") == 1
 
 
-def test_a_dead_letter_that_cannot_be_read_is_shown_and_purged(make: Make) -> None:
-    broker = make()
-    key = f"{broker.namespace}:{QUEUE}.XQ"
-    broker.client.zadd(key, {"strange": current_millis()})
-    broker.client.hset(f"{key}.msgs", "strange", b"no message")
-
-    (letter,) = broker.dead_letters(QUEUE, limit=9)
-    assert (letter.id, letter.message.actor_name) == ("strange", "?")
-    assert broker.purge_dead(QUEUE, ["strange"]) == 1
-
-
-def test_a_requeued_dead_letter_is_as_it_was_but_young(make: Make) -> None:
-    broker = make()
-    broker.publish([Message(QUEUE, "act", (), {}, {"retries": 3}, message_timestamp=1)])
-    consumer = broker.consume(QUEUE)
-    taken = next(consumer)
-    assert taken
-    consumer.nack(taken)
-    assert broker.requeue_dead(QUEUE) == 1
-
-    again = next(consumer)
-    assert again
-    assert "retries" not in again.options
-    assert again.message_timestamp > current_millis() - 60_000
-    assert again.message_id == taken.message_id
-
-
-def test_a_server_that_may_evict_is_warned_of(
-    make: Make, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+def test_server_that_may_evict_is_warned_of(
+    broker: RedisTaskBroker, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broker = make()
     broker.warn_if_unsafe()
-    caplog.clear()
-    capsys.readouterr()
+    assert "queue_may_be_evicted" not in caplog.text + capsys.readouterr().out
     try:
         broker.client.config_set("maxmemory", "1gb")
         broker.client.config_set("maxmemory-policy", "allkeys-lru")
@@ -292,29 +158,3 @@ def test_a_server_that_may_evict_is_warned_of(
         broker.client.config_set("maxmemory-policy", "noeviction")
 
     assert "queue_may_be_evicted" in caplog.text + capsys.readouterr().out
-
-
-def test_clients_of_each_kind() -> None:
-    socket = create_client(redis_url.parse("unix:///run/redis?db=2"))
-    tls = create_client(redis_url.parse("rediss://me:secret@queue:1/3"))
-    sentinel = create_client(redis_url.parse("redis+sentinel://a,b:1/main"))
-
-    assert socket.connection_pool.connection_kwargs["path"] == "/run/redis"
-    assert tls.connection_pool.connection_kwargs["host"] == "queue"
-    assert tls.connection_pool.connection_kwargs["password"] == "secret"
-    assert sentinel.connection_pool.service_name == "main"  # type: ignore[attr-defined]  # of Sentinel's
-    with pytest.raises(ValueError, match="cannot be in a Redis Cluster"):
-        create_client(redis_url.parse("redis+cluster://a"))
-
-
-def test_sentinels_are_spoken_to_as_the_server_is() -> None:
-    """Over TLS, and without its password."""
-    client = create_client(redis_url.parse("rediss+sentinel://:secret@one,two/main/3"))
-    pool: Any = client.connection_pool
-    server, sentinels = pool.connection_kwargs, pool.sentinel_manager.sentinels
-
-    assert (server["db"], server["password"]) == (3, "secret")
-    for sentinel in sentinels:
-        assert sentinel.connection_pool.connection_class is SSLConnection
-        assert sentinel.connection_pool.connection_kwargs["socket_timeout"] == 5
-        assert sentinel.connection_pool.connection_kwargs.get("password") is None

@@ -1,6 +1,11 @@
-import pytest
+from typing import Any
 
+import pytest
+from redis import SSLConnection
+
+from src.core import redis_url
 from src.core.config import InvalidSettingsError, load_settings
+from src.tasks.engine.brokers.redis import create_client
 
 
 @pytest.mark.parametrize("name", ["REDIS_URL", "DRAMATIQ_REDIS_URL"])
@@ -55,3 +60,31 @@ def test_a_namespace_is_a_plain_word(env: pytest.MonkeyPatch, namespace: str) ->
 
     with pytest.raises(InvalidSettingsError, match="DRAMATIQ_NAMESPACE"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("unix:///run/redis?db=2", {"path": "/run/redis", "db": 2}),
+        ("rediss://me:secret@queue:1/3", {"host": "queue", "username": "me", "password": "secret"}),
+        ("rediss+sentinel://:secret@one,two/main/3", {"db": 3, "password": "secret"}),
+    ],
+)
+def test_client_retries_and_gives_up_in_time(url: str, options: dict[str, object]) -> None:
+    """Without a word about it, redis-py's `from_url` retries nothing."""
+    found = create_client(redis_url.parse(url)).connection_pool.connection_kwargs
+
+    assert found.items() >= options.items()
+    assert found["socket_timeout"] == 5
+    assert found["retry"].get_retries() == 3
+
+
+def test_sentinels_are_spoken_to_as_the_server_is_but_without_its_password() -> None:
+    client = create_client(redis_url.parse("rediss+sentinel://:secret@one,two/main/3"))
+    pool: Any = client.connection_pool
+
+    assert pool.service_name == "main"
+    for sentinel in pool.sentinel_manager.sentinels:
+        assert sentinel.connection_pool.connection_class is SSLConnection
+        assert sentinel.connection_pool.connection_kwargs["socket_timeout"] == 5
+        assert sentinel.connection_pool.connection_kwargs.get("password") is None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from dramatiq import Message
+from dramatiq import DecodeError, Message
 from dramatiq.broker import Broker, MessageProxy
 from dramatiq.common import current_millis
 
@@ -89,6 +89,15 @@ class TaskBroker(Broker, ABC):
     @abstractmethod
     def purge_dead(self, queue_name: str, ids: Collection[str] | None = None) -> int:
         """Forget dead letters, all unless named; return how many."""
+
+
+def read_message(body: bytes, queue_name: str, message_id: str) -> Message[Any]:
+    """Decode the message, or return one to UNREADABLE that shows the body."""
+    try:
+        return Message.decode(body)
+    except (DecodeError, KeyError, TypeError):  # it is no JSON, or no message
+        options = {ERROR: f"It is no message: {body[:200]!r}"}
+        return Message(queue_name, UNREADABLE, (), {}, options, message_id=message_id)
 
 
 def is_named(letter: DeadLetter, ids: Collection[str] | None) -> bool:

@@ -23,7 +23,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pika
 import structlog
-from dramatiq import DecodeError, Message, Middleware
+from dramatiq import Middleware
 from dramatiq.broker import MessageProxy
 from dramatiq.brokers.rabbitmq import DEAD_MESSAGE_TTL, RabbitmqBroker, _RabbitmqConsumer
 from dramatiq.common import current_millis, dq_name, q_name, xq_name
@@ -32,13 +32,13 @@ from pika.exceptions import AMQPChannelError, AMQPConnectionError, AMQPError, Ch
 
 from src.tasks.engine.brokers.base import (
     DIED_AT,
-    ERROR,
     UNREADABLE,
     DeadLetter,
     Publisher,
     QueueState,
     TaskBroker,
     is_named,
+    read_message,
     without_failure_metadata,
 )
 from src.tasks.engine.brokers.rabbitmq_publisher import (
@@ -328,12 +328,7 @@ def _count(connection: pika.BlockingConnection, name: str) -> int:
 
 
 def _read(queue_name: str, properties: pika.BasicProperties, body: bytes) -> DeadLetter:
-    try:
-        message = Message.decode(body)
-    except DecodeError:
-        options = {ERROR: f"It is no message: {body[:200]!r}"}
-        digest = sha256(body).hexdigest()[:32]
-        message = Message(queue_name, UNREADABLE, (), {}, options, message_id=digest)
+    message = read_message(body, queue_name, sha256(body).hexdigest()[:32])
     died_at = message.options.get(DIED_AT)
     if isinstance(died_at, int):
         return DeadLetter(message.message_id, message, datetime.fromtimestamp(died_at / 1000, UTC))

@@ -1,0 +1,78 @@
+"""What tests do with messages, on any broker."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from dramatiq import Message, Worker
+from dramatiq.broker import Consumer, MessageProxy
+from dramatiq.errors import BrokerConnectionError
+
+from src.tasks.engine.brokers.base import DIED_AT, ERROR, TaskBroker
+from tests.test_tasks.workers import LIMIT
+
+
+def message_to(queue: str, *args: Any, **options: Any) -> Message[Any]:
+    return Message(queue, "act", args, {}, options)
+
+
+@contextmanager
+def consuming(broker: TaskBroker, queue: str) -> Iterator[Consumer]:
+    consumer = broker.consume(queue, prefetch=1000, timeout=1000)
+    try:
+        yield consumer
+    finally:
+        with suppress(BrokerConnectionError):
+            consumer.close()
+
+
+def take(consumer: Consumer) -> MessageProxy:
+    deadline = time.monotonic() + LIMIT
+    while True:
+        if message := next(consumer):
+            return message
+        assert time.monotonic() < deadline, "No message came."
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not is_so():
+        assert time.monotonic() < deadline, "It did not come to pass."
+        time.sleep(0.02)
+
+
+def wait_for(broker: TaskBroker, queue: str, **counts: int) -> None:
+    """Wait until the queue holds so many; acknowledgements are on their way for a moment."""
+    wait_until(
+        lambda: all(
+            getattr(broker.queue_state(queue), name) == count for name, count in counts.items()
+        )
+    )
+
+
+def kill(broker: TaskBroker, queue: str, count: int) -> None:
+    """Let messages become dead letters, numbered from 0, one after another."""
+    for number in range(count):
+        broker.enqueue(message_to(queue, number, retries=3, traceback="Traceback ..."))
+    with consuming(broker, queue) as consumer:
+        for _ in range(count):
+            message = take(consumer)
+            message.options |= {ERROR: "ValueError: no", DIED_AT: message.args[0] * 1000}
+            consumer.nack(message)
+            time.sleep(0.002)  # a broker may order them by milliseconds
+    wait_for(broker, queue, waiting=0, dead=count)
+
+
+def numbers(broker: TaskBroker, queue: str, limit: int = 100) -> list[Any]:
+    return [letter.message.args[0] for letter in broker.dead_letters(queue, limit=limit)]
+
+
+@contextmanager
+def working(broker: TaskBroker) -> Iterator[Worker]:
+    worker = Worker(broker, worker_timeout=100, worker_threads=2)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.stop(int(LIMIT * 1000))
