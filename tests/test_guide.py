@@ -1,9 +1,6 @@
 """The developer guide's tutorial is true: its files, put where it says, give a working resource."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import pytest
 
 from tests.conftest import Bake
 from tests.running import running
+from tests.subprocesses import run
 
 FILE = re.compile(
     r"`((?:src|tests)/[\w/]+\.py)`[^\n]*\n\n```python\n(.*?)^```", re.DOTALL | re.MULTILINE
@@ -44,25 +42,11 @@ def tutorial(guide: str) -> str:
     return guide[guide.index("### A resource, end to end") : guide.index("### Errors")]
 
 
-def run(project: Path, command: str) -> str:
-    program, *arguments = command.split()
-    done = subprocess.run(
-        [Path(sys.executable).parent / program, *arguments],
-        cwd=project,
-        env={name: value for name, value in os.environ.items() if name != "ENV_FILE"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 def test_the_migration_finds_the_models(project: Path) -> None:
     """Models need no registration; the migration goes up, down and up again, and then is whole."""
-    run(project, "alembic revision --autogenerate -m create_note")
+    run("alembic", "revision", "--autogenerate", "-m", "create_note", cwd=project)
     for command in ("upgrade head", "downgrade -1", "upgrade head", "check"):
-        run(project, f"alembic {command}")
+        run("alembic", *command.split(), cwd=project)
     (migration,) = project.glob("alembic/versions/*_create_note.py")
     assert '"note"' in migration.read_text("utf-8")
     assert '"order_line"' in migration.read_text("utf-8")
@@ -79,7 +63,7 @@ def test_the_migration_finds_the_models(project: Path) -> None:
     ],
 )
 def test_the_result_is_clean_and_tested(project: Path, command: str) -> None:
-    run(project, command)
+    run(*command.split(), cwd=project)
 
 
 def test_the_longer_spelling_of_the_session_works_as_well(project: Path) -> None:
@@ -93,5 +77,5 @@ def test_the_longer_spelling_of_the_session_works_as_well(project: Path) -> None
     start, end = source.index("@router.post"), source.index("@router.get")
     changed = f"{imports}\n{source[:start]}{endpoint}\n\n{source[end:]}"
     path.write_text(changed, "utf-8")
-    run(project, "ruff check --ignore I001,F401,RUF100 src")
-    run(project, "pytest -q tests/test_api/test_notes.py")
+    run(*["ruff", "check", "--ignore", "I001,F401,RUF100", "src"], cwd=project)
+    run(*["pytest", "-q", "tests/test_api/test_notes.py"], cwd=project)
