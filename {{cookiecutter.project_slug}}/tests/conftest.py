@@ -6,4 +6,5 @@ pytest_plugins = [
     "tests.fixtures.hangs",
     "tests.fixtures.database",
     "tests.fixtures.client",
+    "tests.fixtures.commands",
 ]

@@ -1,100 +1,21 @@
 """The command line. Servers run as processes, as users run them."""
 
 import asyncio
-import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from tempfile import TemporaryFile
-from typing import IO, NamedTuple
 
 import httpx
 import pytest
 from sqlalchemy import make_url
 
-import cli
-from src.core.config import ROOT, get_settings
+from src.core.config import ROOT
 from src.db.setup import drop_database
+from tests.fixtures.commands import LIMIT, Run, serving
 from tests.fixtures.database import TEMPLATE_URL
-from tests.leash import Leash
 
-LIMIT = 60.0  # seconds
 UNREACHABLE = "postgresql://me:hunter2@127.0.0.1:1/app"
-
-
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Run `cli.py` with arguments and variables, in this process: imports take a second."""
-
-    def run(*arguments: str, **variables: str) -> Outcome:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
-        get_settings.cache_clear()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        # `sys.exit` with a message has the interpreter print it and end with 1.
-        code = ended.value.code
-        if isinstance(code, str):
-            return Outcome(1, captured.out, captured.err + code)
-        return Outcome(code or 0, captured.out, captured.err)
-
-    yield run
-    monkeypatch.undo()
-    get_settings.cache_clear()
-    logging.getLogger().handlers = []
-
-
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return str(server.getsockname()[1])
-
-
-@contextmanager
-def serving(*flags: str, **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Run a server, then send SIGTERM; yield the process and its address."""
-    port = free_port()
-    with TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "cli.py", "api", "--port", port, *flags],
-            cwd=ROOT,
-            env=os.environ | {"LOG_LEVEL": "INFO", "PORT": "1"} | variables,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        leash = Leash(process.pid)
-        try:
-            _wait_for_log(process, log, b"Application startup complete")
-            yield process, f"http://127.0.0.1:{port}"
-            process.send_signal(signal.SIGTERM)
-            process.wait(LIMIT)
-        finally:
-            leash.pull()
-            process.wait()
-
-
-def _wait_for_log(process: subprocess.Popen[bytes], log: IO[bytes], words: bytes) -> None:
-    deadline = time.monotonic() + LIMIT
-    while words not in (written := os.pread(log.fileno(), 1_000_000, 0)):
-        assert process.poll() is None, written.decode()
-        assert time.monotonic() < deadline, written.decode()
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("command", ["", "api", "db", "db migrate", "db revision", "dev"])

@@ -34,22 +34,30 @@ class State(TypedDict):
     transaction: NotRequired[AsyncSession]  # of `IdempotencyMiddleware`, which commits it
 
 
+@asynccontextmanager
+async def open_resources(settings: Settings) -> AsyncGenerator[State]:
+    """Open what requests and jobs need."""
+    async with AsyncExitStack() as stack:
+        state = State(
+            settings=settings,
+            database=await stack.enter_async_context(
+                db.open_database(settings.database_url, pool_size=settings.DATABASE_POOL_SIZE)
+            ),
+            # % if cookiecutter.cache_backend != "none"
+            cache=await stack.enter_async_context(cache.open_cache(settings)),
+            # % endif
+        )
+        # % if cookiecutter.__queue
+        await stack.enter_async_context(tasks.open_relay(settings, tasks.broker))
+        # % endif
+        yield state
+
+
 def build_lifespan(settings: Settings) -> Lifespan[FastAPI]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[State]:
         async with AsyncExitStack() as stack:
-            state = State(
-                settings=settings,
-                database=await stack.enter_async_context(
-                    db.open_database(settings.database_url, pool_size=settings.DATABASE_POOL_SIZE)
-                ),
-                # % if cookiecutter.cache_backend != "none"
-                cache=await stack.enter_async_context(cache.open_cache(settings)),
-                # % endif
-            )
-            # % if cookiecutter.__queue
-            await stack.enter_async_context(tasks.open_relay(settings, tasks.broker))
-            # % endif
+            state = await stack.enter_async_context(open_resources(settings))
             # % if cookiecutter.scheduler
             if settings.SCHEDULER_ENABLED:
                 from src.schedulers import scheduler  # noqa: PLC0415 - it imports all that jobs need

@@ -57,7 +57,7 @@ async def open_scheduler(
     *,
     setup: Setup = setup_jobs,
     drain: float = DRAIN_SECONDS,
-) -> AsyncGenerator[Scheduler]:
+) -> AsyncGenerator[None]:
     """Schedule in the background, whenever this process is the leader, until the block ends."""
     build_scheduler(setup)  # a job that cannot run is an error now, not once this process leads
     async with open_database(settings.database_url, pool_size=CONNECTIONS) as own:
@@ -65,9 +65,7 @@ async def open_scheduler(
         scheduler = Scheduler(Store(own), context, partial(build_scheduler, setup), drain)
         running = asyncio.create_task(scheduler.run())
         try:
-            yield scheduler
+            yield
         finally:
-            scheduler.stop()
-            if not scheduler.is_leader:
-                running.cancel()  # it may wait for a database that is unavailable
+            running.cancel()
             await asyncio.wait([running])

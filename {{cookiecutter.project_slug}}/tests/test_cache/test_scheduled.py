@@ -12,7 +12,7 @@ from src.db.session import Database
 from src.schedulers.context import transaction
 from src.schedulers.scheduler import open_scheduler
 from tests.fixtures.notes import Note
-from tests.test_schedulers.history import runs_of
+from tests.test_schedulers.conftest import runs_of
 
 
 async def test_a_job_invalidates(committing_url: URL, committing_database: Database) -> None:

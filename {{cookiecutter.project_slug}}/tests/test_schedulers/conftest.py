@@ -1,4 +1,5 @@
-from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -12,12 +13,14 @@ from structlog.testing import capture_logs
 
 from src.core import failures
 from src.core.config import Settings
+from src.db.models.scheduler import SchedulerRun
 from src.db.session import Database
 from src.schedulers.engine import executor, leadership, store
 from src.schedulers.scheduler import open_scheduler
+from src.services.scheduler import Overview, SchedulerService
 from tests.proxy import Proxy
-from tests.test_schedulers.history import LIMIT_SECONDS
 
+LIMIT_SECONDS = 60
 Schedule = Callable[..., AbstractAsyncContextManager[None]]
 Logs = list[MutableMapping[str, Any]]
 
@@ -70,3 +73,35 @@ def schedule(committing_url: URL, committing_database: Database) -> Schedule:
             yield
 
     return schedule
+
+
+async def overview(database: Database) -> Overview:
+    async with database.reads() as session:
+        return await SchedulerService.overview(session, runs=100)
+
+
+async def runs_of(database: Database, *, count: int = 1) -> Sequence[SchedulerRun]:
+    """Wait until so many runs of `job` have finished; return its runs, newest first."""
+    async with asyncio.timeout(LIMIT_SECONDS):
+        while True:
+            jobs = (await overview(database)).jobs
+            runs = [run for job in jobs if job.id == "job" for run in job.runs]
+            if len([run for run in runs if run.finished_at]) >= count:
+                return runs
+            await asyncio.sleep(0.02)
+
+
+async def leader_of(database: Database) -> str:
+    """Wait until a leader has a run; return its name."""
+    async with asyncio.timeout(LIMIT_SECONDS):
+        while True:
+            shown = await overview(database)
+            if shown.leader is not None and any(job.runs for job in shown.jobs):
+                return shown.leader.holder
+            await asyncio.sleep(0.02)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(LIMIT_SECONDS):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.02)

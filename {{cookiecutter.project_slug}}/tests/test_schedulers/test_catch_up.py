@@ -8,8 +8,7 @@ import pytest
 from src.db.models.scheduler import SchedulerJob, SchedulerRun
 from src.db.session import Database
 from src.domain.scheduler import RunOutcome
-from tests.test_schedulers.conftest import Schedule
-from tests.test_schedulers.history import leader_of, overview, runs_of
+from tests.test_schedulers.conftest import Schedule, leader_of, overview, runs_of
 
 HOUR = timedelta(hours=1)
 HOURLY = "interval[1:00:00]"

@@ -11,8 +11,7 @@ from src.domain.scheduler import RunOutcome
 from src.repositories.scheduler import SchedulerRepository
 from src.schedulers.engine import leadership
 from tests.proxy import Proxy
-from tests.test_schedulers.conftest import Logs, Schedule
-from tests.test_schedulers.history import LIMIT_SECONDS, leader_of, runs_of, until
+from tests.test_schedulers.conftest import LIMIT_SECONDS, Logs, Schedule, leader_of, runs_of, until
 
 
 @pytest.fixture
@@ -75,11 +74,7 @@ async def test_a_leader_that_loses_the_lease_cancels_its_runs(
 
     assert run.outcome is RunOutcome.CANCELLED
     assert second != first
-    assert [log["event"] for log in logs if log["event"].startswith("leadership")] == [
-        "leadership_acquired",
-        "leadership_lost",
-        "leadership_acquired",
-    ]
+    assert [log["event"] for log in logs][:2] == ["leadership_acquired", "leadership_lost"]
 
 
 async def test_a_short_outage_costs_neither_leadership_nor_a_tick(

@@ -1,4 +1,7 @@
-"""Several processes and a one-second job: whatever happens to the leader, no tick runs twice."""
+"""Several processes and a one-second job: whatever happens to the leader, no tick runs twice.
+
+Run as a program, this module is one of the processes.
+"""
 
 import asyncio
 import json
@@ -13,14 +16,18 @@ from typing import NamedTuple
 
 import httpx
 import pytest
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy import URL, text
 
-from src.core.config import ROOT
+from src.core.config import ROOT, get_settings
+from src.core.logging import configure_logging
 from src.db.session import Database, open_database
+from src.schedulers.context import job_tick
+from src.schedulers.engine import leadership, process
+from tests.fixtures.commands import serving
 from tests.leash import Leash
 from tests.proxy import Proxy
-from tests.test_cli import serving
-from tests.test_schedulers.history import LIMIT_SECONDS, overview, until
+from tests.test_schedulers.conftest import LIMIT_SECONDS, overview, until
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,7 +51,7 @@ class Replicas:
 
     async def start(self, url: URL, **variables: str) -> int:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.test_schedulers.one_second_job", self.file,
+            sys.executable, "-m", __name__, self.file,
             cwd=ROOT,
             env=os.environ
             | {"DATABASE_URL": url.render_as_string(hide_password=False), "LOG_LEVEL": "INFO"}
@@ -89,48 +96,28 @@ async def replicas(tmp_path: Path, fresh_url: URL) -> AsyncGenerator[Replicas]:
                 await process.wait()
 
 
-async def test_a_killed_leader_is_replaced(replicas: Replicas, fresh_url: URL) -> None:
-    """Every time."""
-    for _ in range(3):
-        await replicas.start(fresh_url)
-    for kills in range(2):
-        await replicas.wait_for_runs(4 * (kills + 1))
-        leader = await replicas.leader()
-        replicas.processes[leader].send_signal(signal.SIGKILL)
-        await replicas.wait_for_another(leader)
-    replicas.assert_each_tick_once()
-
-
-async def test_a_frozen_leader_is_replaced_and_repeats_nothing(
-    replicas: Replicas, fresh_url: URL
-) -> None:
-    """When it wakes up it finds that it has lost the lease."""
-    for _ in range(3):
-        await replicas.start(fresh_url)
-    await replicas.wait_for_runs(3)
-    leader = await replicas.leader()
-    replicas.processes[leader].send_signal(signal.SIGSTOP)
-    await replicas.wait_for_another(leader)
-    replicas.processes[leader].send_signal(signal.SIGCONT)
-    count = len(replicas.runs())
-    await replicas.wait_for_runs(count + 4)
-    assert {run.pid for run in replicas.runs()[count + 1 :]} == {await replicas.leader()}
-    replicas.assert_each_tick_once()
-
-
-@pytest.mark.parametrize("fault", ["refuses", "hangs"])
-async def test_a_leader_without_its_database_is_replaced(
+@pytest.mark.parametrize("fault", ["killed", "frozen", "refused", "unanswered"])
+async def test_a_leader_is_replaced_and_no_run_repeated(
     replicas: Replicas, fresh_url: URL, proxy: Proxy, fault: str
 ) -> None:
-    """It stops by itself; otherwise two processes would run jobs."""
+    """If it dies, or freezes and wakes up later, or if its database is unavailable."""
     first = await replicas.start(proxy.url.set(database=fresh_url.database))
     await replicas.wait_for_runs(2)
     await replicas.start(fresh_url)
-    if fault == "refuses":
+    if fault == "killed":
+        replicas.processes[first].kill()
+    elif fault == "frozen":
+        replicas.processes[first].send_signal(signal.SIGSTOP)
+    elif fault == "refused":
         await proxy.stop()
     else:
         proxy.freeze()
     await replicas.wait_for_another(first)
+    if fault == "frozen":
+        replicas.processes[first].send_signal(signal.SIGCONT)
+        count = len(replicas.runs())
+        await replicas.wait_for_runs(count + 4)
+        assert {run.pid for run in replicas.runs()[count + 1 :]} == {await replicas.leader()}
     replicas.assert_each_tick_once()
 
 
@@ -180,3 +167,18 @@ async def test_one_worker_of_the_api_leads(replicas: Replicas, fresh_url: URL) -
     assert "prune_run_history" in [job["id"] for job in shown["jobs"]]
     assert int(shown["leader"]["holder"].split(":")[1]) != process.pid
     assert await replicas.leader() == 0  # the lease is released
+
+
+async def job(path: Path) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps([str(job_tick()), os.getpid()]) + "\n")
+
+
+def setup(scheduler: AsyncIOScheduler) -> None:
+    scheduler.add_job(job, args=[Path(sys.argv[1])], trigger="interval", seconds=1, id="job")
+
+
+if __name__ == "__main__":
+    configure_logging(get_settings())
+    leadership.LEASE_SECONDS = float(os.environ.get("TEST_LEASE_SECONDS", leadership.LEASE_SECONDS))
+    asyncio.run(process.run(get_settings(), drain=2, setup=setup))

@@ -17,8 +17,7 @@ from src.repositories import retention
 from src.schedulers.context import JobContext, job_tick, use_context
 from src.schedulers.jobs import setup_jobs
 from src.schedulers.scheduler import build_scheduler
-from tests.test_schedulers.conftest import Logs, Schedule
-from tests.test_schedulers.history import LIMIT_SECONDS, overview, runs_of
+from tests.test_schedulers.conftest import LIMIT_SECONDS, Logs, Schedule, overview, runs_of
 
 
 def counted(outcome: RunOutcome) -> float:

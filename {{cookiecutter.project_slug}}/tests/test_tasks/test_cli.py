@@ -11,7 +11,7 @@ from src.db.session import Database
 from src.domain.task import TaskStatus
 from src.tasks import cli as commands
 from src.tasks.engine.brokers.base import TaskBroker
-from tests.test_cli import Outcome, Run, run
+from tests.fixtures.commands import Outcome, Run
 from tests.test_tasks.workers import (
     dead_letter,
     ended,
@@ -22,8 +22,6 @@ from tests.test_tasks.workers import (
     state_of,
     working,
 )
-
-__all__ = ["run"]
 
 pytestmark = pytest.mark.usefixtures("logs")  # else they are in the output too
 

@@ -55,16 +55,11 @@ class Scheduler:
         self._context = context
         self._build = build
         self._drain = drain
-        self._stopping = asyncio.Event()
         self._renewals: set[asyncio.Task[bool | None]] = set()
-        self.is_leader = False
-
-    def stop(self) -> None:
-        self._stopping.set()
 
     async def run(self) -> None:
-        """Try to become the leader, again and again, until stopped."""
-        while not self._stopping.is_set():
+        """Try to become the leader, again and again, until cancelled."""
+        while True:
             try:
                 leadership = await self._try_acquire()
                 if leadership is not None:
@@ -74,8 +69,7 @@ class Scheduler:
             except Exception:
                 # Without this, scheduling would end in silence.
                 log.exception("scheduler_failed")
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), POLL_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _try_acquire(self) -> Leadership | None:
         holder = f"{socket.gethostname()}:{os.getpid()}:{token_hex(4)}"
@@ -87,27 +81,23 @@ class Scheduler:
         return Leadership(holder, expires_at) if is_acquired else None
 
     async def _lead(self, leadership: Leadership) -> None:
-        """Run jobs until stopped, or until the lease is lost."""
+        """Run jobs until the lease is lost, or until cancelled; then let running jobs finish."""
         executor = RecordingExecutor(self._store, leadership.holder, self._context)
         scheduler = self._build(executor)
         renewing = asyncio.create_task(self._renew_until_lost(leadership, executor))
-        stopping = asyncio.create_task(self._stopping.wait())
-        self.is_leader = True
         try:
             await self._start(scheduler, leadership)
-            await asyncio.wait([renewing, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([renewing])
         finally:
             LEADER.set(0)
             scheduler.pause()
             await executor.drain(0 if renewing.done() else self._drain)
             scheduler.shutdown()
             renewing.cancel()
-            stopping.cancel()
-            await asyncio.wait([renewing, stopping])  # the shutdown needs a turn of the loop too
+            await asyncio.wait([renewing])  # the shutdown needs a turn of the loop too
             with suppress(DatabaseUnavailableError):
                 async with self._store.repository() as tables:
                     await tables.release_lease(leadership.holder)
-            self.is_leader = False
 
     async def _start(self, scheduler: AsyncIOScheduler, leadership: Leadership) -> None:
         """Continue at the ticks that the last leader has left."""
