@@ -24,7 +24,6 @@ from dev.supervisor import POSIX, Account, supervised
 USER = "postgres"
 PORT = 5432  # with a socket: only a part of its name
 NOBODY = (65534, 65534)
-MARK = "PG_VERSION"  # a file that each cluster has
 POSTGRES = Kind(
     name="PostgreSQL",
     instead="POSTGRES_HOST or DATABASE_URL to a server of your own, PostgreSQL 18 or newer",
@@ -71,7 +70,7 @@ def embedded_postgres(
         initdb = [binaries / "initdb", "-D", here, *INITIALISE]
         initdb += [] if data else ["--no-sync", "--no-data-checksums"]
         try:
-            if not (cluster / MARK).exists():
+            if not (cluster / "PG_VERSION").exists():
                 _make_cluster(cluster, initdb, run, account, tcp=tcp)
             settings, url = _listen_tcp(cluster) if tcp else _listen_socket(run, account)
         except OSError as error:
@@ -165,8 +164,7 @@ def _make_cluster(
         made.rename(data)
     except (OSError, ServerError):
         shutil.rmtree(made, ignore_errors=True)
-        if not (data / MARK).exists():  # not merely another process that was faster
-            raise
+        raise
 
 
 def _listen_socket(run: Path, account: Account | None) -> tuple[dict[str, str], str]:

@@ -1,6 +1,5 @@
 """The embedded PostgreSQL: real, kept or thrown away, and never left behind."""
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -33,15 +32,10 @@ as_root = pytest.mark.skipif(
 )
 
 OWNER = """
-from dev import server
 from dev.postgres import embedded_postgres
-server.RELEASE_LIMIT = 0
-try:
-    with embedded_postgres(*map(Path, sys.argv[1:])) as url:
-        report(url)
-        sys.stdin.read()
-except server.ServerError as error:
-    report(str(error))
+with embedded_postgres(Path(sys.argv[1])) as url:
+    report(url)
+    sys.stdin.read()
 """
 
 
@@ -92,15 +86,6 @@ def test_start_that_was_cut_short_leaves_no_half_made_cluster(tmp_path: Path) ->
         eventually(lambda: not any(tmp_path.iterdir()), "its removal")
 
 
-def test_first_starts_at_the_same_time_end_with_one_whole_cluster(tmp_path: Path) -> None:
-    data = tmp_path / "postgres"
-    with owner(OWNER, data) as one, owner(OWNER, data) as other:
-        reports = sorted([reported_by(one), reported_by(other)])
-    assert "is already in use by another process" in reports[0]
-    assert reports[1].startswith("postgresql+asyncpg://")
-    assert [path.name for path in tmp_path.iterdir()] == ["postgres"]
-
-
 def test_folder_that_is_no_cluster_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
     message = f"{tmp_path} is no database; move it away"
@@ -129,13 +114,6 @@ def test_without_sockets_a_random_password_is_asked_for(tmp_path: Path) -> None:
         wrong = make_url(url).set(password="guess")
         with pytest.raises(asyncpg.InvalidPasswordError):
             query(wrong.render_as_string(hide_password=False), "SELECT 1")
-
-
-def test_missing_wheel_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    advice = r"is not installed\); set POSTGRES_HOST or DATABASE_URL to a server of your own"
-    with pytest.raises(ServerError, match=advice), embedded_postgres():
-        pass
 
 
 @as_root

@@ -7,9 +7,28 @@ from pathlib import Path
 import pytest
 
 from dev import server
-from dev.server import ServerError, locked, run_folder
+from dev.server import Kind, ServerError, locked, run_folder
+from dev.supervisor import supervised
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sockets and locks are POSIX's")
+
+KIND = Kind(name="Thing", instead="THING_URL to your own", ready="ready")
+
+
+def test_missing_wheel_is_explained() -> None:
+    message = r"Thing cannot be started here \(the wheel no-thing is not installed\); set THING_URL"
+    with pytest.raises(ServerError, match=message):
+        KIND.find_wheel("no-thing")
+
+
+def test_server_that_ends_is_explained_by_its_last_words(tmp_path: Path) -> None:
+    message = r"Thing cannot be started here \(no / luck\); set THING_URL to your own\."
+    with (
+        (tmp_path / "log").open("wb") as log,
+        supervised(["printf", "no\nluck.\n"], output=log) as process,
+        pytest.raises(ServerError, match=message),
+    ):
+        KIND.wait_until_ready(process, tmp_path / "log")
 
 
 def test_folder_is_of_one_process_at_a_time(

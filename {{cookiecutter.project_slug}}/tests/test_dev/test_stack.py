@@ -1,13 +1,11 @@
 """`python cli.py dev`: everything starts, everything stops."""
 
-import json
 import signal
 import socket
 import sys
 import urllib.request
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -37,25 +35,30 @@ from tests.test_dev.test_stack import waiting
 stack.upgrade = lambda *_: None
 sys.exit(stack.run_stack(waiting(folder / "program")))
 """
-# It tells a file who it is and where its database is.
+# It writes to a file who it is and where its database is.
 WAITING = """
-import json, os, sys, time
+import os, sys, time
 print("hello")
-with open(sys.argv[1] + "~", "w") as file:
-    json.dump([os.getpid(), os.environ["DATABASE_URL"]], file)
-os.rename(sys.argv[1] + "~", sys.argv[1])
+with open(sys.argv[1], "w") as file:
+    print(os.getpid(), os.environ["DATABASE_URL"], file=file)
 time.sleep(600)
 """
-ENDING = "import os, sys\nwhile not os.path.exists(sys.argv[1]): pass\nsys.exit(7)"
+ENDING = """
+import sys
+from tests.test_dev.test_stack import Path, read
+read(Path(sys.argv[1]))
+sys.exit(7)
+"""
 
 
 def waiting(path: Path) -> dict[str, tuple[str, ...]]:
     return {"waiting": ("-c", WAITING, str(path))}
 
 
-def read(path: Path) -> Any:
-    eventually(path.exists, str(path))
-    return json.loads(path.read_text())
+def read(path: Path) -> tuple[int, str]:
+    eventually(lambda: path.exists() and path.read_text().endswith("\n"), str(path))
+    pid, url = path.read_text().split()
+    return int(pid), url
 
 
 def answers(url: str) -> bool:
