@@ -1,13 +1,14 @@
-"""What `python cli.py worker` runs: Dramatiq's own command line, with what we know.
+"""`python cli.py worker`: Dramatiq's own command line, with our settings.
 
-It is not in `src.tasks`, which makes the broker: this process only starts others, that work. What
-they would inherit of a broker made here, a thread among it, cannot be used in them.
+It is not in `src.tasks`, which creates the broker when it is imported: this process only starts
+others, and a broker that they inherit, with the thread of its time limit, does not work in them.
 """
 
 import os
 import signal
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 from dramatiq import cli
 from watchfiles import PythonFilter, run_process
@@ -16,13 +17,13 @@ from src.core.config import ROOT, Settings
 
 
 def check_health_port(settings: Settings) -> None:
-    """Say now that the port is taken, rather than work without probes. Raises SystemExit."""
+    """Refuse a port that is taken, rather than work without probes. Raises SystemExit."""
     port = settings.DRAMATIQ_HEALTH_PORT
     try:
         if port is not None:
             socket.create_server((settings.HOST, port)).close()
     except OSError as error:
-        raise SystemExit(f"Port {port} of {settings.HOST} cannot be had: {error}") from None
+        raise SystemExit(f"Cannot listen on port {port} of {settings.HOST}: {error}") from None
 
 
 def run(*, processes: int, threads: int, queues: Sequence[str], shutdown_seconds: int) -> int:
@@ -34,33 +35,21 @@ def run(*, processes: int, threads: int, queues: Sequence[str], shutdown_seconds
     ]
     if queues:
         arguments += ["--queues", *queues]
-    _stop_on_hangup()
+    if hasattr(signal, "SIGHUP"):
+        # A closed terminal stops the worker: Dramatiq would start itself again, and not find itself.
+        cli.HANDLED_SIGNALS.discard(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     status: int = cli.main(cli.make_argument_parser().parse_args(arguments))
     return status
 
 
-def _stop_on_hangup() -> None:
-    """Take a closed terminal for SIGTERM; Dramatiq would start itself anew, and not find itself."""
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    if hangup is not None:
-        cli.HANDLED_SIGNALS.discard(hangup)
-        signal.signal(hangup, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-
-
-def run_with_reload(
-    *, processes: int, threads: int, queues: Sequence[str], shutdown_seconds: int
-) -> int:
-    """As `run`, and begin anew when code changes."""
+def run_with_reload(**options: Any) -> int:
+    """Run with the options of `run`, and restart when code changes."""
     run_process(
         ROOT / "src",
         target=run,
-        kwargs={
-            "processes": processes,
-            "threads": threads,
-            "queues": queues,
-            "shutdown_seconds": shutdown_seconds,
-        },
+        kwargs=options,
         watch_filter=PythonFilter(),
-        sigint_timeout=shutdown_seconds,
+        sigint_timeout=options["shutdown_seconds"],
     )
     return 0

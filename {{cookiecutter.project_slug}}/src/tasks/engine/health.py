@@ -51,7 +51,9 @@ def serve() -> int:
     app = create_app(settings, cast(TaskBroker, get_broker()))
     with socket.create_server((settings.HOST, settings.DRAMATIQ_HEALTH_PORT or 0)) as listener:
         log.info("worker_health", url=f"http://{settings.HOST}:{listener.getsockname()[1]}")
-        config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False)
+        config = uvicorn.Config(
+            app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=1
+        )
         uvicorn.Server(config).run([listener])
     return 0
 

@@ -55,7 +55,17 @@ class Relay:
         while True:
             self._wake.clear()
             is_last_sweep = self._is_stopping
-            await self._sweep_all()
+            try:
+                while await self.sweep() == BATCH:
+                    pass
+            except (BrokerUnavailableError, DatabaseUnavailableError, SQLAlchemyError) as error:
+                self._outage.begin(error)
+            except Exception as error:
+                # Whatever it is, the relay must go on, after a pause.
+                log.exception("outbox_failed")
+                self._outage.begin(error)
+            else:
+                self._outage.end()
             if is_last_sweep:
                 return
             if self._outage.is_on:
@@ -63,19 +73,6 @@ class Relay:
             else:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
-
-    async def _sweep_all(self) -> None:
-        try:
-            while await self.sweep() == BATCH:
-                pass
-        except (BrokerUnavailableError, DatabaseUnavailableError, SQLAlchemyError) as error:
-            self._outage.begin(error)
-        except Exception as error:
-            # Whatever it is, the relay must go on, after a pause.
-            log.exception("outbox_failed")
-            self._outage.begin(error)
-        else:
-            self._outage.end()
 
     async def sweep(self) -> int:
         """Send what is due, BATCH messages at most; return how many.
