@@ -57,21 +57,13 @@ class MemoryBackend(CacheBackend):
         return [await self.get(key) for key in keys]
 
     async def set(self, key: str, value: Value, ex: float | None = None) -> None:
-        lifetime = self.lifetime(ex)
-        size = _size(key) + _size(value) + ENTRY_OVERHEAD_BYTES
-        self._drop(key)
-        if size > self._max_bytes:
-            return
-        deadline = math.inf if lifetime is None else self._clock() + lifetime
-        self._entries[key] = value, deadline, size
-        self._bytes += size
-        while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
-            self._drop(next(iter(self._entries)))
+        self._set(key, value, self._deadline(ex))
 
     async def add(self, key: str, value: Value, ex: float | None = None) -> bool:
-        is_new = await self.get(key) is None
+        deadline = self._deadline(ex)
+        is_new = not self._is_live(key)
         if is_new:
-            await self.set(key, value, ex)
+            self._set(key, value, deadline)
         return is_new
 
     async def delete(self, *keys: str) -> int:
@@ -101,15 +93,17 @@ class MemoryBackend(CacheBackend):
 
     async def renew_lease(self, key: str, token: str, seconds: float) -> bool:
         is_held = self._end_lease(key, token)
-        return is_held and await self.acquire_lease(key, token, seconds)
+        if is_held:
+            self._leases[key] = token, self._clock() + seconds
+        return is_held
 
     async def set_if_leased(
         self, key: str, token: str, value: Value, ex: float | None = None
     ) -> bool:
-        self.lifetime(ex)  # raises while the lease is still there
+        deadline = self._deadline(ex)
         is_held = self._end_lease(key, token)
         if is_held:
-            await self.set(key, value, ex)
+            self._set(key, value, deadline)
         return is_held
 
     async def release_lease(self, key: str, token: str) -> None:
@@ -125,6 +119,20 @@ class MemoryBackend(CacheBackend):
             "max_entries": self._max_entries,
             "max_bytes": self._max_bytes,
         }
+
+    def _deadline(self, ex: float | None) -> float:
+        seconds = self.lifetime(ex)
+        return math.inf if seconds is None else self._clock() + seconds
+
+    def _set(self, key: str, value: Value, deadline: float) -> None:
+        size = _size(key) + _size(value) + ENTRY_OVERHEAD_BYTES
+        self._drop(key)
+        if size > self._max_bytes:
+            return
+        self._entries[key] = value, deadline, size
+        self._bytes += size
+        while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
+            self._drop(next(iter(self._entries)))
 
     def _is_live(self, key: str) -> bool:
         return key in self._entries and self._entries[key][1] > self._clock()
