@@ -82,8 +82,8 @@ def key_maker(
     arguments: Arguments,
     prefix: str | None,
     key: str | Callable[..., str] | None,
-) -> Callable[[tuple[Any, ...], dict[str, Any], dict[str, Any]], str]:
-    """Return what makes the key of a call from its arguments, as given and by name.
+) -> Callable[[tuple[Any, ...], dict[str, Any], tuple[Any, ...]], str]:
+    """Return what makes the key of a call from its arguments, as given and as bound.
 
     Raises TypeError if they can make none.
     """
