@@ -54,5 +54,8 @@ def not_chosen(answers: Answers) -> Iterator[str]:
     return (feature for feature, is_kept in kept.items() if not is_kept)
 
 
-def names(feature: str, line: str) -> bool:
-    return WORDS[feature].search(OTHERWISE.sub("", line)) is not None
+def unwanted(answers: Answers, text: str) -> list[str]:
+    """Return the lines that name what was not chosen."""
+    words = [WORDS[feature] for feature in not_chosen(answers)]
+    lines = (line for line in text.splitlines() if any(word.search(line) for word in words))
+    return [line for line in lines if any(word.search(OTHERWISE.sub("", line)) for word in words)]

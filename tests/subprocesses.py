@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 BINARIES = Path(sys.executable).parent
+UNTOUCHED = {"PYTHONDONTWRITEBYTECODE": "1"}  # for what runs in the template's own folder
 LIMIT = 900  # seconds that a program may take, the longest suite on a busy machine included
 
 
@@ -49,5 +50,4 @@ def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -
 
 def environment() -> dict[str, str]:
     """Return ours, but for what pytest-xdist sets for its own workers."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    return ours | {"PYTHONDONTWRITEBYTECODE": "1"}
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

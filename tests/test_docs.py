@@ -14,7 +14,7 @@ import yaml
 from scripts import tables
 from tests.conftest import Bake
 from tests.project import REPOSITORY, SERVICE, BakedProject
-from tests.subprocesses import attempt, run
+from tests.subprocesses import UNTOUCHED, attempt, run
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md"))
@@ -167,7 +167,7 @@ def test_make_targets_that_are_named_exist() -> None:
 
 def test_commands_that_are_named_exist() -> None:
     """And have the options that are named with them."""
-    commands = json.loads(run("python", "-c", COMMANDS, cwd=REPOSITORY / SERVICE))
+    commands = json.loads(run("python", "-c", COMMANDS, cwd=REPOSITORY / SERVICE, env=UNTOUCHED))
     calls = [(page, *call) for page, span in spans() for call in CLI.findall(span)]
     assert len(calls) > len(commands)
     for page, words, rest in calls:
