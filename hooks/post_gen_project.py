@@ -19,7 +19,7 @@ FEATURES = [
         tests/**/test_item.py  tests/**/test_*items.py"""),
     ("{{ cookiecutter.example and cookiecutter.__queue }}", """
         alembic/versions/*_create_item_import.py  src/**/item_import.py  src/**/item_imports.py
-        tests/**/test_item_import.py  tests/test_cache/test_imported_items.py"""),
+        tests/**/test_item_import*.py  tests/test_cache/test_imported_items.py"""),
     ("{{ cookiecutter.example and cookiecutter.scheduler }}", "src/**/stale_items.py"),
     ("{{ not cookiecutter.example }}", "src/*/jobs_without_example.py"),
     ("{{ cookiecutter.cache_backend != 'none' }}", """
