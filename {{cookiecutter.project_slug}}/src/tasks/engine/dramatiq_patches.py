@@ -1,4 +1,7 @@
-"""What corrects Dramatiq 2.2; each part says with which release of Dramatiq it can go."""
+"""What corrects Dramatiq 2.2. Each part says with which release of Dramatiq it can go.
+
+The consumers in `brokers/` correct it too, where they say "Dramatiq 2.2".
+"""
 
 import logging
 import math

@@ -11,20 +11,20 @@ from dramatiq import DecodeError, Message
 from dramatiq.broker import Broker, MessageProxy
 from dramatiq.common import current_millis
 
-# Ends of tasks that Dramatiq notes in the options of a message, and those that we add.
+# The options of a message in which we, and Dramatiq, keep how it failed.
 ERROR = "error"
 DIED_AT = "died_at"
 FAILURE_OPTIONS = frozenset({ERROR, DIED_AT, "retries", "traceback", "requeue_timestamp"})
-UNREADABLE = "?"  # instead of the actor's name, of a dead letter that is no message of Dramatiq's
+UNREADABLE = "?"  # the actor's name of a dead letter that is no message of Dramatiq's
 
 
 class BrokerUnavailableError(Exception):
-    """The broker cannot be had just now, and may be in a moment; the message says why."""
+    """The broker's server does not work at the moment; the message says why."""
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A message that no worker will try again by itself."""
+    """A message that failed for good."""
 
     id: str  # names it in a queue's dead letters
     message: Message[Any]
@@ -36,12 +36,12 @@ class QueueState:
     waiting: int  # messages that no worker has finished, those that it works on included
     delayed: int
     dead: int
-    oldest_seconds: float | None  # how long the first in line waits; None if it cannot be told
+    oldest_seconds: float | None  # how long the first in line waits; None if it is not known
 
 
 class Publisher(Protocol):
     async def publish(self, messages: Sequence[Message[Any]]) -> None:
-        """Hand over the messages; once this returns the broker has all of them for good.
+        """Publish the messages; once this returns the broker has stored all of them.
 
         Raises BrokerUnavailableError; then it may have some of them.
         """
@@ -50,7 +50,7 @@ class Publisher(Protocol):
 class TaskBroker(Broker, ABC):
     """A broker of Dramatiq's that publishes in batches and gives access to dead letters.
 
-    All but `open_publisher` block, and raise BrokerUnavailableError while the server is away.
+    All methods but `open_publisher` block, and raise BrokerUnavailableError.
     """
 
     @abstractmethod
@@ -59,7 +59,7 @@ class TaskBroker(Broker, ABC):
 
     @abstractmethod
     def ping(self) -> None:
-        """Ask the server for an answer."""
+        """Check that the server responds."""
 
     def warn_if_unsafe(self) -> None:
         """Warn of a server that may lose messages; workers call it when they start."""
@@ -69,7 +69,7 @@ class TaskBroker(Broker, ABC):
 
     @abstractmethod
     def is_redelivered(self, message: MessageProxy) -> bool:
-        """Whether a worker has had the message before, and went away without a word."""
+        """Whether the message was delivered before, to a worker that died."""
 
     @abstractmethod
     def queue_state(self, queue_name: str) -> QueueState: ...
@@ -80,19 +80,19 @@ class TaskBroker(Broker, ABC):
 
     @abstractmethod
     def requeue_dead(self, queue_name: str, ids: Collection[str] | None = None) -> int:
-        """Give the dead letters another life, all unless named; return how many.
+        """Put dead letters back on the queue, all unless named; return how many.
 
-        The message is on its queue before it is gone from the dead ones. It has no traces of its
-        failure (FAILURE_OPTIONS) then.
+        Each is on the queue before it is removed from the dead-letter queue. It has none of the
+        FAILURE_OPTIONS any more. Those that are no messages stay.
         """
 
     @abstractmethod
     def purge_dead(self, queue_name: str, ids: Collection[str] | None = None) -> int:
-        """Forget dead letters, all unless named; return how many."""
+        """Delete dead letters, all unless named; return how many."""
 
 
 def read_message(body: bytes, queue_name: str, message_id: str) -> Message[Any]:
-    """Decode the message, or return one to UNREADABLE that shows the body."""
+    """Decode the message; for a body that is none return one that shows it, to UNREADABLE."""
     try:
         return Message.decode(body)
     except (DecodeError, KeyError, TypeError):  # it is no JSON, or no message
@@ -105,13 +105,13 @@ def is_named(letter: DeadLetter, ids: Collection[str] | None) -> bool:
 
 
 def mark_dead(message: MessageProxy, reason: str) -> None:
-    """Make a dead letter of the message, once its attempt is over."""
+    """Let the message become a dead letter when its attempt ends."""
     message.options |= {ERROR: reason, DIED_AT: current_millis()}
     message.fail()
 
 
 def without_failure_metadata(message: Message[Any]) -> Message[Any]:
-    """Return the message as it was before it failed, but sent now: its age counts anew."""
+    """Return the message as it was before it failed, as if it were sent now."""
     options = {
         name: value for name, value in message.options.items() if name not in FAILURE_OPTIONS
     }

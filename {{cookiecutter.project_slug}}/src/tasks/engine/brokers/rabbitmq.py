@@ -122,7 +122,7 @@ class RabbitmqConsumer(_RabbitmqConsumer):
     def _has_delivered(self, message: MessageProxy) -> bool:
         """Whether the message came on this very connection; else the server has it again.
 
-        Tags count from 1 on each connection: Dramatiq would acknowledge another message.
+        Tags count from 1 on each connection: Dramatiq 2.2 would acknowledge another message.
         """
         if message.consumer is not self:
             log.warning("stale_delivery_ignored", message_id=message.message_id)

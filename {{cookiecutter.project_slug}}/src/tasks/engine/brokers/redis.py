@@ -24,7 +24,7 @@ from dramatiq.broker import MessageProxy
 from dramatiq.brokers.redis import RedisBroker as DramatiqRedisBroker
 from dramatiq.brokers.redis import _RedisConsumer
 from dramatiq.common import current_millis, dq_name, q_name, xq_name
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -44,8 +44,8 @@ from src.tasks.engine.dramatiq_patches import connection_errors
 
 log = structlog.get_logger(__name__)
 
-HEARTBEAT_TIMEOUT = 15_000  # milliseconds without a word from a worker until it counts as dead
-IDLE_POLL = 200  # milliseconds between looks at an empty queue, at most
+HEARTBEAT_TIMEOUT = 15_000  # milliseconds without a heartbeat until a worker counts as dead
+IDLE_POLL = 200  # milliseconds between polls of an empty queue, at most
 REDELIVERED = "redelivered"
 
 _REDELIVER = """
@@ -84,8 +84,9 @@ def create_client(url: RedisURL) -> redis.Redis:
         "socket_timeout": 5,
         "socket_connect_timeout": 2,
         "health_check_interval": 15,
-        # Not after a time-out: a server that hangs is noticed within 5 s.
-        "retry": Retry(ExponentialWithJitterBackoff(base=0.01, cap=1), 3, (redis.ConnectionError,)),
+        # Who calls tries again. A fetch that the client repeated by itself would lose the messages
+        # of a first one whose reply did not arrive.
+        "retry": Retry(NoBackoff(), 0),
     }
     if url.kind == "sentinel":
         sentinel = Sentinel(url.nodes, sentinel_kwargs={**options, **url.tls_options})
@@ -134,7 +135,7 @@ class RedisConsumer(_RedisConsumer):
         self.broker.in_flight[self.queue_name].difference_update(map(_id, returned))
 
     def close(self) -> None:
-        """Requeue what was fetched and not passed on; Dramatiq 2.2 leaves it to maintenance."""
+        """Requeue what was fetched and not passed on. Dramatiq 2.2 leaves it to maintenance."""
         self.broker.requeue_orphaned(self.queue_name)
 
 
@@ -154,7 +155,7 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         self._redeliver = self.client.register_script(_REDELIVER)
         self._move_to_dead = self.client.register_script(_MOVE_TO_DEAD)
         self._requeue_dead = self.client.register_script(_REQUEUE_DEAD)
-        # By queue, the keys of the messages that this process works on, or keeps for later.
+        # By queue, the keys of the messages that this process works on, or holds until they are due.
         self.in_flight = defaultdict[str, set[str]](set)
 
     def consume(
@@ -162,8 +163,8 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
     ) -> RedisConsumer:
         """Poll more often than Dramatiq does, which lets the first task of a quiet hour wait.
 
-        Dramatiq makes a new consumer whenever the connection failed: the server may have handed
-        over messages that did not arrive, and Dramatiq has dropped those that are due later.
+        Dramatiq makes a new consumer whenever the connection failed. The server may have delivered
+        messages that did not arrive, and Dramatiq has dropped those that are due later.
         """
         if queue_name in self.delay_queues:
             self.in_flight[queue_name].clear()
@@ -172,7 +173,10 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         return RedisConsumer(self, queue_name, prefetch, min(timeout, IDLE_POLL))
 
     def requeue_orphaned(self, queue_name: str) -> int:
-        """Requeue messages that this process has taken and does not have; nothing else fetches."""
+        """Requeue messages that were delivered to this process and are not in flight here.
+
+        Only the thread that fetches may call it.
+        """
         with connection_errors(redis.RedisError):
             taken: set[bytes] = self.client.smembers(self._acks(queue_name))
             orphaned = [key for key in taken if key.decode() not in self.in_flight[queue_name]]
