@@ -25,7 +25,7 @@ Setup = Callable[[AsyncIOScheduler], None]
 DEFAULTS = {"coalesce": True, "misfire_grace_time": 60}
 # For running jobs to finish. With the API's 25 s for requests, below the usual 30.
 DRAIN_SECONDS = 4.0
-# Not the service's: when requests have taken all of those, the lease must still be renewed.
+# Separate from the service's: requests that take all of those do not delay renewals.
 CONNECTIONS = 2
 _GENERATED_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -59,7 +59,7 @@ async def open_scheduler(
     drain: float = DRAIN_SECONDS,
 ) -> AsyncGenerator[None]:
     """Schedule in the background, whenever this process is the leader, until the block ends."""
-    build_scheduler(setup)  # a job that cannot run is an error now, not once this process leads
+    build_scheduler(setup)  # an invalid job is an error now, not once this process leads
     async with open_database(settings.database_url, pool_size=CONNECTIONS) as own:
         context = JobContext(settings, database)
         scheduler = Scheduler(Store(own), context, partial(build_scheduler, setup), drain)

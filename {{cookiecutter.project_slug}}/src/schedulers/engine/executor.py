@@ -1,4 +1,7 @@
-"""Runs the jobs that APScheduler finds due: each tick is claimed first, and recorded afterwards."""
+"""Runs jobs when APScheduler finds them due: `submit_job`, `_run_ticks`, `_run`.
+
+Each tick is claimed before the run, and its outcome is recorded after it.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -21,7 +24,7 @@ from src.schedulers.engine.store import Store
 log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 0.5
-RECORD_SECONDS = 2.5  # for cancelled runs to record that they were
+RECORD_SECONDS = 2.5  # for cancelled runs to record their outcome
 
 
 class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has no types
@@ -36,7 +39,7 @@ class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has 
         self._running: set[str] = set()
 
     def submit_job(self, job: Job, run_times: Sequence[datetime]) -> None:
-        """Run the job, or record the ticks as skipped if its last run is not over."""
+        """Run the job, or record the ticks as skipped while its last run has not finished."""
         if job.id in self._running:
             task = asyncio.create_task(self._run_ticks(job, run_times, RunOutcome.SKIPPED))
         else:
@@ -49,7 +52,7 @@ class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has 
     _do_submit_job = submit_job  # abstract; APScheduler's own `submit_job` would call it
 
     async def _run_ticks(self, job: Job, ticks: Sequence[datetime], planned: RunOutcome) -> None:
-        """Claim each tick until the database answers; run those that are this process's."""
+        """Claim each tick, as soon as the database answers, and run the job for it."""
         # APScheduler has set the job's next tick, or has removed the job and left the last one.
         last = job.next_run_time if job.next_run_time > ticks[-1] else None
         for tick, next_tick in zip(ticks, [*ticks[1:], last], strict=True):
@@ -58,8 +61,8 @@ class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has 
                 if _is_too_late(job, tick):
                     outcome = RunOutcome.MISSED
                 with suppress(DatabaseUnavailableError):
-                    async with self._store.repository() as scheduler:
-                        is_claimed = await scheduler.claim(
+                    async with self._store.repository() as tables:
+                        is_claimed = await tables.claim(
                             job.id, tick, self._holder, next_tick=next_tick, outcome=outcome
                         )
                 if is_claimed is None:
@@ -92,8 +95,8 @@ class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has 
         is_recorded = False
         while not is_recorded:
             try:
-                async with self._store.repository() as scheduler:
-                    await scheduler.finish(job.id, tick, self._holder, outcome, error)
+                async with self._store.repository() as tables:
+                    await tables.finish(job.id, tick, self._holder, outcome, error)
                 is_recorded = True
             except DatabaseUnavailableError:
                 if outcome is RunOutcome.CANCELLED:
@@ -108,7 +111,7 @@ class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has 
                 task.cancel()
 
     async def drain(self, seconds: float) -> None:
-        """Wait so long for runs to finish, then cancel them."""
+        """Wait for runs to finish, then cancel them."""
         if self._tasks and seconds > 0:
             await asyncio.wait(self._tasks, timeout=seconds)
         self.cancel()

@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 LEASE_SECONDS = 6.0
 RENEW_SECONDS = 1.0
-POLL_SECONDS = 1.0  # between two looks whether the lease is free
+POLL_SECONDS = 1.0  # between attempts to acquire the lease
 
 
 @dataclass
@@ -74,19 +74,20 @@ class Scheduler:
     async def _try_acquire(self) -> Leadership | None:
         holder = f"{socket.gethostname()}:{os.getpid()}:{token_hex(4)}"
         expires_at = monotonic() + LEASE_SECONDS
-        async with self._store.repository() as scheduler:
-            if await scheduler.current_lease() is not None:  # cheaper than to try
+        async with self._store.repository() as tables:
+            if await tables.current_lease() is not None:  # cheaper than to try
                 return None
-            is_acquired = await scheduler.acquire_lease(holder, seconds=LEASE_SECONDS)
+            is_acquired = await tables.acquire_lease(holder, seconds=LEASE_SECONDS)
         return Leadership(holder, expires_at) if is_acquired else None
 
     async def _lead(self, leadership: Leadership) -> None:
         """Run jobs until the lease is lost, or until cancelled; then let running jobs finish."""
         executor = RecordingExecutor(self._store, leadership.holder, self._context)
         scheduler = self._build(executor)
+        scheduler.start(paused=True)
         renewing = asyncio.create_task(self._renew_until_lost(leadership, executor))
         try:
-            await self._start(scheduler, leadership)
+            await self._resume(scheduler, leadership)
             await asyncio.wait([renewing])
         finally:
             LEADER.set(0)
@@ -99,9 +100,8 @@ class Scheduler:
                 async with self._store.repository() as tables:
                     await tables.release_lease(leadership.holder)
 
-    async def _start(self, scheduler: AsyncIOScheduler, leadership: Leadership) -> None:
+    async def _resume(self, scheduler: AsyncIOScheduler, leadership: Leadership) -> None:
         """Continue at the ticks that the last leader has left."""
-        scheduler.start(paused=True)
         async with self._store.repository(atomic=True) as tables:
             await set_idle_in_transaction_timeout(tables.session, seconds=RESPONSE_SECONDS)
             if not await tables.lock_lease(leadership.holder):

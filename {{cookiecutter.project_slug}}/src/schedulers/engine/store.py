@@ -21,7 +21,7 @@ class Store:
 
     @asynccontextmanager
     async def repository(self, *, atomic: bool = False) -> AsyncGenerator[SchedulerRepository]:
-        """Open the tables; each statement commits by itself, unless all are to be `atomic`.
+        """Open the tables. Each statement commits by itself, unless `atomic`.
 
         A process that freezes in a transaction keeps its locks, and others wait for them.
 
