@@ -33,14 +33,14 @@ def cached(
     stale: float = 0,
     jitter: float = 0.1,
 ) -> Callable[[Function[P, T]], Function[P, T]]:
-    """Answer a call from the cache if it has been made with these arguments before.
+    """Return a call's value from the cache if it has been made with these arguments before.
 
     The key is made of the prefix (the function's full name unless given) and the arguments, less
     sessions, requests and `self`; or it is `key`, a template such as `"user:{user_id}"` or a function
     of the same arguments. `tags` are templates too; `@invalidate_cache` names keys and tags.
 
     A value lives for `ttl` seconds (CACHE_TTL_SECONDS unless given), less up to `jitter` of that;
-    for `stale` seconds more it is given out while it is computed anew in the background.
+    for `stale` seconds more it is returned while it is refreshed in the background.
 
     Raises TypeError, when it decorates, if the arguments make no key, the annotated type cannot be
     cached, or `stale` is asked of a function that works with the request's session.
@@ -101,11 +101,11 @@ def key_maker(
 def invalidate_cache(
     key_pattern: str | None = None, *, tags: Sequence[str] = ()
 ) -> Callable[[Function[P, T]], Function[P, T]]:
-    """Once the call has succeeded, forget what it has outdated.
+    """Once the call has succeeded, invalidate what it has outdated.
 
     `key_pattern` is a key or a pattern (`*`, `?`, `[ab]`); it and the tags may name arguments:
-    `"user:{user_id}:*"`. Inside a database transaction this happens right after the commit, and
-    not at all if the transaction is rolled back.
+    `"user:{user_id}:*"`. In a database transaction this happens right after the commit, and not
+    at all if the transaction is rolled back.
     """
     if key_pattern is None and not tags:
         raise TypeError("invalidate_cache() needs a key_pattern or tags")
@@ -138,7 +138,7 @@ def invalidate_cache(
 async def invalidate(
     *key_patterns: str, tags: Sequence[str] = (), session: AsyncSession | None = None
 ) -> None:
-    """Forget keys, what matches patterns and what carries tags, as `@invalidate_cache` does."""
+    """Invalidate keys, what matches patterns and what carries tags, as `@invalidate_cache` does."""
     sessions = open_transactions([session.sync_session] if session else [])
     await _invalidate(key_patterns, tags, sessions, now=not sessions)
 

@@ -16,7 +16,7 @@ from src.cache import Cache, CacheBackend, cached, invalidate, invalidate_cache,
 from src.cache.engine import cache as cache_module
 from src.core.config import ROOT
 
-PATIENCE_SECONDS = 20  # less than WAIT_SECONDS, after which nobody waits any more
+PATIENCE_SECONDS = 20  # less than WAIT_SECONDS, after which callers wait no longer
 Change = Callable[[CacheBackend], Awaitable[object]]
 Read = Callable[[int], Coroutine[None, None, int]]
 Start = Callable[[float], Awaitable[Process]]
@@ -57,7 +57,7 @@ CHANGES: dict[str, Change] = {
 class CachingContract:
     @pytest.fixture(autouse=True)
     def cache(self, backend: CacheBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cache]:
-        # However busy the machine, none expires; and who left one behind would be waited for.
+        # However busy the machine, none expires; and one left behind would be waited for.
         monkeypatch.setattr(cache_module, "LEASE_SECONDS", 60.0)
         with use_cache(Cache(backend, ttl=60)) as cache:
             yield cache
@@ -78,7 +78,7 @@ class CachingContract:
         return read
 
     @pytest.mark.parametrize("value", [None, 0, "", False, [], {}], ids=repr)
-    async def test_what_is_falsy_is_a_hit(self, value: object) -> None:
+    async def test_a_falsy_value_is_a_hit(self, value: object) -> None:
         calls = 0
 
         @cached()
@@ -90,7 +90,7 @@ class CachingContract:
         assert [await find(), await find()] == [value, value]
         assert calls == 1
 
-    async def test_an_exception_is_raised_once_and_not_kept(self) -> None:
+    async def test_an_exception_is_not_cached(self) -> None:
         calls = 0
 
         @cached()
@@ -107,21 +107,21 @@ class CachingContract:
         assert calls == 1
         assert await find() == 2
 
-    async def test_many_readers_of_a_cold_key_call_once(self, source: Source, read: Read) -> None:
+    async def test_concurrent_misses_compute_once(self, source: Source, read: Read) -> None:
         source.gate.set()
 
         assert await asyncio.gather(*(read(1) for _ in range(200))) == [1] * 200
         assert source.calls == 1
 
     @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-    async def test_a_read_from_before_a_change_is_neither_kept_nor_joined(
+    async def test_a_computation_from_before_a_change_is_neither_stored_nor_shared(
         self,
         backend: CacheBackend,
         source: Source,
         read: Read,
         change: Change,
     ) -> None:
-        """Who comes after the change does not even wait for it."""
+        """Callers after the change do not even wait for it."""
         outdated = [asyncio.create_task(read(1)) for _ in range(3)]
         await source.is_read.wait()
         old_gate = source.replace_value(2)
@@ -136,7 +136,7 @@ class CachingContract:
         assert source.calls == 2
 
     @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-    async def test_another_process_does_not_join_either(
+    async def test_another_process_does_not_share_it_either(
         self,
         backend: CacheBackend,
         source: Source,
@@ -155,24 +155,22 @@ class CachingContract:
             await outdated
             assert await read(1) == 2
 
-    async def test_when_the_leader_is_cancelled_another_one_computes(
-        self, source: Source, read: Read
-    ) -> None:
-        leader = asyncio.create_task(read(1))
+    async def test_a_cancelled_computation_is_replaced(self, source: Source, read: Read) -> None:
+        computing = asyncio.create_task(read(1))
         await source.is_read.wait()
         others = [asyncio.create_task(read(1)) for _ in range(10)]
         await asyncio.sleep(0.01)
 
-        leader.cancel()
+        computing.cancel()
         source.gate.set()
 
         async with asyncio.timeout(PATIENCE_SECONDS):  # no lease is left behind
             assert await asyncio.gather(*others) == [1] * 10
         assert source.calls == 2
         with pytest.raises(asyncio.CancelledError):
-            await leader
+            await computing
 
-    async def test_what_is_returned_is_the_callers_own(self) -> None:
+    async def test_each_caller_gets_an_object_of_its_own(self) -> None:
         @cached()
         async def find() -> list[int]:
             return [1]
@@ -182,12 +180,12 @@ class CachingContract:
 
         assert await find() == [1]
 
-    async def test_functions_that_want_each_others_keys_do_not_wait_for_ever(
+    async def test_functions_that_need_each_others_values_do_not_deadlock(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A nested call waits no longer than a lease lasts."""
         monkeypatch.setattr(cache_module, "LEASE_SECONDS", 0.5)
-        both_lead = asyncio.Barrier(2)
+        both_compute = asyncio.Barrier(2)
 
         @cached(key="{number}")
         async def inner(number: int) -> int:
@@ -195,7 +193,7 @@ class CachingContract:
 
         @cached(key="{number}")
         async def outer(number: int) -> int:
-            await both_lead.wait()
+            await both_compute.wait()
             return await inner(3 - number)
 
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -208,7 +206,7 @@ class CachingContract:
 
         assert await factorial(20) == 2432902008176640000
 
-    async def test_a_stale_value_is_given_out_while_it_is_computed_anew(self, cache: Cache) -> None:
+    async def test_a_stale_value_is_returned_while_it_is_refreshed(self, cache: Cache) -> None:
         calls = 0
 
         @cached(ttl=0.05, stale=60, jitter=0)
@@ -225,9 +223,7 @@ class CachingContract:
                 await asyncio.sleep(0.01)
         await cache.aclose()
 
-    async def test_an_invalidating_call_that_fails_invalidates_nothing(
-        self, source: Source, read: Read
-    ) -> None:
+    async def test_a_failed_call_invalidates_nothing(self, source: Source, read: Read) -> None:
         @invalidate_cache("source:{number}")
         async def change(number: int) -> None:
             if number == 1:
@@ -279,10 +275,8 @@ class SharedCachingContract(CachingContract):
         assert len((tmp_path / "calls").read_text().splitlines()) == 1
 
     @pytest.mark.slow
-    async def test_of_a_process_that_is_killed_another_takes_over(
-        self, start: Start, tmp_path: Path
-    ) -> None:
-        killed, heir = await start(60), await start(0)
+    async def test_a_killed_process_is_replaced(self, start: Start, tmp_path: Path) -> None:
+        killed, successor = await start(60), await start(0)
         assert killed.stdin
         killed.stdin.write(b"\n")
         calls = tmp_path / "calls"
@@ -294,5 +288,5 @@ class SharedCachingContract(CachingContract):
         killed.kill()
 
         async with asyncio.timeout(60):
-            assert (await heir.communicate(b"\n"))[0] == b"2100\n"
+            assert (await successor.communicate(b"\n"))[0] == b"2100\n"
         assert len(calls.read_text().splitlines()) == 2

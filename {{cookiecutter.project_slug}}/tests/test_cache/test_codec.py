@@ -110,5 +110,5 @@ def test_a_value_comes_back_as_it_went_in(annotation: Any, value: Any) -> None:
 
 
 @pytest.mark.parametrize(("annotation", "value"), UNFIT, ids=str)
-def test_what_would_come_back_otherwise_is_not_kept(annotation: Any, value: Any) -> None:
+def test_a_value_that_would_come_back_different_is_not_cached(annotation: Any, value: Any) -> None:
     assert codec_for(returning(annotation)).encode(value) is None

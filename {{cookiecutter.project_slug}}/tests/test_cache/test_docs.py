@@ -107,8 +107,8 @@ async def test_direct_access(examples: Examples, visitor: AsyncClient) -> None:
     assert examples.calls == ["report 2026-11-22"]
 
 
-async def test_answers(examples: Examples, visitor: AsyncClient) -> None:
-    """One for all, or one for each caller; none is kept for whoever is not known."""
+async def test_cached_responses(examples: Examples, visitor: AsyncClient) -> None:
+    """One for all, or one for each caller; none is cached for an unknown caller."""
     async with visitor:
         lamps = [await visitor.get("/lamps/1") for _ in range(2)]
         known = {"If-None-Match": lamps[0].headers["etag"]}

@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from src.cache.backends import sqlite
 from src.cache.backends.base import CacheError, CacheUnavailableError
@@ -56,11 +55,6 @@ class TestContract(BackendContract):
             yield backend
 
 
-async def fill(folder: Path) -> None:
-    async with FileBackend(folder) as backend:
-        await set_all(backend, VALUES)
-
-
 async def assert_works(backend: FileBackend) -> None:
     await backend.set("new", "value")
     assert await backend.get("new") == "value"
@@ -68,7 +62,7 @@ async def assert_works(backend: FileBackend) -> None:
     assert await backend.delete_matching("*") == 1
 
 
-async def test_restart(folder: Path) -> None:
+async def test_values_and_leases_survive_a_restart(folder: Path) -> None:
     """Values of both types and leases are there after a restart."""
     async with FileBackend(folder) as backend:
         await set_all(backend, {"text": "a", "bytes": b"b"}, ex=60)
@@ -79,7 +73,9 @@ async def test_restart(folder: Path) -> None:
         assert await backend.set_if_leased("key", "token", "value")
 
 
-async def test_shared(backend: FileBackend, other: FileBackend) -> None:
+async def test_backends_on_one_file_see_each_other(
+    backend: FileBackend, other: FileBackend
+) -> None:
     """What one backend does the others on the same file see."""
     await backend.set("key", "value")
     assert await other.get("key") == "value"
@@ -100,14 +96,6 @@ async def test_only_the_owner_may_read(backend: FileBackend, folder: Path) -> No
     assert folder.stat().st_mode & 0o777 == 0o700
     assert set(modes.values()) == {0o600}
     assert FILE_NAME in modes
-
-
-async def test_info_tells_no_path(backend: FileBackend, folder: Path) -> None:
-    """The state holds the bound and the bytes, but not where the file is."""
-    info = await backend.info()
-
-    assert info.keys() == {"entries", "bytes", "max_bytes"}
-    assert str(folder) not in str(info)
 
 
 def _garbage(file: Path) -> None:
@@ -166,11 +154,14 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-async def test_damaged_while_closed(
-    folder: Path, file: Path, damage: Callable[[Path], None]
+async def test_a_file_damaged_while_closed_counts_as_empty(
+    folder: Path, file: Path, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that was damaged between two starts is as good as an empty one."""
-    await fill(folder)
+    """The log says so, once, unless the file is just not there."""
+    logged: list[str] = []
+    monkeypatch.setattr(sqlite.log, "warning", lambda event, **_: logged.append(event))
+    async with FileBackend(folder) as backend:
+        await set_all(backend, VALUES)
     damage(file)
 
     async with FileBackend(folder) as backend:
@@ -180,27 +171,12 @@ async def test_damaged_while_closed(
 
     assert set(found) <= {None, *VALUES.values()}
     assert None in found
-
-
-@pytest.mark.parametrize("damage", [_garbage, _no_database, _other_schema, _other_version])
-async def test_damage_is_logged(folder: Path, file: Path, damage: Callable[[Path], None]) -> None:
-    """That the file was given up stands in the log, once."""
-    await fill(folder)
-    damage(file)
-
-    with capture_logs() as logs:
-        async with FileBackend(folder) as backend:
-            assert await backend.get_many(*VALUES) == [None] * len(VALUES)
-            await assert_works(backend)
-
-    assert [(entry["event"], entry["log_level"]) for entry in logs] == [
-        ("cache_file_lost", "warning")
-    ]
+    assert logged == [] if damage in {_nothing, _deleted, _folder_deleted} else ["cache_file_lost"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it does not let open files be deleted")
 @pytest.mark.parametrize("damage", DAMAGE)
-async def test_damaged_while_open(
+async def test_damage_under_two_open_backends_leaves_one_file_that_works(
     backend: FileBackend, other: FileBackend, file: Path, damage: Callable[[Path], None]
 ) -> None:
     """Damage under the hands of two backends at once leaves them with one file that works."""
@@ -235,7 +211,7 @@ async def test_closing_the_old_file_leaves_the_new_one(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-shm"])
-async def test_damaged_log(folder: Path, suffix: str) -> None:
+async def test_a_damaged_log_is_no_error(folder: Path, suffix: str) -> None:
     """A log that makes no sense is no error; what it held may be lost."""
     copy = folder.with_name("copy")
     async with FileBackend(folder) as backend:
@@ -250,34 +226,27 @@ async def test_damaged_log(folder: Path, suffix: str) -> None:
         await assert_works(backend)
 
 
-async def test_damaged_lock(backend: FileBackend, folder: Path) -> None:
-    """The file that is only locked may hold anything."""
-    folder.mkdir()
-    (folder / LOCK_NAME).write_text("This is not a database. " * 100)
-    await assert_works(backend)
-
-
-async def test_folder_cannot_be_made(tmp_path: Path) -> None:
-    """Where no folder can be the backend is unavailable, and goes on once it can be."""
-    (tmp_path / "file").write_text("in the way")
-    async with FileBackend(tmp_path / "file" / "cache") as backend:
+async def test_it_is_unavailable_while_something_is_in_the_way(folder: Path, file: Path) -> None:
+    async with FileBackend(folder) as backend:
+        folder.write_text("not a folder")
         for operation in (backend.get("key"), backend.set("key", "value"), backend.ping()):
             with pytest.raises(CacheUnavailableError, match="folder"):
                 await operation
 
-        (tmp_path / "file").unlink()
+        folder.unlink()
+        file.mkdir(parents=True)
+        with pytest.raises(CacheUnavailableError, match="cannot be used"):
+            await backend.get("key")
+
+        file.rmdir()
+        (folder / LOCK_NAME).write_text("This is not a database. " * 100)  # only locked, never read
         await assert_works(backend)
 
 
-async def test_file_cannot_be_made(backend: FileBackend, file: Path) -> None:
-    """So it is if something that is no file has its name."""
-    file.mkdir(parents=True)
-    with pytest.raises(CacheUnavailableError, match="cannot be used"):
-        await backend.get("key")
-
-
 @pytest.mark.usefixtures("impatient")
-async def test_locked(backend: FileBackend, file: Path) -> None:
+async def test_while_the_file_is_locked_writes_fail_and_reads_succeed(
+    backend: FileBackend, file: Path
+) -> None:
     """While another process keeps the lock, writes fail in time, and reads go on."""
     await backend.set("key", "value")
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
@@ -295,7 +264,7 @@ async def test_locked(backend: FileBackend, file: Path) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_locked_at_first(backend: FileBackend, folder: Path) -> None:
+async def test_a_file_locked_at_first_is_opened_later(backend: FileBackend, folder: Path) -> None:
     """A backend that could not even open its file does so as soon as it can."""
     folder.mkdir()
     with closing(sqlite3.connect(folder / FILE_NAME, isolation_level=None)) as connection:
@@ -306,7 +275,9 @@ async def test_locked_at_first(backend: FileBackend, folder: Path) -> None:
     await assert_works(backend)
 
 
-async def test_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_fails_the_write_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full disk fails the write, changes nothing, and lets reads and deletions go on."""
     monkeypatch.setattr(sqlite, "_PRAGMAS", (*sqlite._PRAGMAS, "max_page_count = 50"))  # noqa: SLF001
     async with FileBackend(folder) as backend:
@@ -321,7 +292,7 @@ async def test_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert deleted == 1
 
 
-async def test_one_failure_is_not_the_others(backend: FileBackend) -> None:
+async def test_a_failed_call_does_not_fail_those_in_its_batch(backend: FileBackend) -> None:
     """What fails for one caller does not fail for those whose calls went along."""
     outcomes = await asyncio.gather(
         backend.set("a", "1"),
@@ -351,15 +322,16 @@ async def test_bytes_are_bounded(folder: Path, size: int) -> None:
             await set_all(backend, batch)
             assert (folder / FILE_NAME).stat().st_size < bound * 1.2
             assert size_on_disk(folder) < bound * 1.2 + 16 * 2**20
-        kept = [value is not None for value in await backend.get_many(*batch)]
+        found = [value is not None for value in await backend.get_many(*batch)]
 
         assert await backend.get("key0") is None
-        assert kept[-1]
-        assert kept == sorted(kept)
-    assert size_on_disk(folder) < bound * 1.2
+        assert found[-1]
+        assert found == sorted(found)
+        await backend.flush()
+    assert size_on_disk(folder) < bound / 2
 
 
-async def test_expired_go_first(folder: Path) -> None:
+async def test_expired_values_make_room_first(folder: Path) -> None:
     """Expired values make room before live ones that are older."""
     async with FileBackend(folder, max_bytes=2**20) as backend:
         await backend.set("first", "value")
@@ -371,8 +343,8 @@ async def test_expired_go_first(folder: Path) -> None:
         assert await backend.get("first") == "value"
 
 
-async def test_value_bigger_than_the_bound(folder: Path) -> None:
-    """It is not kept, it drives out nothing else, and the value before it is gone."""
+async def test_a_value_bigger_than_the_bound_is_not_stored(folder: Path) -> None:
+    """It drives out nothing else, and the value before it is gone."""
     async with FileBackend(folder, max_bytes=2**20) as backend:
         await set_all(backend, {"other": "value", "key": "old"})
 
@@ -381,16 +353,8 @@ async def test_value_bigger_than_the_bound(folder: Path) -> None:
         assert await backend.get_many("key", "other") == [None, "value"]
 
 
-async def test_flush_gives_the_disk_back(folder: Path) -> None:
-    """After a flush the file is small again."""
-    async with FileBackend(folder) as backend:
-        await backend.set("key", bytes(10 * 2**20))
-        await backend.flush()
-    assert size_on_disk(folder) < 2**20
-
-
 @pytest.mark.parametrize("prefix", ["a", "\ud7ff", "\U0010ffff", "a\U0010ffff", "\0"])
-async def test_prefix_is_looked_up_exactly(backend: FileBackend, prefix: str) -> None:
+async def test_a_prefix_is_looked_up_exactly(backend: FileBackend, prefix: str) -> None:
     """A pattern's prefix finds all keys that begin so, and none of those beside them."""
     inside = {prefix, prefix + "\0", prefix + "z", prefix + "\U0010ffff"}
     others = ["", "`", "b", "\ud7fe", "\ue000", "\U0010fffe", "a\U0010fffe"]
@@ -437,7 +401,7 @@ async def run_python(script: str, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-async def test_processes(backend: FileBackend, folder: Path) -> None:
+async def test_concurrent_processes_lose_nothing(backend: FileBackend, folder: Path) -> None:
     """Processes that start at once on no file lose no value, and one of them wins each race."""
     outputs = await asyncio.gather(*(run_python(WORK, str(folder), str(n)) for n in range(4)))
     won = [[int(number) for number in output.split()] for output in outputs]
@@ -456,7 +420,9 @@ asyncio.run(backend.set("key", "value"))
 """
 
 
-async def test_interpreter_ends(backend: FileBackend, folder: Path) -> None:
+async def test_an_unclosed_backend_does_not_keep_the_interpreter(
+    backend: FileBackend, folder: Path
+) -> None:
     """A backend that was never closed does not keep the interpreter."""
     await run_python(FORGET, str(folder))
     assert await backend.get("key") == "value"

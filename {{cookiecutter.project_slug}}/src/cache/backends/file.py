@@ -20,22 +20,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _Kind(NamedTuple):
+class _Transaction(NamedTuple):
     """How a transaction begins; one statement alone needs none, which saves a third of its time."""
 
     together: str
     alone: str
 
 
-READ = _Kind("BEGIN", alone="BEGIN")
-WRITE = _Kind("BEGIN IMMEDIATE", alone="BEGIN IMMEDIATE")
-GET = _Kind("BEGIN", alone="")
-SET = _Kind("BEGIN IMMEDIATE", alone="")
+READ = _Transaction("BEGIN", alone="BEGIN")
+WRITE = _Transaction("BEGIN IMMEDIATE", alone="BEGIN IMMEDIATE")
+GET = _Transaction("BEGIN", alone="")
+SET = _Transaction("BEGIN IMMEDIATE", alone="")
 
 
 @dataclass(slots=True, frozen=True)
 class _Job:
-    kind: _Kind
+    kind: _Transaction
     operation: Callable[[], Any]
     future: asyncio.Future[Any]
 
@@ -45,7 +45,7 @@ class FileBackend(CacheBackend):
 
     Bounded by `max_bytes`: expired values go first, then those that were written the longest time
     ago. A read does not count as use, for then every read would write. Beside the database there
-    is SQLite's log of a few MiB. A value that is alone bigger than `max_bytes` is not kept.
+    is SQLite's log of a few MiB. A value that is alone bigger than `max_bytes` is not stored.
 
     The file is opened when it is first needed, in a thread that does one batch at a time: all
     reads that wait in one transaction, then all writes in another. For use on one event loop. Each
@@ -128,14 +128,16 @@ class FileBackend(CacheBackend):
         return math.inf if seconds is None else time.time() + seconds
 
     def _do(
-        self, kind: _Kind, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+        self, kind: _Transaction, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._waiting.append(_Job(kind, partial(operation, *args, **kwargs), future))
         if not self._busy:
             self._busy = True
-            loop.call_soon(self._start)  # not at once: who else is ready now comes along
+            loop.call_soon(
+                self._start
+            )  # not at once: so other callers that are ready are in the batch
         return future
 
     def _start(self) -> None:
@@ -152,7 +154,7 @@ class FileBackend(CacheBackend):
             if not jobs:
                 continue
             outcomes = self._outcomes(jobs)
-            with suppress(RuntimeError):  # the loop was closed, so nobody waits any more
+            with suppress(RuntimeError):  # the loop was closed: no caller waits
                 jobs[0].future.get_loop().call_soon_threadsafe(self._deliver, jobs, outcomes)
 
     def _outcomes(self, jobs: list[_Job]) -> list[Outcome]:

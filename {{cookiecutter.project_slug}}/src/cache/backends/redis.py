@@ -196,7 +196,7 @@ class RedisBackend(CacheBackend):
     async def info(self) -> dict[str, Any]:
         """Count the entries, or only the first ones if that would take long.
 
-        The memory is the server's, whoever uses it.
+        The memory is all that the server uses.
         """
         reports = [await self._call(node.execute_command, "INFO") for node in await self._nodes()]
         names: set[bytes] = set()

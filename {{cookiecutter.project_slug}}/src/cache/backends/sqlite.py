@@ -96,7 +96,7 @@ class Store:
             else:
                 if self._identity == _identity(self._path):
                     return outcomes
-                self._start_anew("deleted or replaced")
+                self._reopen("deleted or replaced")
         raise CacheUnavailableError("The cache's file is damaged again and again.")
 
     def close(self) -> None:
@@ -305,7 +305,7 @@ class Store:
         if isinstance(error, sqlite3.ProgrammingError):
             raise error
         if self._identity != _identity(self._path):
-            self._start_anew("deleted or replaced")
+            self._reopen("deleted or replaced")
         elif code in _DENIED:
             self.close()
             raise CacheUnavailableError(
@@ -313,9 +313,9 @@ class Store:
             ) from error
         else:
             self._damaged = self._identity
-            self._start_anew(str(error))
+            self._reopen(str(error))
 
-    def _start_anew(self, cause: str) -> None:
+    def _reopen(self, cause: str) -> None:
         log.warning("cache_file_lost", cause=cause)
         self.close()
 

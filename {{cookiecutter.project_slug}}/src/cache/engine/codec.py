@@ -21,7 +21,7 @@ _CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_
 
 class Codec(Protocol[T]):
     def encode(self, value: T) -> bytes | None:
-        """Return None for a value that is not to be kept."""
+        """Return None for a value that is not to be stored."""
 
     def decode(self, data: bytes) -> T:
         """Raises ValueError for what `encode` did not make."""

@@ -1,8 +1,8 @@
 """Models that say which tags their rows have: `__cache_tags__ = ("users", "user:{id}")`.
 
 Whoever changes a row through the ORM, be it an endpoint, a task or a script, invalidates the tags
-of the old and the new state once the change is committed. A statement such as `update(User)` tells
-nobody which rows it changes: invalidate what they carry with `@invalidate_cache`.
+of the old and the new state once the change is committed. A statement such as `update(User)` does
+not tell which rows it changes: invalidate what they carry with `@invalidate_cache`.
 """
 
 from collections.abc import Iterator, Mapping

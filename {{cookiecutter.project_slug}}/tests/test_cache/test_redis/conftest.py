@@ -55,10 +55,10 @@ async def backend(url: RedisURL, namespace: str) -> AsyncGenerator[RedisBackend]
 
 
 @pytest.fixture
-async def line(url: RedisURL) -> AsyncGenerator[Relay]:
+async def proxy(url: RedisURL) -> AsyncGenerator[Relay]:
     """A way to the server that can fail."""
-    async with relay(url) as line:
-        yield line
+    async with relay(url) as proxy:
+        yield proxy
 
 
 @pytest.fixture

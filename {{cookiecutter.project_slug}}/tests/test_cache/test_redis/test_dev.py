@@ -17,8 +17,8 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="there is no wheel"),
 ]
 
-# It tells a file what it was given.
-TELLING = """
+# It writes into a file what it was given.
+PROGRAM = """
 import json, os, sys
 names = ("REDIS_URL", "CACHE_BACKEND_TYPE")
 with open(sys.argv[1], "w") as file:
@@ -27,8 +27,8 @@ with open(sys.argv[1], "w") as file:
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file for what the one program of a stack in this process is told."""
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file for what the one program of a stack in this process is output."""
     monkeypatch.setenv("PORT", str(free_port()))
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@nowhere/app")
     monkeypatch.setenv("CACHE_BACKEND_TYPE", "redis")
@@ -37,35 +37,35 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(stack, "DEV_ENV_FILE", tmp_path / "dev.env")
     monkeypatch.setattr(stack, "upgrade", lambda *_: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    return tmp_path / "told"
+    return tmp_path / "output"
 
 
-def run(told: Path) -> tuple[str | None, str | None, str]:
-    told.with_name("dev.env").touch()
-    program = ("-c", TELLING, str(told), str(told.with_name("dev.env")))
+def run(output: Path) -> tuple[str | None, str | None, str]:
+    output.with_name("dev.env").touch()
+    program = ("-c", PROGRAM, str(output), str(output.with_name("dev.env")))
     assert stack.run_stack({"telling": program}) == 0
-    url, backend, file = json.loads(told.read_text())
+    url, backend, file = json.loads(output.read_text())
     return url, backend, file
 
 
-def test_dev_tells_programs_and_other_terminals_where_it_is(told: Path) -> None:
-    url, backend, file = run(told)
+def test_programs_and_other_terminals_know_where_it_is(output: Path) -> None:
+    url, backend, file = run(output)
     assert url is not None
     assert url.startswith("unix://")
     assert backend == "redis"
     assert file == f"REDIS_URL={url}\n"
-    assert not told.with_name("dev.env").exists()
+    assert not output.with_name("dev.env").exists()
     assert not Path(url.removeprefix("unix://")).exists()
 
 
-def test_dev_starts_none_where_one_is_named(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dev_starts_none_where_one_is_named(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://nowhere")
-    assert run(told) == ("redis://nowhere", "redis", "")
+    assert run(output) == ("redis://nowhere", "redis", "")
 
 
 def test_dev_goes_on_without_the_wheel(
-    told: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    assert run(told) == (None, "memory", "CACHE_BACKEND_TYPE=memory\n")
+    assert run(output) == (None, "memory", "CACHE_BACKEND_TYPE=memory\n")
     assert "Until then, CACHE_BACKEND_TYPE is memory." in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What happens when the server, the network or a stranger misbehaves."""
+"""Faults of the server and the network, and keys of other programs."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -32,54 +32,54 @@ CALLS: dict[str, Call] = {
 
 
 @pytest.fixture
-async def distant(line: Relay, namespace: str) -> AsyncGenerator[RedisBackend]:
+async def backend_behind_proxy(proxy: Relay, namespace: str) -> AsyncGenerator[RedisBackend]:
     """A backend whose connection can fail."""
-    url = redis_url.parse(f"redis://127.0.0.1:{line.port}")
+    url = redis_url.parse(f"redis://127.0.0.1:{proxy.port}")
     async with RedisBackend(url, namespace=namespace) as backend:
         yield backend
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
-async def test_server_that_is_away_is_found_out(
-    distant: RedisBackend, line: Relay, call: Call
+async def test_a_server_that_refuses_is_unavailable(
+    backend_behind_proxy: RedisBackend, proxy: Relay, call: Call
 ) -> None:
-    await distant.set("key", "1")
-    await line.stop()
+    await backend_behind_proxy.set("key", "1")
+    await proxy.stop()
 
     with pytest.raises(CacheUnavailableError, match="Redis is unavailable"):
-        await call(distant)
+        await call(backend_behind_proxy)
 
-    await line.start()
-    assert await distant.get("key") == "1"
+    await proxy.start()
+    assert await backend_behind_proxy.get("key") == "1"
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 @pytest.mark.usefixtures("impatient")
-async def test_server_that_hangs_is_found_out(
-    distant: RedisBackend, line: Relay, call: Call
+async def test_a_server_that_hangs_is_unavailable(
+    backend_behind_proxy: RedisBackend, proxy: Relay, call: Call
 ) -> None:
     async def is_connected() -> bool:
         with suppress(CacheUnavailableError):  # the machine may be too busy
-            await distant.set("key", "1")
+            await backend_behind_proxy.set("key", "1")
             return True
         return False
 
     await until(is_connected)
-    line.freeze()
+    proxy.freeze()
 
     with pytest.raises(CacheUnavailableError, match="Redis is unavailable"):
-        await call(distant)
+        await call(backend_behind_proxy)
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_queue_for_a_server_that_hangs_is_short(
-    distant: RedisBackend, line: Relay, monkeypatch: pytest.MonkeyPatch
+async def test_callers_do_not_queue_for_a_server_that_hangs(
+    backend_behind_proxy: RedisBackend, proxy: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those who wait for a connection give up too."""
+    """Those that wait for a connection give up too."""
     monkeypatch.setattr("src.cache.backends.redis.WAIT_SECONDS", 0.1)
-    line.freeze()
+    proxy.freeze()
 
-    calls = [distant.get("key") for _ in range(4 * MAX_CONNECTIONS)]
+    calls = [backend_behind_proxy.get("key") for _ in range(4 * MAX_CONNECTIONS)]
     results = await asyncio.gather(*calls, return_exceptions=True)
 
     assert {type(result) for result in results} == {CacheUnavailableError}
@@ -205,17 +205,17 @@ async def test_large_namespaces_are_not_counted_to_the_end(
 
 @pytest.mark.parametrize("kind", ["redis", "redis+sentinel", "redis+cluster", "rediss"])
 @pytest.mark.usefixtures("url", "impatient")  # it skips without the wheel
-async def test_password_is_never_told(kind: str) -> None:
+async def test_the_password_is_in_no_message(kind: str) -> None:
     """Neither when nothing listens nor when it is wrong."""
     with embedded_valkey(["--requirepass", "another"]) as guarded:
-        async with relay(redis_url.parse(guarded)) as line:
-            text = f"{kind}://me:hunter2@127.0.0.1:{line.port}"
+        async with relay(redis_url.parse(guarded)) as proxy:
+            text = f"{kind}://me:hunter2@127.0.0.1:{proxy.port}"
             text += "/service" if kind == "redis+sentinel" else ""
             wrong = redis_url.parse(text)
             async with RedisBackend(wrong, namespace="test") as backend:
                 for stopped in (False, True):
                     if stopped:
-                        await line.stop()
+                        await proxy.stop()
                     with pytest.raises(CacheUnavailableError) as caught:
                         await backend.get("key")
                     assert "hunter2" not in repr(caught.value)

@@ -30,8 +30,8 @@ def _patient_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def cache(line: Relay, namespace: str) -> AsyncGenerator[Cache]:
-    url = redis_url.parse(f"redis://127.0.0.1:{line.port}")
+async def cache(proxy: Relay, namespace: str) -> AsyncGenerator[Cache]:
+    url = redis_url.parse(f"redis://127.0.0.1:{proxy.port}")
     async with CircuitBreakerBackend(RedisBackend(url, namespace=namespace)) as backend:
         yield Cache(backend, ttl=60)
 
@@ -93,7 +93,7 @@ class Load:
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
 async def test_an_outage_costs_nothing_but_speed(
-    client: AsyncClient, cache: Cache, line: Relay, fault: str
+    client: AsyncClient, cache: Cache, proxy: Relay, fault: str
 ) -> None:
     """Every request succeeds, none shows what was true before a change, and it recovers by itself."""
 
@@ -107,14 +107,14 @@ async def test_an_outage_costs_nothing_but_speed(
     async with Load(client, note) as load:
         await load.next_change()
         if fault == "killed":
-            await line.stop()
+            await proxy.stop()
         else:
-            line.freeze()
+            proxy.freeze()
         await until(is_unavailable)
         await asyncio.sleep(1)
         await load.next_change()
-        await line.stop()
-        await line.start()
+        await proxy.stop()
+        await proxy.start()
         await until(is_available)
         await load.next_change()
 

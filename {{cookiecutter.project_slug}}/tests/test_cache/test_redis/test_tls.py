@@ -40,8 +40,8 @@ def tls(certificate: Path) -> ssl.SSLContext:
 async def test_certificate_that_is_known_is_trusted(
     url: RedisURL, tls: ssl.SSLContext, certificate: Path, namespace: str
 ) -> None:
-    async with relay(url, tls) as line:
-        text = f"rediss://127.0.0.1:{line.port}?ssl_ca_certs={certificate}"
+    async with relay(url, tls) as proxy:
+        text = f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={certificate}"
         async with RedisBackend(redis_url.parse(text), namespace=namespace) as backend:
             await backend.set("key", "value")
             assert await backend.get("key") == "value"
@@ -50,8 +50,8 @@ async def test_certificate_that_is_known_is_trusted(
 async def test_certificate_that_is_not_known_is_refused(
     url: RedisURL, tls: ssl.SSLContext, namespace: str
 ) -> None:
-    async with relay(url, tls) as line:
-        stranger = redis_url.parse(f"rediss://127.0.0.1:{line.port}")
+    async with relay(url, tls) as proxy:
+        stranger = redis_url.parse(f"rediss://127.0.0.1:{proxy.port}")
         async with RedisBackend(stranger, namespace=namespace) as backend:
             with pytest.raises(CacheUnavailableError, match="certificate"):
                 await backend.ping()
