@@ -76,7 +76,7 @@ SERVERS = [
     # % if cookiecutter.cache_backend in ["redis", "all"]
     Server(
         "Valkey for the cache",
-        lambda it: it.CACHE_BACKEND_TYPE == "redis" and not it.has_custom_redis,
+        lambda it: not it.has_custom_redis and it.CACHE_BACKEND_TYPE == "redis",
         lambda _: valkey.embedded_valkey(remove=[DEV_ENV_FILE]),
         "REDIS_URL",
         ("CACHE_BACKEND_TYPE", "memory"),
@@ -85,7 +85,7 @@ SERVERS = [
     # % if cookiecutter.__queue_redis
     Server(
         "Valkey for tasks",
-        lambda it: it.DRAMATIQ_BROKER == "redis" and not it.has_custom_queue,
+        lambda it: not it.has_custom_queue and it.DRAMATIQ_BROKER == "redis",
         # A task may be on its way when everything stops.
         lambda _: valkey.embedded_valkey(data=DATA / "valkey", remove=[DEV_ENV_FILE]),
         "DRAMATIQ_REDIS_URL",
@@ -94,7 +94,7 @@ SERVERS = [
     # % if cookiecutter.__queue_rabbitmq
     Server(
         "RabbitMQ",
-        lambda it: it.DRAMATIQ_BROKER == "rabbitmq" and not it.has_custom_rabbitmq,
+        lambda it: not it.has_custom_rabbitmq and it.DRAMATIQ_BROKER == "rabbitmq",
         lambda _: rabbitmq.embedded_rabbitmq(DATA / "rabbitmq", remove=[DEV_ENV_FILE]),
         "RABBITMQ_URL",
     ),
