@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import signal
-import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,15 +12,13 @@ import uvicorn
 from sqlalchemy import URL
 
 from dev import stack
-from src.core.config import ROOT, Settings, get_settings
+from src.core.config import Settings, get_settings
 from src.db.models.scheduler import SchedulerJob, SchedulerRun
 from src.db.session import Database
 from src.domain.scheduler import RunOutcome
 from src.repositories.scheduler import SchedulerRepository
 from src.schedulers.engine import process
-from tests.fixtures.commands import Run, free_port
-from tests.leash import Leash
-from tests.test_schedulers.conftest import LIMIT_SECONDS
+from tests.fixtures.commands import Run, free_port, running
 
 
 @pytest.mark.parametrize(
@@ -102,32 +98,12 @@ def test_dev_runs_it_beside_the_api_unless_it_is_disabled() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
-async def test_the_process_leads_and_serves_metrics_until_it_is_stopped(
-    committing_url: URL,
-) -> None:
+def test_the_process_leads_and_serves_metrics_until_it_is_stopped(committing_url: URL) -> None:
     port = free_port()
-    running = await asyncio.create_subprocess_exec(
-        sys.executable, "cli.py", "scheduler", "--metrics-port", port,
-        cwd=ROOT,
-        env=os.environ
-        | {"DATABASE_URL": committing_url.render_as_string(hide_password=False)}
-        | {"LOG_LEVEL": "INFO"},
-        stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-    assert running.stderr is not None
-    leash = Leash(running.pid)
-    try:
-        async with asyncio.timeout(LIMIT_SECONDS):
-            async for line in running.stderr:
-                if b"leadership_acquired" in line:
-                    break
-            async with httpx.AsyncClient() as client:
-                metrics = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
-            running.send_signal(signal.SIGTERM)
-            _, output = await running.communicate()
-    finally:
-        leash.pull()
+    url = committing_url.render_as_string(hide_password=False)
+    flags = ["--metrics-port", port]
+    with running("scheduler", *flags, until=b"leadership_acquired", DATABASE_URL=url) as process:
+        metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
 
     assert "scheduler_leader 1.0" in metrics
-    assert running.returncode == 0
-    assert b"scheduler_stopped" in output
+    assert process.returncode == 0
