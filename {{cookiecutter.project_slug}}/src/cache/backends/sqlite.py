@@ -1,6 +1,7 @@
 """The file behind FileBackend: what is done in its thread, synchronously."""
 
 import os
+import re
 import sqlite3
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import structlog
 
 from src.cache.backends.base import CacheError, CacheUnavailableError, Value
-from src.cache.engine.glob import compile_pattern, literal_prefix
+from src.cache.engine.glob import compile_pattern
 
 FILE_NAME = "cache.sqlite3"
 LOCK_NAME = "cache.lock"
@@ -135,14 +136,14 @@ class Store:
         return sum(self._delete("key = ?", key) for key in keys)
 
     def delete_matching(self, pattern: str) -> int:
-        prefix = literal_prefix(pattern)
+        prefix = _literal_prefix(pattern)
         return self._delete(
             "key >= ? AND key < ? AND matches(?, key)", prefix, _end_of(prefix), pattern
         )
 
     def scan(self, pattern: str, start: str) -> tuple[list[str], str | None]:
         """Return some of the keys that match, and where to go on."""
-        prefix = literal_prefix(pattern)
+        prefix = _literal_prefix(pattern)
         rows = self._execute(
             "SELECT key FROM entries WHERE key >= ? AND key < ? AND expires > ?"
             " ORDER BY key LIMIT ?",
@@ -318,6 +319,12 @@ class Store:
     def _reopen(self, cause: str) -> None:
         log.warning("cache_file_lost", cause=cause)
         self.close()
+
+
+def _literal_prefix(pattern: str) -> str:
+    """Return what every key that matches starts with."""
+    literal = re.match(r"(?:\\.|[^*?\[\\])*", pattern, re.DOTALL)
+    return re.sub(r"\\(.)", r"\1", literal[0], flags=re.DOTALL) if literal else ""
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -30,18 +30,6 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(f"{first}{groups}.*{last}", re.DOTALL)
 
 
-@lru_cache(maxsize=256)
-def literal_prefix(pattern: str) -> str:
-    """Return what every key that matches begins with."""
-    prefix = ""
-    for token in _TOKEN.finditer(pattern):
-        literal = token["literal"] or token["escaped"]
-        if literal is None:
-            break
-        prefix += literal[-1]
-    return prefix
-
-
 def _between_stars(pattern: str) -> list[str]:
     parts = [""]
     for token in _TOKEN.finditer(pattern):
