@@ -29,7 +29,7 @@ FEATURES = [
         tests/test_cache  tests/test_api/test_cache*.py  tests/test_api/test_response_*.py"""),
     ("{{ cookiecutter.cache_backend in ['redis', 'file', 'all'] }}", """
         src/cache/engine/circuit_breaker.py
-        tests/test_cache/reader.py  tests/test_cache/test_away.py
+        tests/test_cache/reader.py
         tests/test_cache/test_circuit_breaker.py"""),
     ("{{ cookiecutter.cache_backend in ['redis', 'all'] }}", """
         src/cache/backends/redis.py  tests/test_cache/test_redis"""),

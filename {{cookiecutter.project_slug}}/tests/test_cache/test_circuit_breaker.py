@@ -10,9 +10,11 @@ import structlog
 from prometheus_client import REGISTRY
 from structlog.testing import LogCapture
 
+from src.cache import Cache, cached, use_cache
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError
 from src.cache.backends.memory import MemoryBackend
 from src.cache.engine import circuit_breaker
+from src.cache.engine.cache import WAIT_SECONDS
 from src.cache.engine.circuit_breaker import CircuitBreakerBackend
 from tests.test_cache.contract import keys_of
 
@@ -329,6 +331,25 @@ async def test_a_bug_does_not_end_the_probe(
     del inner.errors["ping"]
 
     await recover(backend, inner)
+
+
+@pytest.mark.parametrize("tags", [(), ("numbers",)], ids=["untagged", "tagged"])
+async def test_while_it_is_open_each_call_of_a_cached_function_runs(
+    backend: CircuitBreakerBackend, inner: FaultyBackend, tags: tuple[str, ...]
+) -> None:
+    """None waits for another."""
+    calls = 0
+
+    @cached(tags=tags)
+    async def number() -> int:
+        nonlocal calls
+        calls += 1
+        return calls
+
+    inner.outage = UNAVAILABLE
+    with use_cache(Cache(backend, ttl=60)):
+        async with asyncio.timeout(WAIT_SECONDS / 2):
+            assert await asyncio.gather(*(number() for _ in range(5))) == [1, 2, 3, 4, 5]
 
 
 async def test_an_operations_errors_are_logged_once_a_minute(

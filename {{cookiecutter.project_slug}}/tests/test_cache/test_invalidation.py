@@ -75,18 +75,6 @@ async def test_it_waits_for_the_commit_however_the_session_is_found(
     assert await read() == 2
 
 
-async def test_after_a_rollback_all_is_as_it_was(
-    database: Database, read: Callable[[], Awaitable[int]], store: Store
-) -> None:
-    await read()
-    with pytest.raises(ValueError, match="undo"):  # noqa: PT012 - the block is what raises
-        async with database.transaction() as session:
-            await by_argument(session)
-            raise ValueError("undo")
-    await read()
-    assert store.calls == 1
-
-
 @pytest.mark.parametrize("in_a_block", [True, False])
 async def test_a_function_that_commits_by_itself_invalidates_at_once(
     committing_database: Database,

@@ -8,7 +8,6 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Mapped, mapped_column
 
 from src.cache import Cache, MemoryBackend, use_cache
-from src.cache.backends.base import Value
 from src.db.base import Base
 from src.db.session import Database
 
@@ -29,9 +28,6 @@ class Recording(MemoryBackend):
     async def delete(self, *keys: str) -> int:
         self.deleted.update(keys)
         return await super().delete(*keys)
-
-    async def get(self, key: str) -> Value | None:
-        return await super().get(key)
 
 
 @pytest.fixture
@@ -87,14 +83,3 @@ async def test_a_deletion_needs_nothing_loaded(
     await session.commit()
 
     assert backend.deleted == {"tag:books", "tag:book:1", "tag:shelf:a"}
-
-
-async def test_a_change_that_is_rolled_back_is_none(
-    session: AsyncSession, backend: Recording, book: Book
-) -> None:
-    book.shelf = "b"
-    await session.flush()
-    await session.rollback()
-    await session.commit()
-
-    assert not backend.deleted
