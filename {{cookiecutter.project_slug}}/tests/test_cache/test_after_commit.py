@@ -186,19 +186,28 @@ async def test_a_commit_that_is_cancelled_may_have_succeeded(
     assert backend.deleted == ["key"]
 
 
+@pytest.mark.parametrize("in_a_block", [True, False])
 async def test_a_caller_cancelled_after_the_commit_still_invalidates(
-    committing_database: Database, backend: RecordingBackend
+    committing_database: Database, backend: RecordingBackend, *, in_a_block: bool
 ) -> None:
     backend.gate.clear()
 
     async def change() -> None:
-        async with committing_database.transaction():
-            await invalidate("key")
+        if in_a_block:
+            async with committing_database.transaction():
+                await invalidate("key")
+        else:
+            async with committing_database.writes() as session:
+                await session.execute(text("SELECT 1"))
+                await invalidate("key")
+                await session.commit()
 
     task = asyncio.create_task(change())
     await backend.started.wait()
     task.cancel()
+    await asyncio.sleep(0)
     backend.gate.set()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await asyncio.sleep(0)
     assert backend.deleted == ["key"]
