@@ -12,7 +12,6 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import uuid4
@@ -294,9 +293,7 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         with _unavailable():
             for key, letter in reversed(self._find_dead(queue_name)):
                 if is_named(letter, ids) and letter.message.actor_name != UNREADABLE:
-                    message = replace(
-                        without_failure_metadata(letter.message), queue_name=queue_name
-                    )
+                    message = without_failure_metadata(letter.message).copy(queue_name=queue_name)
                     count += self._requeue_dead(keys=keys, args=[key, message.encode()])
         return count
 
