@@ -14,7 +14,7 @@ from src.cache.engine.after_commit import (
     watch_commits,
 )
 from src.cache.engine.cache import current_cache
-from src.cache.engine.codec import Codec, codec_for
+from src.cache.engine.codec import codec_for
 from src.cache.engine.keys import Arguments, Template, shorten
 from src.cache.engine.policy import Policy
 
@@ -35,36 +35,25 @@ def cached(
 ) -> Callable[[Function[P, T]], Function[P, T]]:
     """Return a call's value from the cache if it has been made with these arguments before.
 
-    The key is made of the prefix (the function's full name unless given) and the arguments, less
-    sessions, requests and `self`; or it is `key`, a template such as `"user:{user_id}"` or a function
-    of the same arguments. `tags` are templates too; `@invalidate_cache` names keys and tags.
-
+    The key is the prefix (the function's full name unless given) and the arguments; or it is `key`,
+    a template such as `"user:{user_id}"` or a function of the same arguments. `tags` are templates.
     A value lives for `ttl` seconds (CACHE_TTL_SECONDS unless given), less up to `jitter` of that;
     for `stale` seconds more it is returned while it is refreshed in the background.
-
-    Raises TypeError, when it decorates, if the arguments make no key, the annotated type cannot be
-    cached, or `stale` is asked of a function that works with the request's session.
+    Raises TypeError, when it decorates, if calls make no key or values cannot be cached.
     """
 
     def decorate(function: Function[P, T]) -> Function[P, T]:
-        name = key_prefix or function.__qualname__
-        codec: Codec[T] = codec_for(function)
-        policy = Policy(name, codec, ttl=ttl, stale=stale, jitter=jitter)
-        # What works with a session cannot be refreshed in the background, after the request.
-        unrefreshed = Policy(name, codec, ttl=ttl, jitter=jitter)
         arguments = Arguments(function)
-        if stale and arguments.excluded:
-            raise TypeError(
-                f"{function.__qualname__} cannot be refreshed in the background:"
-                f" `{arguments.excluded[0]}` ends with the request; open what it needs inside"
-            )
+        name, codec = key_prefix or function.__qualname__, codec_for(function)
+        policy: Policy[T] = Policy(name, codec, ttl=ttl, stale=stale, jitter=jitter)
+        unrefreshed: Policy[T] = Policy(name, codec, ttl=ttl, jitter=jitter)  # with a session
         key_of = key_maker(function, arguments, key_prefix, key)
         tag_templates = [Template(tag, arguments) for tag in tags]
+        _check_stale(function, arguments, stale)
 
         @functools.wraps(function)
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-            cache = current_cache()
-            if cache is None:
+            if (cache := current_cache()) is None:
                 return await function(*args, **kwargs)
             values = arguments.bind(args, kwargs)
             named_tags = [template.fill(values) for template in tag_templates]
@@ -75,6 +64,14 @@ def cached(
         return wrapper
 
     return decorate
+
+
+def _check_stale(function: Callable[..., Any], arguments: Arguments, stale: float) -> None:
+    if stale and arguments.excluded:
+        raise TypeError(
+            f"{function.__qualname__} cannot be refreshed in the background:"
+            f" `{arguments.excluded[0]}` ends with the request; open what it needs inside"
+        )
 
 
 def key_maker(
