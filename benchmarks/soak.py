@@ -28,6 +28,7 @@ from dev.valkey import embedded_valkey
 from src.db import open_database
 from src.db.models.item import Item
 from src.db.models.task import OutboxMessage, Task
+from src.domain.task import TaskStatus
 
 CLIENTS = 16
 PORT = 18765
@@ -157,7 +158,7 @@ async def counts(url: URL) -> tuple[int, int, int, int]:
     """Return how many items and finished tasks there are, tasks begun twice, messages unsent."""
     async with open_database(url, pool_size=1) as database, database.reads() as session:
         items = await session.scalar(select(func.count()).select_from(Item))
-        done = await session.scalar(select(func.count()).where(Task.status == "done"))
+        done = await session.scalar(select(func.count()).where(Task.status == TaskStatus.SUCCEEDED))
         again = await session.scalar(select(func.count()).where(Task.attempts > 1))
         unsent = await session.scalar(select(func.count()).select_from(OutboxMessage))
         return items or 0, done or 0, again or 0, unsent or 0

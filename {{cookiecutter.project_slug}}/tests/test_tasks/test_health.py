@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 from starlette.types import Receive, Scope, Send
 
 from src.core.config import Settings
@@ -90,6 +91,8 @@ async def test_metrics_count_what_waits(
     assert number(metrics, "tasks_delayed", queue=queue) == 0
     assert number(metrics, "tasks_dead", queue=queue) == 1
     assert 0.05 <= number(metrics, "tasks_outbox_oldest_seconds") < 2 * LIMIT  # and no milliseconds
+    outcome = {"queue": queue, "actor": "refuse", "outcome": "dead"}
+    assert REGISTRY.get_sample_value("tasks_processed_total", outcome) == 1
 
 
 async def test_metrics_leave_out_what_is_unavailable(
@@ -128,7 +131,7 @@ async def test_live_means_that_each_process_has_a_heartbeat(
 
 @pytest.mark.slow
 async def test_a_worker_serves_for_all_its_processes(
-    variables: dict[str, str], tmp_path: Path
+    variables: dict[str, str], broker: TaskBroker, committing_database: Database, tmp_path: Path
 ) -> None:
     command = ["cli.py", "worker", "--processes", "2", "--threads", "1", "--health-port", "0"]
     worker = WorkerProcess(command, variables, tmp_path / "log")
@@ -138,12 +141,17 @@ async def test_a_worker_serves_for_all_its_processes(
         assert address
         async with httpx.AsyncClient(base_url=address[0], timeout=LIMIT) as client:
             live, ready = await client.get("/health/live"), await client.get("/health/ready")
-            metrics = (await client.get("/metrics")).text
+            await send(committing_database, broker, "note", "path", "a")  # their relays send it
+
+            async def is_counted() -> bool:
+                metrics = (await client.get("/metrics")).text
+                return number(metrics, "tasks_sent_total") == 1
+
+            await eventually(is_counted, "the message in the metrics")
         worker.process.send_signal(signal.SIGTERM)
         assert await worker.exit_status() == 0
     finally:
         worker.kill()
 
     assert (live.status_code, ready.status_code) == (200, 200)
-    assert number(metrics, "tasks_outbox_oldest_seconds") == 0
     assert "Traceback" not in worker.log_text
