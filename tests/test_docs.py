@@ -30,12 +30,15 @@ UNLISTED = {"DRAMATIQ_BROKER"}  # there is no choice but in the template
 COMMANDS = """\
 import json
 import cli
+from src.tasks import cli as tasks  # cli.py loads it when it is called
 from typer.main import get_command
 def tree(command):
     options = [name for each in command.params for name in [*each.opts, *each.secondary_opts]]
     further = getattr(command, "commands", {})
     return {"options": options, "commands": {name: tree(each) for name, each in further.items()}}
-print(json.dumps(tree(get_command(cli.app))))
+found = tree(get_command(cli.app))
+found["commands"]["tasks"] = tree(get_command(tasks.app))
+print(json.dumps(found))
 """
 FAULTY = """\
 ---
