@@ -160,7 +160,12 @@ class Settings(BaseSettings):
         return value
 
     # % if cookiecutter.__redis
-    @field_validator("REDIS_URL", "DRAMATIQ_REDIS_URL", check_fields=False)
+    @field_validator(
+        "REDIS_URL",
+        # % if cookiecutter.__queue_redis
+        "DRAMATIQ_REDIS_URL",
+        # % endif
+    )
     @classmethod
     def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:

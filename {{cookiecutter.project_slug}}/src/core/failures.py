@@ -19,7 +19,7 @@ def describe(error: BaseException) -> str:
 class Outage:
     """Logs once that a server is unavailable, however often it is tried, and once its recovery."""
 
-    unavailable: str  # the log event, as `outbox_unavailable`
+    unavailable: str  # the log event of an outage
     recovered: str
     is_on: bool = False
 

@@ -59,7 +59,9 @@ def variables(server: Server, queue: str, committing_url: URL) -> dict[str, str]
     return {
         **server.variables(queue),
         "DATABASE_URL": text_of(committing_url),
+        # % if cookiecutter.cache_backend != "none"
         "CACHE_BACKEND_TYPE": "memory",
+        # % endif
         "TEST_QUEUE": queue,
     }
 

@@ -181,5 +181,11 @@ def text_of(url: URL) -> str:
 
 
 def settings_for(url: URL, variables: dict[str, str]) -> Settings:
-    named = {"ENV": "test", "DATABASE_URL": text_of(url), "CACHE_BACKEND_TYPE": "memory"}
+    named = {
+        "ENV": "test",
+        # % if cookiecutter.cache_backend != "none"
+        "CACHE_BACKEND_TYPE": "memory",
+        # % endif
+        "DATABASE_URL": text_of(url),
+    }
     return Settings.model_validate(named | variables)

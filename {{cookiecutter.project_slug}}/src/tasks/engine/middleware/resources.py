@@ -1,4 +1,4 @@
-"""What the tasks of a worker process share: the database, the cache, the relay, maintenance."""
+"""What the tasks of a worker process share, such as the database and the relay."""
 
 import logging
 from collections.abc import Awaitable, Callable
