@@ -32,7 +32,7 @@ OTHERWISE = re.compile(
     r"|(?i:cache-control)|message_cache"  # HTTP's, Dramatiq's
     r'|^ *schedule:( #.*)?$|"schedule:weekly"'  # pipelines' and bots'
     r"|\.(multi_)?items\(|__(get|set|del)item__|modifyitems|\bitem: pytest\.Item|\bitem\.(config|nodeid)\b"  # Python's, pytest's
-    r"|BackgroundTasks?\b|a background task",  # Starlette's
+    r"|BackgroundTasks?\b|a[ _]background[ _]task",  # Starlette's
     re.MULTILINE,
 )
 

@@ -160,12 +160,7 @@ class Settings(BaseSettings):
         return value
 
     # % if cookiecutter.__redis
-    @field_validator(
-        "REDIS_URL",
-        # % if cookiecutter.__queue_redis
-        "DRAMATIQ_REDIS_URL",
-        # % endif
-    )
+    @field_validator("REDIS_URL")
     @classmethod
     def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
@@ -174,6 +169,13 @@ class Settings(BaseSettings):
 
     # % endif
     # % if cookiecutter.__queue_redis
+    @field_validator("DRAMATIQ_REDIS_URL")
+    @classmethod
+    def _check_queue_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            redis_url.parse(value.get_secret_value())
+        return value
+
     @model_validator(mode="after")
     def _refuse_cluster(self) -> Self:
         if self.queue_redis_url.kind == "cluster" and self.DRAMATIQ_BROKER == "redis":

@@ -23,7 +23,7 @@ from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.relay import Relay, open_relay
 from tests import proxy
 from tests.test_tasks.actors import declare
-from tests.test_tasks.workers import Logs, WorkerProcess, settings_for, text_of
+from tests.test_tasks.workers import Logs, WorkerProcess, settings_for, variables_for
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,8 @@ def queue() -> str:
 def variables(server: Server, queue: str, committing_url: URL) -> dict[str, str]:
     """The environment of a process that works on the queue."""
     return {
+        **variables_for(committing_url),
         **server.variables(queue),
-        "DATABASE_URL": text_of(committing_url),
-        # % if cookiecutter.cache_backend != "none"
-        "CACHE_BACKEND_TYPE": "memory",
-        # % endif
         "TEST_QUEUE": queue,
     }
 

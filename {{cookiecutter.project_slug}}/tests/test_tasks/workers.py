@@ -180,12 +180,15 @@ def text_of(url: URL) -> str:
     return url.render_as_string(hide_password=False)
 
 
-def settings_for(url: URL, variables: dict[str, str]) -> Settings:
-    named = {
+def variables_for(url: URL) -> dict[str, str]:
+    return {
         "ENV": "test",
         # % if cookiecutter.cache_backend != "none"
         "CACHE_BACKEND_TYPE": "memory",
         # % endif
         "DATABASE_URL": text_of(url),
     }
-    return Settings.model_validate(named | variables)
+
+
+def settings_for(url: URL, variables: dict[str, str]) -> Settings:
+    return Settings.model_validate(variables_for(url) | variables)
