@@ -234,6 +234,7 @@ def test_a_wrong_key_is_asked_again_at_once(template: Path, terminal: Terminal) 
         "project_name": ["Lamp Shop"],
         "license": ["BSD", "2"],
         "python_version": ["3.10", "4"],
+        "example": ["perhaps", "no"],
         "cache_backend": ["mem", "3"],
         "task_queue": ["rabbit", "9", "3"],
         "scheduler": ["maybe", "n"],
@@ -246,13 +247,14 @@ def test_a_wrong_key_is_asked_again_at_once(template: Path, terminal: Terminal) 
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Please select one of the available options") == 6
-    assert done.stdout.count("Please enter Y or N") == 1
+    assert done.stdout.count("Please enter Y or N") == 2
     (replay,) = (terminal.root / "home/.cookiecutter_replay").iterdir()
     answers = json.loads(replay.read_text("utf-8"))["cookiecutter"]
     assert {question: answers[question] for question in keys} == {
         "project_name": "Lamp Shop",
         "license": "Apache-2.0",
         "python_version": "3.11",
+        "example": False,
         "cache_backend": "memory",
         "task_queue": "none",
         "scheduler": False,

@@ -3,7 +3,7 @@
 import re
 import subprocess
 from pathlib import Path
-from uuid import uuid4
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -69,7 +69,8 @@ def test_a_database_that_has_the_tables_loses_them(bake: Bake) -> None:
     """A migration that Alembic writes drops them; checks and tests pass, migrations included."""
     project = bake()
     with serving("postgres") as server:
-        database = {"DATABASE_URL": f"{server.rpartition('/')[0]}/example_{uuid4().hex}"}
+        url = urlsplit(server)._replace(path="/with_example").geturl()
+        database = {"DATABASE_URL": url}
         run("python", "cli.py", "db", "init", cwd=project.path, env=database)
         code, _ = parts_of_the_page(project)
         follow(project, code)

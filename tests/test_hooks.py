@@ -2,7 +2,6 @@
 
 import ast
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from alembic.script import ScriptDirectory
 
 from tests.conftest import Bake
 from tests.project import REPOSITORY, SERVICE, BakedProject, Terminal, files_under
+from tests.subprocesses import run
 
 HOOKS = sorted((REPOSITORY / "hooks").glob("*.py"))
 
@@ -113,25 +113,20 @@ def migrations(project: Path) -> ScriptDirectory:
 
 
 @pytest.mark.parametrize("scheduler", ["yes", "no"])
-@pytest.mark.parametrize("task_queue", ["redis", "rabbitmq", "none"])
+@pytest.mark.parametrize("task_queue", ["redis", "none"])
+@pytest.mark.parametrize("example", ["yes", "no"])
 def test_the_migrations_that_are_left_are_one_chain(
-    bake: Bake, task_queue: str, scheduler: str
+    render: Bake, example: str, task_queue: str, scheduler: str
 ) -> None:
     """One first, one last and all of them in between; Alembic writes the SQL of every one."""
-    project = bake(task_queue=task_queue, scheduler=scheduler)
+    project = render(example=example, task_queue=task_queue, scheduler=scheduler)
     chain = migrations(project.path)
     assert len(chain.get_bases()) == len(chain.get_heads()) == 1
     revisions = [script.revision for script in chain.walk_revisions()]
     assert len(revisions) == len(list(project.path.glob("alembic/versions/*.py")))
 
-    done = subprocess.run(
-        [Path(sys.executable).parent / "alembic", "upgrade", "head", "--sql"],
-        cwd=project.path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert all(f"version_num='{revision}'" in done.stdout for revision in revisions[:-1])
+    sql = run("alembic", "upgrade", "head", "--sql", cwd=project.path)
+    assert all(f"version_num='{revision}'" in sql for revision in revisions[:-1])
 
 
 def test_a_migration_of_the_user_s_follows_what_the_dropped_one_did(
