@@ -24,10 +24,12 @@ async def test_an_import_is_accepted(client: AsyncClient, database: Database) ->
     async with database.reads() as session:
         imported = (await session.scalars(select(ItemImport))).one()
     found = (await client.get(f"{IMPORTS}{imported.id}")).json()
+    unknown = await client.get(f"{IMPORTS}{uuid4()}")
 
     assert response.status_code == 202
     assert (task["actor"], task["status"]) == ("import_items", "queued")
     assert (found["done"], found["total"]) == (0, 1)
+    assert unknown.json()["type"] == "urn:problem-type:item-import-not-found"
 
 
 @pytest.mark.parametrize(
@@ -48,13 +50,6 @@ async def test_an_unfit_file_enqueues_no_task(
     assert code is None or response.json()["type"] == f"urn:problem-type:{code}"
     async with database.reads() as session:
         assert await session.scalar(select(func.count(OutboxMessage.id))) == 0
-
-
-async def test_an_unknown_import_is_not_found(client: AsyncClient) -> None:
-    response = await client.get(f"{IMPORTS}{uuid4()}")
-
-    assert response.status_code == 404
-    assert response.json()["type"] == "urn:problem-type:item-import-not-found"
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", ""), ("GET", str(UUID(int=7)))])

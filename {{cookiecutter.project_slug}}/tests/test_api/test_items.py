@@ -42,16 +42,15 @@ class TestCreate:
         assert datetime.fromisoformat(item["created_at"]).utcoffset() is not None
         assert response.headers["location"] == f"{ITEMS}{item['id']}"
         assert response.headers["etag"] == '"1"'
+        assert (await client.get(response.headers["location"])).json() == item
 
     @pytest.mark.parametrize(
         "body",
         [
             {},
-            {"name": ""},
             {"name": "   "},
             {"name": "x" * 201},
             {"name": None},
-            {"name": "NUL \x00 inside"},
             {"name": "Lamp", "description": "\x00"},
             {"name": "Lamp", "colour": "green"},
             ["Lamp"],
@@ -62,24 +61,6 @@ class TestCreate:
 
         assert response.status_code == 422
         assert response.json()["errors"]
-
-
-async def test_an_item_can_be_read(client: AsyncClient) -> None:
-    item = await create(client)
-
-    response = await client.get(ITEMS + item["id"])
-
-    assert response.json() == item
-    assert response.headers["etag"] == '"1"'
-
-
-@pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
-async def test_unknown_item_is_404(client: AsyncClient, method: str) -> None:
-    body: dict[str, str] | None = {} if method == "PATCH" else None
-    response = await client.request(method, f"{ITEMS}{uuid4()}", json=body)
-
-    assert response.status_code == 404
-    assert response.json()["type"] == "urn:problem-type:item-not-found"
 
 
 class TestList:
@@ -118,16 +99,7 @@ class TestList:
 
     @pytest.mark.parametrize(
         "query",
-        [
-            {"limit": 0},
-            {"limit": 101},
-            {"offset": -1},
-            {"offset": 10**30},
-            {"cursor": "x"},
-            {"cursor": str(uuid4()), "offset": 1},
-            {"status": "lost"},
-            {"page": 2},
-        ],
+        [{"limit": 101}, {"offset": 10**30}, {"cursor": str(uuid4()), "offset": 1}, {"page": 2}],
     )
     async def test_refuses_an_invalid_query(
         self, client: AsyncClient, query: dict[str, Any]
@@ -137,24 +109,20 @@ class TestList:
 
 class TestSearch:
     async def test_finds_whole_words_and_the_last_as_a_prefix(self, client: AsyncClient) -> None:
-        await create(client, "Green lamp", description="Brass foot")
+        lamp = await create(client, "Red lamp", description="Brass foot")
         await create(client, "Green chair")
+        await change(client, lamp, name="Green lamp")
 
         assert await names(client, SEARCH, q="green la") == ["Green lamp"]
         assert await names(client, SEARCH, q="BRASS") == ["Green lamp"]
         assert await names(client, SEARCH, q="gre lamp") == []
+        assert await names(client, SEARCH, q="red") == []
 
     async def test_a_match_in_the_name_comes_first(self, client: AsyncClient) -> None:
         await create(client, "Lamp")
         await create(client, "Table", description="for a lamp")
 
         assert await names(client, SEARCH, q="lamp") == ["Lamp", "Table"]
-
-    async def test_finds_changed_text(self, client: AsyncClient) -> None:
-        await change(client, await create(client, "Lamp"), name="Chair")
-
-        assert await names(client, SEARCH, q="lamp") == []
-        assert await names(client, SEARCH, q="chair") == ["Chair"]
 
     @pytest.mark.parametrize(
         "text",
@@ -204,25 +172,17 @@ class TestUpdate:
         assert (response["status"], response["type"]) == (409, f"urn:problem-type:{problem}")
 
 
-@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
-async def test_another_version_is_412(client: AsyncClient, method: str) -> None:
+async def test_a_deletion_wants_the_current_version(client: AsyncClient) -> None:
     item = await create(client)
-    path, headers = ITEMS + item["id"], {"If-Match": '"2"'}
-    body = {"name": "Light"} if method == "PATCH" else None
+    path = ITEMS + item["id"]
 
-    response = await client.request(method, path, json=body, headers=headers)
-
-    assert response.status_code == 412
-    assert (await client.get(path)).json() == item
-
-
-async def test_a_deleted_item_is_gone(client: AsyncClient) -> None:
-    item = await create(client)
-
-    response = await client.delete(ITEMS + item["id"])
-
-    assert (response.status_code, response.content) == (204, b"")
-    assert (await client.get(ITEMS + item["id"])).status_code == 404
+    assert (await client.delete(path, headers={"If-Match": '"2"'})).status_code == 412
+    assert (await client.delete(path, headers={"If-Match": '"1"'})).status_code == 204
+    for method in ("GET", "PATCH", "DELETE"):
+        body: dict[str, str] | None = {} if method == "PATCH" else None
+        response = await client.request(method, path, json=body)
+        assert response.status_code == 404
+        assert response.json()["type"] == "urn:problem-type:item-not-found"
 
 
 @pytest.mark.parametrize(

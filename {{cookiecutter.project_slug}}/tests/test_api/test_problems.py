@@ -25,18 +25,13 @@ def assert_problem(response: Response, status: int) -> None:
     assert problem["request_id"] == response.headers["x-request-id"]
 
 
-async def test_unknown_path(client: AsyncClient) -> None:
-    response = await client.get("/nowhere")
+async def test_unknown_path_or_method(client: AsyncClient) -> None:
+    path, method = await client.get("/nowhere"), await client.put(NOTES)
 
-    assert_problem(response, 404)
-    assert response.json()["type"] == "about:blank"
-
-
-async def test_unknown_method(client: AsyncClient) -> None:
-    response = await client.put(NOTES)
-
-    assert_problem(response, 405)
-    assert response.headers["allow"] == "GET, POST"
+    assert_problem(path, 404)
+    assert path.json()["type"] == "about:blank"
+    assert_problem(method, 405)
+    assert method.headers["allow"] == "GET, POST"
 
 
 async def test_a_domain_error_has_a_type_and_a_message(client: AsyncClient) -> None:
@@ -58,16 +53,17 @@ async def test_an_invalid_request_names_the_fields_but_repeats_nothing(client: A
     assert "hunter2" not in response.text
 
 
-@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000, rb'{"text": "\ud800"}'])
-async def test_malformed_json(client: AsyncClient, body: bytes) -> None:
+UNFIT = [b"{", b"\xff", b"[" * 100_000, rb'{"text": "\ud800"}', rb'{"text": "\u0000"}']
+
+
+@pytest.mark.parametrize("body", UNFIT, ids=["json", "utf-8", "deep", "surrogate", "NUL"])
+async def test_malformed_json_or_text_that_postgresql_cannot_store(
+    client: AsyncClient, body: bytes
+) -> None:
     response = await client.post(NOTES, content=body, headers=JSON)
 
     assert response.status_code in {400, 422}
     assert_problem(response, response.status_code)
-
-
-async def test_text_that_postgresql_cannot_store(client: AsyncClient) -> None:
-    assert_problem(await client.post(NOTES, json={"text": "NUL \x00"}), 422)
 
 
 async def test_a_body_over_the_limit(client: AsyncClient) -> None:
@@ -82,31 +78,12 @@ async def test_a_body_over_the_limit(client: AsyncClient) -> None:
     assert_problem(without_length, 413)
 
 
-@pytest.fixture
-def faulty_client(fresh_app: FastAPI, database: Database) -> AsyncClient:
-    """The service with endpoints that fail."""
-
-    @fresh_app.get("/faulty/bug")
+async def test_a_bug_is_500_and_reveals_nothing(fresh_app: FastAPI, database: Database) -> None:
+    @fresh_app.get("/bug")
     async def bug() -> None:
         raise RuntimeError("the password is hunter2")
 
-    @fresh_app.get("/faulty/http/{status}")
-    async def http(status: int) -> None:
-        raise HTTPException(status, {"tea": "none"}, headers={"X-Tea": "none"})
-
-    @fresh_app.get("/faulty/stream")
-    async def stream() -> StreamingResponse:
-        async def chunks() -> AsyncGenerator[bytes]:
-            yield b"half"
-            raise RuntimeError
-
-        return StreamingResponse(chunks())
-
-    return connect(fresh_app, database)
-
-
-async def test_a_bug_is_500_and_reveals_nothing(faulty_client: AsyncClient) -> None:
-    response = await faulty_client.get("/faulty/bug")
+    response = await connect(fresh_app, database).get("/bug")
 
     assert_problem(response, 500)
     assert "hunter2" not in response.text
@@ -115,14 +92,28 @@ async def test_a_bug_is_500_and_reveals_nothing(faulty_client: AsyncClient) -> N
 
 @pytest.mark.parametrize("status", [418, 499], ids=["standard", "unassigned"])
 async def test_an_http_error_keeps_its_status_and_headers(
-    faulty_client: AsyncClient, status: int
+    fresh_app: FastAPI, database: Database, status: int
 ) -> None:
-    response = await faulty_client.get(f"/faulty/http/{status}")
+    @fresh_app.get("/http")
+    async def http() -> None:
+        raise HTTPException(status, {"tea": "none"}, headers={"X-Tea": "none"})
+
+    response = await connect(fresh_app, database).get("/http")
 
     assert_problem(response, status)
     assert response.headers["x-tea"] == "none"
 
 
-async def test_an_error_in_a_started_response_breaks_it_off(faulty_client: AsyncClient) -> None:
+async def test_an_error_in_a_started_response_breaks_it_off(
+    fresh_app: FastAPI, database: Database
+) -> None:
+    async def chunks() -> AsyncGenerator[bytes]:
+        yield b"half"
+        raise RuntimeError
+
+    @fresh_app.get("/stream")
+    async def stream() -> StreamingResponse:
+        return StreamingResponse(chunks())
+
     with pytest.raises(RuntimeError):
-        await faulty_client.get("/faulty/stream")
+        await connect(fresh_app, database).get("/stream")

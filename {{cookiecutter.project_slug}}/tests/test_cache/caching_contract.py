@@ -8,6 +8,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,7 @@ class CachingContract:
         assert await asyncio.gather(*(read(1) for _ in range(200))) == [1] * 200
         assert source.calls == 1
 
+    @pytest.mark.parametrize("in_one_process", [True, False])
     @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
     async def test_a_computation_from_before_a_change_is_neither_stored_nor_shared(
         self,
@@ -120,40 +122,24 @@ class CachingContract:
         source: Source,
         read: Read,
         change: Change,
+        *,
+        in_one_process: bool,
     ) -> None:
         """Callers after the change do not even wait for it."""
+        another = Cache(backend, ttl=60)  # which shares nothing but the backend
         outdated = [asyncio.create_task(read(1)) for _ in range(3)]
         await source.is_read.wait()
         old_gate = source.replace_value(2)
 
         await change(backend)
 
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            assert await asyncio.gather(*(read(1) for _ in range(50))) == [2] * 50
-        old_gate.set()
-        assert set(await asyncio.gather(*outdated)) <= {1, 2}
-        assert await read(1) == 2
-        assert source.calls == 2
-
-    @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-    async def test_another_process_does_not_share_it_either(
-        self,
-        backend: CacheBackend,
-        source: Source,
-        read: Read,
-        change: Change,
-    ) -> None:
-        outdated = asyncio.create_task(read(1))
-        await source.is_read.wait()
-        old_gate = source.replace_value(2)
-        await change(backend)
-
-        with use_cache(Cache(backend, ttl=60)):  # which shares nothing but the backend
+        with nullcontext() if in_one_process else use_cache(another):
             async with asyncio.timeout(PATIENCE_SECONDS):
-                assert await read(1) == 2
+                assert await asyncio.gather(*(read(1) for _ in range(50))) == [2] * 50
             old_gate.set()
-            await outdated
+            assert set(await asyncio.gather(*outdated)) <= {1, 2}
             assert await read(1) == 2
+        assert source.calls == 2
 
     async def test_a_cancelled_computation_is_replaced(self, source: Source, read: Read) -> None:
         computing = asyncio.create_task(read(1))
@@ -198,13 +184,6 @@ class CachingContract:
 
         async with asyncio.timeout(PATIENCE_SECONDS):
             assert set(await asyncio.gather(outer(1), outer(2))) <= {1, 2}
-
-    async def test_a_function_may_call_itself(self) -> None:
-        @cached()
-        async def factorial(number: int) -> int:
-            return number * await factorial(number - 1) if number else 1
-
-        assert await factorial(20) == 2432902008176640000
 
     async def test_a_stale_value_is_returned_while_it_is_refreshed(self, cache: Cache) -> None:
         calls = 0

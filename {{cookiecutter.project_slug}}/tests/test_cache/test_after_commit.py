@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.cache import Cache, MemoryBackend, invalidate, use_cache
 from src.cache.engine.after_commit import has_uncommitted_changes
@@ -61,19 +61,6 @@ async def test_it_waits_for_the_commit(database: Database, backend: RecordingBac
         await invalidate(tags=["c"])
         assert backend.deleted == []
     assert backend.deleted == ["a", "b", "tag:c"]
-
-
-async def test_a_session_of_another_sessionmaker_counts(
-    committing_database: Database, backend: RecordingBackend
-) -> None:
-    engine = committing_database.writes.kw["bind"]
-    async with async_sessionmaker(engine)() as session:
-        await session.execute(text("SELECT 1"))
-        await invalidate("key")
-        assert backend.deleted == []
-        await session.commit()
-        assert backend.deleted == ["key"]
-    assert backend.deleted == ["key"]
 
 
 async def test_after_a_rollback_nothing_is_deleted(

@@ -1,7 +1,6 @@
 """`@cached` on the memory backend, and what no backend matters to."""
 
 import asyncio
-import inspect
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Annotated, Any
 
@@ -51,13 +50,6 @@ def test_what_is_not_annotated_or_not_async_is_refused() -> None:
         cached()(find)
     with pytest.raises(TypeError, match="no `async def`"):
         cached()(lambda: None)  # type: ignore[arg-type, return-value]
-
-
-def test_the_function_keeps_its_name_and_signature() -> None:
-    assert get_user.__name__ == "get_user"
-    assert get_user.__doc__ == "Find a user."
-    assert list(inspect.signature(get_user).parameters) == ["user_id", "details"]
-    assert inspect.iscoroutinefunction(get_user)
 
 
 async def test_without_a_cache_the_function_runs() -> None:
@@ -124,15 +116,6 @@ async def test_a_value_that_the_annotation_does_not_cover_is_never_shared(
     assert calls == 3
 
 
-async def test_no_task_outlives_its_computation(backend: CacheBackend) -> None:
-    before = asyncio.all_tasks()
-    with use_cache(Cache(backend, ttl=60)) as cache:
-        await get_user("1")
-        await cache.aclose()
-    await asyncio.sleep(0)
-    assert asyncio.all_tasks() <= before
-
-
 class WithSession:
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
@@ -154,34 +137,3 @@ async def test_what_has_a_session_is_not_refreshed_in_the_background(
             while (found := await counter.count()) == 1:
                 await asyncio.sleep(0.005)
                 assert found == counter.calls
-
-
-class Refusing(MemoryBackend):
-    """A cache that has just failed, as leases may be granted without one."""
-
-    async def acquire_lease(self, key: str, token: str, seconds: float) -> bool:
-        return bool(key and token and seconds)
-
-    async def renew_lease(self, key: str, token: str, seconds: float) -> bool:
-        return not (key and token and seconds)
-
-    async def set_if_leased(
-        self, key: str, token: str, value: str | bytes, ex: float | None = None
-    ) -> bool:
-        return not (key and token and value and ex)
-
-
-async def test_what_cannot_be_stored_is_given_to_its_caller() -> None:
-    calls = 0
-
-    @cached()
-    async def count() -> int:
-        nonlocal calls
-        calls += 1
-        await asyncio.sleep(0)
-        return calls
-
-    with use_cache(Cache(Refusing(), ttl=60)):
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await asyncio.gather(*(count() for _ in range(5)))
-    assert calls <= 5

@@ -6,15 +6,15 @@ from itertools import count
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
-from sqlalchemy import event, update
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only
 
-from src.cache import Cache, MemoryBackend, invalidate, use_cache
+from src.cache import Cache, MemoryBackend
 from src.db import session as db_session
 from src.db.session import Database
 from tests.fixtures.client import connect
-from tests.fixtures.notes import NOTES, Note
+from tests.fixtures.notes import NOTES
 from tests.fixtures.statements import recorded
 from tests.test_cache.cached_notes import CACHED_NOTES, add_cached_notes, cached
 
@@ -76,18 +76,6 @@ async def test_a_change_is_seen_at_once(
     assert len((await client.get(CACHED_NOTES)).json()) == 1
 
 
-async def test_a_change_that_is_rolled_back_invalidates_nothing(
-    client: AsyncClient, committing_database: Database, note: str
-) -> None:
-    await client.get(cached(note))
-    refused = await client.patch(note, json={"text": "refused"})
-    with recorded(committing_database) as sent:
-        await client.get(cached(note))
-
-    assert refused.status_code == 409
-    assert sent == []
-
-
 async def test_a_read_under_way_during_a_change_is_not_cached(
     client: AsyncClient, committing_database: Database, note: str
 ) -> None:
@@ -146,16 +134,3 @@ async def test_no_read_is_older_than_the_last_confirmed_change(
 
     assert sum(await asyncio.gather(*readers)) > 32
     assert confirmed == 33
-
-
-async def test_a_statement_over_rows_invalidates_what_it_is_told_to(
-    client: AsyncClient, committing_database: Database, cache: Cache, note: str
-) -> None:
-    await client.get(cached(note))
-    with use_cache(cache):
-        async with committing_database.transaction() as session:
-            await session.execute(update(Note).values(text="two"))
-            await invalidate(tags=[f"note:{note.rpartition('/')[2]}"])
-            assert (await client.get(cached(note))).json()["text"] == "one"
-
-    assert (await client.get(cached(note))).json()["text"] == "two"

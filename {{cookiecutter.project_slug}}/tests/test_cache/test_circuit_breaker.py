@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
-from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -21,8 +20,6 @@ from tests.test_cache.contract import keys_of
 UNAVAILABLE = CacheUnavailableError("connection refused")
 READ_ONLY = CacheError("read-only replica")
 PATIENCE_SECONDS = 60
-REQUEST = ContextVar("REQUEST", default="none")
-
 Logs = list[MutableMapping[str, Any]]
 Call = Callable[[CacheBackend], Awaitable[object]]
 # Each with what it returns while the circuit is open.
@@ -303,24 +300,6 @@ async def test_a_call_from_before_an_outage_that_fails_after_it(
     assert await backend.get("key") is None
 
 
-async def test_the_probe_has_a_context_of_its_own(
-    backend: CircuitBreakerBackend, inner: FaultyBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It does not log under the id of the request that met the failure."""
-    seen = []
-
-    async def ping() -> None:
-        seen.append(REQUEST.get())
-
-    monkeypatch.setattr(inner, "ping", ping)
-    REQUEST.set("mine")
-
-    await fail(backend, inner)
-    await recover(backend, inner)
-
-    assert seen == ["none"]
-
-
 async def test_a_bug_does_not_end_the_probe(
     backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
 ) -> None:
@@ -455,15 +434,6 @@ async def test_after_a_failed_flush_deletions_do_not_reach_the_backend(
     await backend.delete_matching("k*")
 
     assert inner.called("delete_matching") == 0
-
-
-async def test_closing_closes_the_inner_backend(inner: FaultyBackend) -> None:
-    """That this fails does not matter."""
-    inner.errors["aclose"] = UNAVAILABLE
-
-    await CircuitBreakerBackend(inner).aclose()
-
-    assert inner.calls == [("aclose",)]
 
 
 async def test_closing_ends_the_probe(inner: FaultyBackend) -> None:

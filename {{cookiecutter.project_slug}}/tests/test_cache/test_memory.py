@@ -6,19 +6,6 @@ from src.cache.backends.memory import ENTRY_OVERHEAD_BYTES, MemoryBackend
 from tests.test_cache.contract import BackendContract, keys_of, set_all
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 class TestContract(BackendContract):
     @pytest.fixture
     def backend(self) -> MemoryBackend:
@@ -56,18 +43,6 @@ async def test_bytes_are_bounded() -> None:
     assert (await backend.info())["bytes"] == 0
 
 
-async def test_replaced_and_deleted_bytes_are_not_counted() -> None:
-    backend = MemoryBackend()
-    await backend.set("key", "x")
-    small = (await backend.info())["bytes"]
-    for value in ("x" * 1000, "x"):
-        await backend.set("key", value)
-    assert (await backend.info())["bytes"] == small
-
-    await backend.delete("key")
-    assert (await backend.info())["bytes"] == 0
-
-
 async def test_a_value_bigger_than_the_bound_is_not_stored() -> None:
     """It drives out nothing else, and the value before it is gone."""
     backend = MemoryBackend(max_bytes=10_000)
@@ -76,21 +51,6 @@ async def test_a_value_bigger_than_the_bound_is_not_stored() -> None:
     await backend.set("key", "x" * 10_000)
 
     assert await backend.get_many("key", "other") == [None, "value"]
-
-
-async def test_a_value_is_there_until_its_deadline(clock: Clock) -> None:
-    backend = MemoryBackend(ttl=60, clock=clock)
-    await backend.set("default", "value")
-    await backend.set("short", "value", ex=0.5)
-
-    clock.now += 0.25
-    assert await backend.get("short") == "value"
-    clock.now += 0.25
-    assert await backend.get("short") is None
-    clock.now += 59
-    assert await keys_of(backend) == ["default"]
-    clock.now += 0.5
-    assert await keys_of(backend) == []
 
 
 async def test_a_key_set_again_takes_no_more_memory() -> None:
@@ -124,13 +84,3 @@ async def test_the_overhead_is_counted_within_a_third() -> None:
         tracemalloc.stop()
 
     assert taken / len(keys) == pytest.approx(ENTRY_OVERHEAD_BYTES, rel=1 / 3)
-
-
-async def test_info_names_the_bounds() -> None:
-    backend = MemoryBackend(max_entries=10, max_bytes=10_000)
-    await backend.set("key", "value")
-
-    info = await backend.info()
-
-    assert (info["entries"], info["max_entries"], info["max_bytes"]) == (1, 10, 10_000)
-    assert ENTRY_OVERHEAD_BYTES < info["bytes"] < 2 * ENTRY_OVERHEAD_BYTES

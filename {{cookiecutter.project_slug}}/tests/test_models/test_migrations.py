@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy import URL, text
 
 from src.core.config import ROOT
@@ -31,12 +30,6 @@ async def test_down_and_up_again_and_in_step_with_the_models(fresh_url: URL) -> 
     await alembic("downgrade", fresh_url, "base")
     await alembic("upgrade", fresh_url, "head")
     await alembic("check", fresh_url)
-
-
-def test_there_is_one_head() -> None:
-    script = ScriptDirectory.from_config(Config(ROOT / "alembic.ini"))
-
-    assert len(script.get_heads()) == 1
 
 
 @pytest.mark.slow

@@ -97,14 +97,6 @@ async def test_connection_that_the_server_closed_costs_no_error(
         assert await backend.get_many("key", "none") == ["value", None]
 
 
-async def test_many_at_once_share_few_connections(backend: RedisBackend) -> None:
-    await backend.set("key", "value")
-
-    found = await asyncio.gather(*(backend.get("key") for _ in range(200)))
-
-    assert found == ["value"] * 200
-
-
 async def test_scripts_survive_a_server_that_forgot_them(
     backend: RedisBackend, server: Redis
 ) -> None:
@@ -126,22 +118,6 @@ async def test_foreign_keys_are_neither_seen_nor_deleted(
 
     assert await server.get(f"{namespace}x:key") == b"foreign"
     assert await server.get(f"other:{namespace}:key") == b"foreign"
-
-
-async def test_namespace_may_hold_characters_of_patterns(url: RedisURL) -> None:
-    async with (
-        RedisBackend(url, namespace="a*[b]?^\\") as backend,
-        RedisBackend(url, namespace="axxb") as other,
-    ):
-        await other.set("key", "theirs")
-        await backend.set("key", "ours")
-        await backend.acquire_lease("key", "token", 60)
-
-        assert await backend.delete_matching("k*") == 1
-
-        assert not await backend.set_if_leased("key", "token", "stale")
-        assert await other.get("key") == "theirs"
-        await other.flush()
 
 
 async def test_nothing_is_sent_that_blocks_the_server(backend: RedisBackend, server: Redis) -> None:
