@@ -7,12 +7,19 @@ wins over both. `.env.example` lists every name and what it does.
 import json
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL
 
@@ -46,6 +53,14 @@ _SHORTEST_API_KEY = 16
 
 CommaSeparated = Annotated[list[str], NoDecode]
 CommaSeparatedSecrets = Annotated[list[SecretStr], NoDecode]
+
+
+def _checked_by(parse: Callable[[str], object]) -> AfterValidator:
+    def check(secret: SecretStr) -> SecretStr:
+        parse(secret.get_secret_value())
+        return secret
+
+    return AfterValidator(check)
 
 
 class InvalidSettingsError(SystemExit):
@@ -84,7 +99,7 @@ class Settings(BaseSettings):
     POSTGRES_USER: str = "postgres"
     POSTGRES_PASSWORD: SecretStr = SecretStr(_DEFAULT_PASSWORD)
     POSTGRES_DB: str = "app"
-    DATABASE_URL: SecretStr | None = None
+    DATABASE_URL: Annotated[SecretStr, _checked_by(postgres_url.parse)] | None = None
     DATABASE_POOL_SIZE: int = Field(default=20, ge=1)
 
     # % if cookiecutter.__redis
@@ -92,7 +107,7 @@ class Settings(BaseSettings):
     REDIS_PORT: int = Field(default=6379, ge=1, le=65535)
     REDIS_PASSWORD: SecretStr | None = None
     REDIS_DB: int = Field(default=0, ge=0)
-    REDIS_URL: SecretStr | None = None
+    REDIS_URL: Annotated[SecretStr, _checked_by(redis_url.parse)] | None = None
 
     # % endif
     # % if cookiecutter.cache_backend in ["redis", "all"]
@@ -112,13 +127,15 @@ class Settings(BaseSettings):
 
     # % endif
     # % if cookiecutter.__queue_redis
-    DRAMATIQ_REDIS_URL: SecretStr | None = None
+    DRAMATIQ_REDIS_URL: Annotated[SecretStr, _checked_by(redis_url.parse)] | None = None
     DRAMATIQ_NAMESPACE: str = Field(
         default=f"{_PROJECT['name']}.tasks", pattern=redis_url.NAMESPACE, validate_default=False
     )
     # % endif
     # % if cookiecutter.__queue_rabbitmq
-    RABBITMQ_URL: SecretStr = SecretStr(rabbitmq_url.DEFAULT)
+    RABBITMQ_URL: Annotated[SecretStr, _checked_by(rabbitmq_url.check)] = SecretStr(
+        rabbitmq_url.DEFAULT
+    )
     # % endif
     # % if cookiecutter.__queue
     DRAMATIQ_BROKER: broker_type.BrokerType = broker_type.DEFAULT
@@ -152,43 +169,12 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("DATABASE_URL")
-    @classmethod
-    def _check_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            postgres_url.parse(value.get_secret_value())
-        return value
-
-    # % if cookiecutter.__redis
-    @field_validator("REDIS_URL")
-    @classmethod
-    def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            redis_url.parse(value.get_secret_value())
-        return value
-
-    # % endif
     # % if cookiecutter.__queue_redis
-    @field_validator("DRAMATIQ_REDIS_URL")
-    @classmethod
-    def _check_queue_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            redis_url.parse(value.get_secret_value())
-        return value
-
     @model_validator(mode="after")
     def _refuse_cluster(self) -> Self:
         if self.queue_redis_url.kind == "cluster" and self.DRAMATIQ_BROKER == "redis":
             raise ValueError("DRAMATIQ_REDIS_URL: a task queue cannot be in a Redis Cluster")
         return self
-
-    # % endif
-    # % if cookiecutter.__queue_rabbitmq
-    @field_validator("RABBITMQ_URL")
-    @classmethod
-    def _check_rabbitmq_url(cls, value: SecretStr) -> SecretStr:
-        rabbitmq_url.check(value.get_secret_value())
-        return value
 
     # % endif
     @model_validator(mode="after")

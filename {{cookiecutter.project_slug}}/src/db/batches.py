@@ -1,22 +1,19 @@
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 
-class Batch(Protocol):
-    async def __call__(self, db: AsyncSession, /, *, limit: int) -> int:
-        """Process up to `limit` rows; return how many."""
-
-
 async def in_batches(
     transaction: Callable[[], AbstractAsyncContextManager[AsyncSession]],
-    batch: Batch,
+    batch: Callable[..., Awaitable[int]],
     *,
     limit: int,
 ) -> int:
-    """Run batches, each in its own transaction, until one is not full; return the sum."""
+    """Call `batch(db, limit=limit)` until it processes fewer rows; return how many in all.
+
+    Each batch is its own transaction.
+    """
     total = 0
     while True:
         async with transaction() as db:

@@ -27,35 +27,6 @@ class ImportFileError(DomainError):
     title = "Invalid import file"
 
 
-class NotCsvError(ImportFileError):
-    code = "import-not-csv"
-    title = "Not a CSV file"
-
-
-class NoHeaderError(ImportFileError):
-    code = "import-no-header"
-    title = "No header"
-    message = f"The first line must name each column once, including {', '.join(REQUIRED)}."
-
-
-class UnknownColumnError(ImportFileError):
-    code = "import-unknown-column"
-    title = "Unknown column"
-    message = "{name!r} is none of " + ", ".join(COLUMNS) + "."
-
-
-class NoRowsError(ImportFileError):
-    code = "import-no-rows"
-    title = "No rows"
-    message = "The file has no rows."
-
-
-class TooManyRowsError(ImportFileError):
-    code = "import-too-many-rows"
-    title = "Too many rows"
-    message = f"The file has more than {MAX_ROWS} rows."
-
-
 @dataclass(frozen=True)
 class Row:
     number: int  # as a spreadsheet counts: the header is 1
@@ -77,9 +48,9 @@ def count_rows(content: bytes) -> int:
     """Check the file as a whole, and count its rows. Raises ImportFileError."""
     count = sum(1 for _ in islice(read_rows(content), MAX_ROWS + 1))
     if count == 0:
-        raise NoRowsError
+        raise ImportFileError("The file has no rows.")
     if count > MAX_ROWS:
-        raise TooManyRowsError
+        raise ImportFileError(f"The file has more than {MAX_ROWS} rows.")
     return count
 
 
@@ -97,20 +68,21 @@ def _records(content: bytes) -> Iterator[list[str]]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise NotCsvError("The file is not in UTF-8.") from error
+        raise ImportFileError("The file is not in UTF-8.") from error
     # Strict: an open quote would swallow all the rows behind it.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         yield from reader
     except csv.Error as error:
-        raise NotCsvError(f"Line {reader.line_num}: {error}.") from error
+        raise ImportFileError(f"Line {reader.line_num}: {error}.") from error
 
 
 def _columns(header: Sequence[str]) -> list[str]:
     names = [name.strip() for name in header]
     for name in names:
         if name not in COLUMNS:
-            raise UnknownColumnError(name=name[:_LONGEST_NAME])
+            raise ImportFileError(f"{name[:_LONGEST_NAME]!r} is none of {', '.join(COLUMNS)}.")
     if len(set(names)) < len(names) or not set(REQUIRED) <= set(names):
-        raise NoHeaderError
+        required = ", ".join(REQUIRED)
+        raise ImportFileError(f"The first line must name each column once, including {required}.")
     return names

@@ -9,15 +9,14 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Select, delete, select, tuple_
+from sqlalchemy import CursorResult, Select, delete, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.core.config import Settings
 from src.db.base import Base
 from src.db.batches import in_batches
-from src.repositories.sql import execute_rowcount
 
 BATCH = 500  # rows in a transaction: a short one blocks no other for long
 
@@ -43,4 +42,6 @@ async def _delete_batch(
     db: AsyncSession, /, *, model: type[Base], old: Select[Any], limit: int
 ) -> int:
     key = tuple_(*old.selected_columns)
-    return await execute_rowcount(db, delete(model).where(key.in_(old.limit(limit))))
+    expired = delete(model).where(key.in_(old.limit(limit)))
+    result = await db.execute(expired, execution_options={"synchronize_session": False})
+    return cast(CursorResult[Any], result).rowcount

@@ -10,7 +10,8 @@ import typer
 from src.core.config import Settings, get_settings, override_setting
 from src.core.logging import configure_logging
 from src.db import open_database
-from src.services.scheduler import Overview, SchedulerService
+from src.schemas.scheduler import SchedulerInfo
+from src.services.scheduler import SchedulerService
 
 DRAIN_SECONDS = 25  # for running jobs, of the 30 between SIGTERM and SIGKILL
 
@@ -56,7 +57,7 @@ def jobs(
         typer.echo(line)
 
 
-async def _overview(settings: Settings, *, runs: int) -> Overview:
+async def _overview(settings: Settings, *, runs: int) -> SchedulerInfo:
     async with (
         open_database(settings.database_url, pool_size=1) as database,
         database.reads() as session,
@@ -64,7 +65,7 @@ async def _overview(settings: Settings, *, runs: int) -> Overview:
         return await SchedulerService.overview(session, runs=runs)
 
 
-def _format(overview: Overview) -> Iterator[str]:
+def _format(overview: SchedulerInfo) -> Iterator[str]:
     leader = overview.leader
     yield f"Leader: {leader.holder}, since {_time(leader.acquired_at)}" if leader else "No leader."
     for job in overview.jobs:

@@ -9,16 +9,19 @@ from contextlib import asynccontextmanager
 from datetime import UTC
 from functools import partial
 
+import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from src.core.config import Settings
 from src.db import Database, open_database
-from src.schedulers.context import JobContext
+from src.repositories.retention import delete_expired
+from src.schedulers.context import JobContext, job_settings, transaction
 from src.schedulers.engine.executor import RecordingExecutor
-from src.schedulers.engine.history import prune_run_history
 from src.schedulers.engine.leadership import Scheduler
 from src.schedulers.engine.store import Store
 from src.schedulers.jobs import setup_jobs
+
+log = structlog.get_logger(__name__)
 
 Setup = Callable[[AsyncIOScheduler], None]
 
@@ -48,6 +51,12 @@ def build_scheduler(setup: Setup, executor: RecordingExecutor | None = None) -> 
         if _GENERATED_ID.fullmatch(job.id):
             raise ValueError(f"The job {job.name} needs an `id`, the same in every process.")
     return scheduler
+
+
+async def prune_run_history() -> None:
+    """Delete the runs that are older than `SCHEDULER_HISTORY_DAYS`."""
+    count = await delete_expired(transaction, job_settings(), "SCHEDULER_HISTORY_DAYS")
+    log.info("run_history_pruned", count=count)
 
 
 @asynccontextmanager

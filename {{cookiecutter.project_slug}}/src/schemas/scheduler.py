@@ -17,8 +17,6 @@ class Run(BaseModel):
 
 
 class Job(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
     id: str = Field(examples=["prune_run_history"])
     trigger: str = Field(examples=["cron[hour='3']"])
     next_tick: datetime | None = Field(description="Null if there is no further tick.")
@@ -36,7 +34,5 @@ class Leader(BaseModel):
 
 
 class SchedulerInfo(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
     leader: Leader | None = Field(description="Null while no process is the leader.")
     jobs: list[Job]

@@ -13,11 +13,11 @@ from structlog.testing import capture_logs
 
 from src.core import failures
 from src.core.config import Settings
-from src.db.models.scheduler import SchedulerRun
 from src.db.session import Database
 from src.schedulers.engine import executor, leadership, store
 from src.schedulers.scheduler import open_scheduler
-from src.services.scheduler import Overview, SchedulerService
+from src.schemas.scheduler import Run, SchedulerInfo
+from src.services.scheduler import SchedulerService
 from tests.proxy import Proxy
 
 LIMIT_SECONDS = 60
@@ -75,12 +75,12 @@ def schedule(committing_url: URL, committing_database: Database) -> Schedule:
     return schedule
 
 
-async def overview(database: Database) -> Overview:
+async def overview(database: Database) -> SchedulerInfo:
     async with database.reads() as session:
         return await SchedulerService.overview(session, runs=100)
 
 
-async def runs_of(database: Database, *, count: int = 1) -> Sequence[SchedulerRun]:
+async def runs_of(database: Database, *, count: int = 1) -> Sequence[Run]:
     """Wait until so many runs of `job` have finished; return its runs, newest first."""
     async with asyncio.timeout(LIMIT_SECONDS):
         while True:

@@ -14,8 +14,8 @@ from src.db.session import Database
 from src.domain.item import ItemStatus
 from src.domain.item_import import (
     MAX_REJECTIONS,
+    ImportFileError,
     ItemImportNotFoundError,
-    NoRowsError,
     Progress,
 )
 from src.repositories.retention import delete_expired
@@ -56,7 +56,7 @@ def lamps(number: int) -> bytes:
 
 
 async def test_an_invalid_file_is_not_stored(db: AsyncSession) -> None:
-    with pytest.raises(NoRowsError):
+    with pytest.raises(ImportFileError):
         await ItemImportService.start(db, b"name\n")
 
     assert not await db.scalar(select(func.count(ItemImport.id)))

@@ -4,9 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import dramatiq
 import pytest
-from dramatiq.middleware import MiddlewareError
 from sqlalchemy import select
 
 from src.db.models.task import Task
@@ -218,8 +216,3 @@ async def test_a_task_does_not_start_while_that_cannot_be_recorded(
         assert not words(path)
         await db_proxy.start()
         await eventually(lambda: words(path), "its start")
-
-
-def test_the_old_name_of_the_option_is_refused(broker: TaskBroker, queue: str) -> None:
-    with pytest.raises(MiddlewareError, match="tracked=True"):
-        dramatiq.actor(queue_name=queue, broker=broker, followed=True)(print)

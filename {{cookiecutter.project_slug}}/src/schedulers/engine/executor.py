@@ -13,16 +13,18 @@ from time import perf_counter
 import structlog
 from apscheduler.executors.base import BaseExecutor
 from apscheduler.job import Job
+from prometheus_client import Counter, Histogram
 
 from src.core.failures import describe
 from src.db.session import DatabaseUnavailableError
 from src.domain.scheduler import RunOutcome
 from src.schedulers.context import JobContext, use_context
-from src.schedulers.engine.metrics import DURATION, RUNS
 from src.schedulers.engine.store import Store
 
 log = structlog.get_logger(__name__)
 
+RUNS = Counter("scheduler_runs_total", "Ticks of jobs, by outcome.", ["job", "outcome"])
+DURATION = Histogram("scheduler_run_duration_seconds", "Duration of a run.", ["job"])
 RETRY_SECONDS = 0.5
 RECORD_SECONDS = 2.5  # for cancelled runs to record their outcome
 

@@ -15,17 +15,20 @@ from time import monotonic
 
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from prometheus_client import Gauge
 
 from src.db.session import DatabaseUnavailableError
 from src.repositories.sql import set_idle_in_transaction_timeout
 from src.schedulers.context import JobContext
 from src.schedulers.engine.catch_up import catch_up
 from src.schedulers.engine.executor import RecordingExecutor
-from src.schedulers.engine.metrics import LEADER
 from src.schedulers.engine.store import RESPONSE_SECONDS, Store
 
 log = structlog.get_logger(__name__)
 
+LEADER = Gauge(
+    "scheduler_leader", "1 while this process is the leader.", multiprocess_mode="livemax"
+)
 LEASE_SECONDS = 6.0
 RENEW_SECONDS = 1.0
 POLL_SECONDS = 1.0  # between attempts to acquire the lease

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 import structlog
 from dramatiq import Message
+from prometheus_client import Counter
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -17,11 +18,11 @@ from src.db.session import DatabaseUnavailableError
 from src.repositories.sql import set_idle_in_transaction_timeout
 from src.repositories.task import OutboxRepository
 from src.tasks.engine.brokers.base import BrokerUnavailableError, Publisher, TaskBroker
-from src.tasks.engine.metrics import SENT
 from src.tasks.outbox import HAS_MESSAGES
 
 log = structlog.get_logger(__name__)
 
+SENT = Counter("tasks_sent_total", "Messages that the relay has sent to the broker.")
 BATCH = 500
 POLL_SECONDS = 1.0
 FREEZE_SECONDS = 60.0

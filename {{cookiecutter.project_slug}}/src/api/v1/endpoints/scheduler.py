@@ -6,15 +6,15 @@ from fastapi import APIRouter, Query
 
 from src.api.deps import ApiKey, ReadSession
 from src.schemas.scheduler import SchedulerInfo
-from src.services.scheduler import Overview, SchedulerService
+from src.services.scheduler import SchedulerService
 
 router = APIRouter(prefix="/scheduler", tags=["scheduler"], dependencies=[ApiKey])
 
 
-@router.get("/jobs", response_model=SchedulerInfo)
+@router.get("/jobs")
 async def scheduler_jobs(
     db: ReadSession,
     runs: Annotated[int, Query(ge=0, le=100, description="Number of runs of each job.")] = 5,
-) -> Overview:
+) -> SchedulerInfo:
     """The leader, and of each job the next tick and the latest runs."""
     return await SchedulerService.overview(db, runs=runs)

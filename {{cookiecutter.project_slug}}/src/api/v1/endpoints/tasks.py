@@ -8,8 +8,8 @@ from src.api.deps import ApiKey, ReadSession
 from src.api.openapi import problems
 from src.db.models.task import Task
 from src.domain.task import TERMINAL_STATUSES, TaskNotFoundError
+from src.repositories.task import TaskRepository
 from src.schemas.task import TaskResponse
-from src.services.task import TaskService
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[ApiKey])
 
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[ApiKey])
 @router.get("/{task_id}", response_model=TaskResponse, responses=problems(TaskNotFoundError))
 async def get_task(task_id: UUID, db: ReadSession, response: Response) -> Task:
     """Poll again after `Retry-After` seconds; without that header the task has ended."""
-    task = await TaskService.get_task(db, task_id)
+    task = await TaskRepository(db).get_or_raise(task_id, TaskNotFoundError)
     response.headers["Cache-Control"] = "no-store"
     if task.status not in TERMINAL_STATUSES:
         response.headers["Retry-After"] = "1"

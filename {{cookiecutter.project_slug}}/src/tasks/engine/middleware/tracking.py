@@ -8,9 +8,8 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from dramatiq import Actor, Broker
 from dramatiq.broker import MessageProxy
-from dramatiq.middleware import MiddlewareError, SkipMessage
+from dramatiq.middleware import SkipMessage
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.core.failures import describe
@@ -25,7 +24,6 @@ from src.tasks.outbox import TRACKED, is_tracked
 log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 1.0
-_OLD_OPTION = "followed"  # until 0.5
 
 
 class TaskTrackingMiddleware(AttemptMiddleware):
@@ -37,13 +35,7 @@ class TaskTrackingMiddleware(AttemptMiddleware):
 
     @property
     def actor_options(self) -> set[str]:
-        return {TRACKED, _OLD_OPTION}
-
-    def before_declare_actor(self, broker: Broker, actor: Actor[..., Any]) -> None:
-        if _OLD_OPTION in actor.options:
-            raise MiddlewareError(
-                f"The actor {actor.actor_name} has followed=True, which is called tracked=True now."
-            )
+        return {TRACKED}
 
     def before_attempt(self, message: MessageProxy) -> None:
         self._local.attempt = None
