@@ -1,7 +1,7 @@
 """Cached responses, on routes that the tests add."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from itertools import count
 from typing import Annotated, Any
 from uuid import UUID, uuid4
@@ -49,29 +49,11 @@ def router() -> APIRouter:
     return APIRouter(prefix="/t", route_class=CachedRoute)
 
 
-Serve = Callable[[APIRouter], AsyncClient]
-
-
 @pytest.fixture
-async def serve(fresh_app: FastAPI, database: Database, cache: Cache) -> AsyncGenerator[Serve]:
-    """Return what puts a router into an application, and a client of that."""
-    clients: list[AsyncClient] = []
-
-    def serve(router: APIRouter) -> AsyncClient:
-        outer = APIRouter()
-        outer.include_router(router)
-        fresh_app.include_router(outer, prefix="/x")
-        clients.append(connect(fresh_app, database, own_cache=cache))
-        return clients[-1]
-
-    yield serve
-    for client in clients:
-        await client.aclose()
-
-
-@pytest.fixture
-def client_of(serve: Serve, router: APIRouter, counter: Counter) -> Callable[..., AsyncClient]:
-    """Return what makes one cached route, and a client of it."""
+def client_of(
+    fresh_app: FastAPI, database: Database, cache: Cache, router: APIRouter, counter: Counter
+) -> Callable[..., AsyncClient]:
+    """Return what makes one cached route, and a client of an application that has it."""
 
     def client_of(path: str = "/n", endpoint: Any = None, **policy: Any) -> AsyncClient:
         async def count() -> dict[str, int]:
@@ -79,7 +61,10 @@ def client_of(serve: Serve, router: APIRouter, counter: Counter) -> Callable[...
 
         dependencies = [cached_response(**policy)]
         router.get(path, dependencies=dependencies)(endpoint or count)
-        return serve(router)
+        outer = APIRouter()
+        outer.include_router(router)
+        fresh_app.include_router(outer, prefix="/x")
+        return connect(fresh_app, database, own_cache=cache)
 
     return client_of
 

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import MetaData, text
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Mapped, mapped_column
 
 from src.cache import Cache, MemoryBackend, invalidate, use_cache
 from src.cache.engine.after_commit import has_uncommitted_changes
+from src.db.base import Base
 from src.db.session import Database
 
 SLOW_COMMIT = (
@@ -198,3 +200,39 @@ async def test_a_caller_cancelled_after_the_commit_still_invalidates(
         await task
     await asyncio.sleep(0)
     assert backend.deleted == ["key"]
+
+
+class Book(Base):
+    metadata = MetaData()
+    __tablename__ = "book"
+    __cache_tags__ = ("books", "book:{id}", "shelf:{shelf}")
+    id: Mapped[int] = mapped_column(primary_key=True)
+    shelf: Mapped[str]
+
+
+async def test_a_change_of_a_model_invalidates_the_tags_of_its_old_and_its_new_state(
+    committing_database: Database, backend: RecordingBackend
+) -> None:
+    """In a session that expires objects as it commits, as SQLAlchemy's own do."""
+    engine = committing_database.writes.kw["bind"]
+    async with async_sessionmaker(engine)() as session:
+        await session.execute(text("CREATE TABLE book (id serial PRIMARY KEY, shelf text)"))
+        await session.commit()
+        book = Book(shelf="a")
+        session.add(book)
+        await session.commit()
+        assert {*backend.deleted} == {"tag:books", "tag:book:1", "tag:shelf:a"}
+
+        backend.deleted.clear()
+        book.shelf = "b"
+        await session.flush()
+        assert not backend.deleted
+        await session.commit()
+        assert {*backend.deleted} == {"tag:books", "tag:book:1", "tag:shelf:a", "tag:shelf:b"}
+
+        backend.deleted.clear()
+        await session.delete(book)  # of which nothing is loaded
+        await session.commit()
+        assert {*backend.deleted} == {"tag:books", "tag:book:1", "tag:shelf:b"}
+        await session.execute(text("DROP TABLE book"))
+        await session.commit()

@@ -331,26 +331,6 @@ async def test_while_it_is_open_each_call_of_a_cached_function_runs(
             assert await asyncio.gather(*(number() for _ in range(5))) == [1, 2, 3, 4, 5]
 
 
-async def test_an_operations_errors_are_logged_once_a_minute(
-    backend: CircuitBreakerBackend,
-    inner: FaultyBackend,
-    monkeypatch: pytest.MonkeyPatch,
-    logs: Logs,
-) -> None:
-    inner.errors = {"set": READ_ONLY, "add": READ_ONLY}
-    now = 1000.0
-    monkeypatch.setattr(circuit_breaker, "monotonic", lambda: now)
-
-    for _ in range(3):
-        await backend.set("key", "new")
-        await backend.add("key", "new")
-    assert [log["operation"] for log in logs] == ["set", "add"]
-    now += 60
-    await backend.set("key", "new")
-
-    assert [log["operation"] for log in logs] == ["set", "add", "set"]
-
-
 @pytest.mark.parametrize("operation", DELETIONS)
 async def test_a_deletion_missed_in_an_outage_flushes_before_anything_is_read(
     operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend

@@ -102,10 +102,6 @@ def _garbage(file: Path) -> None:
     file.write_bytes(b"\xa5" * file.stat().st_size)
 
 
-def _no_database(file: Path) -> None:
-    file.write_text("This is not a database.")
-
-
 def _half(file: Path) -> None:
     with file.open("r+b") as opened:
         opened.truncate(file.stat().st_size // 2)
@@ -141,15 +137,9 @@ def _other_version(file: Path) -> None:
         connection.execute("PRAGMA user_version = 99")
 
 
-def _no_tables(file: Path) -> None:
-    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
-        connection.execute("DROP TABLE entries")
-        connection.execute("DROP TABLE leases")
-
-
 DAMAGE = [
-    *(_garbage, _no_database, _half, _nothing, _damaged_pages, _deleted, _folder_deleted),
-    *(_other_schema, _other_version, _no_tables),
+    *(_garbage, _half, _nothing, _damaged_pages, _deleted, _folder_deleted),
+    *(_other_schema, _other_version),
 ]
 
 
@@ -331,18 +321,6 @@ async def test_bytes_are_bounded(folder: Path, size: int) -> None:
     assert size_on_disk(folder) < bound / 2
 
 
-async def test_expired_values_make_room_first(folder: Path) -> None:
-    """Expired values make room before live ones that are older."""
-    async with FileBackend(folder, max_bytes=2**20) as backend:
-        await backend.set("first", "value")
-        await set_all(backend, {f"old{n}": bytes(1000) for n in range(600)}, ex=0.05)
-        await asyncio.sleep(0.1)
-        for number in range(600):
-            await backend.set(f"new{number}", bytes(1000))
-
-        assert await backend.get("first") == "value"
-
-
 async def test_a_value_bigger_than_the_bound_is_not_stored(folder: Path) -> None:
     """It drives out nothing else, and the value before it is gone."""
     async with FileBackend(folder, max_bytes=2**20) as backend:
@@ -408,21 +386,3 @@ async def test_concurrent_processes_lose_nothing(backend: FileBackend, folder: P
 
     assert len(await keys_of(backend, "?:*")) == 400
     assert [sum(column) for column in zip(*won, strict=True)] == [100, 100]
-
-
-FORGET = """
-import asyncio, sys
-from pathlib import Path
-from src.cache.backends.file import FileBackend
-
-backend = FileBackend(Path(sys.argv[1]))
-asyncio.run(backend.set("key", "value"))
-"""
-
-
-async def test_an_unclosed_backend_does_not_keep_the_interpreter(
-    backend: FileBackend, folder: Path
-) -> None:
-    """A backend that was never closed does not keep the interpreter."""
-    await run_python(FORGET, str(folder))
-    assert await backend.get("key") == "value"

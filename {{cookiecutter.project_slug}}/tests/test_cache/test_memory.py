@@ -1,4 +1,5 @@
 import tracemalloc
+from collections.abc import Awaitable
 
 import pytest
 
@@ -53,6 +54,15 @@ async def test_a_value_bigger_than_the_bound_is_not_stored() -> None:
     assert await backend.get_many("key", "other") == [None, "value"]
 
 
+async def bytes_taken_by(work: Awaitable[object]) -> int:
+    tracemalloc.start()
+    try:
+        await work
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
 async def test_a_key_set_again_takes_no_more_memory() -> None:
     backend = MemoryBackend(ttl=60)
 
@@ -62,25 +72,17 @@ async def test_a_key_set_again_takes_no_more_memory() -> None:
             await backend.set_if_leased("key", "token", "value")
 
     await use(1000)
-    tracemalloc.start()
-    try:
-        await use(5_000)
-        grown, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-
-    assert grown < 12_500
+    assert await bytes_taken_by(use(5_000)) < 12_500
 
 
 async def test_the_overhead_is_counted_within_a_third() -> None:
     keys = [f"key:{number}" for number in range(10_000)]
     backend = MemoryBackend(ttl=60)
-    tracemalloc.start()
-    try:
+
+    async def fill() -> None:
         for key in keys:
             await backend.set(key, "")
-        taken, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+
+    taken = await bytes_taken_by(fill())
 
     assert taken / len(keys) == pytest.approx(ENTRY_OVERHEAD_BYTES, rel=1 / 3)

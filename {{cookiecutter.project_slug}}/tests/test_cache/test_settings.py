@@ -1,10 +1,12 @@
 from typing import get_args
 
 import pytest
+import uvicorn
 
 from src.cache.backends.factory import create_backend
 from src.core import cache_type
 from src.core.config import InvalidSettingsError, load_settings
+from tests.fixtures.commands import Run
 
 
 @pytest.mark.usefixtures("env")
@@ -29,7 +31,6 @@ async def test_every_choice_makes_a_backend(env: pytest.MonkeyPatch, choice: str
     [
         ("CACHE_BACKEND_TYPE", "memcached"),
         ("CACHE_TTL_SECONDS", "0"),
-        ("CACHE_TTL_SECONDS", "soon"),
         ("CACHE_MEMORY_MAX_MEGABYTES", "0"),
     ],
 )
@@ -38,3 +39,16 @@ def test_bad_values_are_named(env: pytest.MonkeyPatch, name: str, value: str) ->
 
     with pytest.raises(InvalidSettingsError, match=f"  {name}: "):
         load_settings()
+
+
+@pytest.mark.parametrize(("workers", "warned"), [("1", False), ("2", True)])
+def test_several_workers_with_memory_are_warned(
+    monkeypatch: pytest.MonkeyPatch, run: Run, workers: str, *, warned: bool
+) -> None:
+    """Each has a cache of its own, so that a change reaches the others late."""
+    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: None)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    result = run("api", "--workers", workers, CACHE_BACKEND_TYPE="memory")
+
+    assert result.status == 0
+    assert ("each worker has a separate cache" in result.err) is warned

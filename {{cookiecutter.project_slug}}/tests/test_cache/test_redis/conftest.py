@@ -1,6 +1,10 @@
 """A Valkey that the suite starts; a test works in a namespace of its own."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from ssl import SSLContext
 from uuid import uuid4
 
 import pytest
@@ -13,7 +17,6 @@ from src.cache.backends.redis import RedisBackend, close_client, create_client
 from src.core import redis_url
 from src.core.redis_url import RedisURL
 from tests.proxy import Relay
-from tests.test_cache.test_redis.servers import relay
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +55,16 @@ def namespace() -> str:
 async def backend(url: RedisURL, namespace: str) -> AsyncGenerator[RedisBackend]:
     async with RedisBackend(url, namespace=namespace) as backend:
         yield backend
+
+
+@asynccontextmanager
+async def relay(url: RedisURL, tls: SSLContext | None = None) -> AsyncGenerator[Relay]:
+    relay = Relay(partial(asyncio.open_unix_connection, url.options["path"]), tls=tls)
+    await relay.start()
+    try:
+        yield relay
+    finally:
+        await relay.stop()
 
 
 @pytest.fixture

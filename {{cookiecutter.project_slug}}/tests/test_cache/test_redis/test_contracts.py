@@ -1,27 +1,41 @@
-"""The backend in a Cluster, be it of one node."""
+"""What every backend must do, by one server and by a Cluster, be it of one node."""
 
 from collections.abc import AsyncGenerator
 
 import pytest
 from redis.asyncio import Redis
 
+from dev.server import free_port
 from dev.valkey import embedded_valkey
 from src.cache.backends.redis import RedisBackend
 from src.core import redis_url
 from src.core.redis_url import RedisURL
+from tests.test_cache.caching_contract import SharedCachingContract
 from tests.test_cache.contract import BackendContract, until
-from tests.test_cache.test_redis.servers import free_port
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("url"),  # it skips without the wheel
-]
+
+class TestServer(BackendContract):
+    async def test_a_lease_asked_for_again_is_ones_own(self, backend: RedisBackend) -> None:
+        """As it is when the connection broke before the first answer came."""
+        assert await backend.acquire_lease("key", "mine", 60)
+        assert await backend.acquire_lease("key", "mine", 60)
+        assert not await backend.acquire_lease("key", "yours", 60)
+
+
+class TestCaching(SharedCachingContract):
+    @pytest.fixture
+    def variables(self, url: RedisURL, namespace: str) -> dict[str, str]:
+        return {
+            "CACHE_BACKEND_TYPE": "redis",
+            "REDIS_URL": url.server,
+            "CACHE_NAMESPACE": namespace,
+        }
 
 
 @pytest.fixture(scope="module")
 async def cluster_url() -> AsyncGenerator[RedisURL]:
-    port = free_port()
-    options = ["--cluster-enabled", "yes", "--port", str(port), "--cluster-port", str(free_port())]
+    port, other = str(free_port()), str(free_port())
+    options = ["--cluster-enabled", "yes", "--port", port, "--cluster-port", other]
     with embedded_valkey(options) as socket:
         async with Redis(unix_socket_path=redis_url.parse(socket).options["path"]) as node:
             await node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
@@ -33,6 +47,8 @@ async def cluster_url() -> AsyncGenerator[RedisURL]:
         yield redis_url.parse(f"redis+cluster://127.0.0.1:{port}")
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("url")  # it skips without the wheel
 class TestCluster(BackendContract):
     @pytest.fixture
     async def backend(self, cluster_url: RedisURL, namespace: str) -> AsyncGenerator[RedisBackend]:

@@ -1,0 +1,80 @@
+"""Servers behind TLS and behind Sentinels; the Cluster is in `test_contracts.py`."""
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from dev.server import free_port
+from dev.valkey import embedded_valkey
+from src.cache.backends.base import CacheUnavailableError
+from src.cache.backends.redis import RedisBackend
+from src.core import redis_url
+from src.core.redis_url import RedisURL
+from tests.test_cache.contract import PATIENCE_SECONDS
+from tests.test_cache.test_redis.conftest import relay
+
+OPENSSL = shutil.which("openssl") or ""
+
+
+@pytest.mark.skipif(not OPENSSL, reason="openssl makes the certificate")
+async def test_tls_trusts_a_certificate_that_is_known_and_no_other(
+    url: RedisURL, tmp_path: Path
+) -> None:
+    """The wheel's server has no TLS: a relay before it has."""
+    subject = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", f"{tmp_path}/key.pem", "-out", f"{tmp_path}/certificate.pem"]
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command = [OPENSSL, "req", "-x509", "-days", "1", *key, *subject, *files]
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+
+    async with relay(url, tls) as proxy:
+        text = f"rediss://127.0.0.1:{proxy.port}"
+        known = redis_url.parse(f"{text}?ssl_ca_certs={tmp_path}/certificate.pem")
+        async with RedisBackend(known, namespace="test") as backend:
+            await backend.ping()
+        async with RedisBackend(redis_url.parse(text), namespace="test") as backend:
+            with pytest.raises(CacheUnavailableError, match="certificate"):
+                await backend.ping()
+
+
+@pytest.mark.usefixtures("url")  # it skips without the wheel
+async def test_sentinels_name_the_server_and_after_a_failover_the_next_one() -> None:
+    """Though a connection may try the former once more. One that they do not know is unavailable."""
+    first, second, port = free_port(), free_port(), free_port()
+    url = redis_url.parse(f"redis+sentinel://127.0.0.1:1,127.0.0.1:{port}/main/0")
+    watch = ("SENTINEL", "MONITOR", "main", "127.0.0.1")
+    with (
+        embedded_valkey(["--port", str(first)]),
+        embedded_valkey(["--port", str(second)]),
+        embedded_valkey(["--sentinel", "--port", str(port)]),
+    ):
+        async with (
+            Redis(port=port) as sentinel,
+            RedisBackend(url, namespace="test") as backend,
+        ):
+            with pytest.raises(CacheUnavailableError, match="main"):
+                await asyncio.wait_for(backend.ping(), PATIENCE_SECONDS)
+
+            await sentinel.execute_command(*watch, first, 1)
+            await backend.set("key", "first")
+            assert await backend.get("key") == "first"
+
+            await sentinel.execute_command("SENTINEL", "REMOVE", "main")
+            await sentinel.execute_command(*watch, second, 1)
+            async with Redis(port=second) as other:
+                await other.set("test:key", "second")
+            # It goes away, as before a failover. (`from_url`, for that does not try it again.)
+            async with Redis.from_url(f"redis://127.0.0.1:{first}") as former:
+                await former.shutdown(nosave=True)
+
+            with suppress(CacheUnavailableError):
+                await backend.get("key")
+            assert await backend.get("key") == "second"
