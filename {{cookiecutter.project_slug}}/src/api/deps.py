@@ -99,8 +99,7 @@ _VERSION_TAG = re.compile(r'"([1-9][0-9]{0,8})"')
 async def get_expected_versions(
     request: Request,
     if_match: Annotated[
-        str | None,
-        Header(description='The ETag that the change is based on, such as `"3"`.'),
+        str | None, Header(description='The ETag that the change is based on, such as `"3"`.')
     ] = None,
 ) -> frozenset[int] | None:
     """Read `If-Match`: None if it is absent or `*`, else the versions in it.

@@ -35,10 +35,7 @@ _FIRST_ERROR_STATUS = 400
 
 
 class _CommitError(Exception):
-    """Passes through the application, which believes that its response was sent."""
-
-    def __init__(self, cause: Exception) -> None:
-        self.cause = cause
+    """Carries an error through the application, which believes that its response was sent."""
 
 
 class IdempotencyMiddleware:
@@ -63,8 +60,12 @@ class IdempotencyMiddleware:
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = _hash_key(scope)
-        body = await _read_body(scope, receive)
-        fingerprint = _hash_request(scope, body)
+        try:
+            body = await Request(scope, receive).body()
+        except ClientDisconnect as error:
+            raise HTTPException(400, "Incomplete request body.") from error
+        content_type = [value for name, value in scope["headers"] if name == b"content-type"]
+        fingerprint = _digest(scope["query_string"], body, *content_type)
         state: State = scope["state"]
         async with state["database"].transaction() as session:
             stored = await IdempotencyRepository(session).acquire(key, fingerprint)
@@ -75,7 +76,7 @@ class IdempotencyMiddleware:
                 try:
                     await self.app(scope, _replay_body(body, receive), response.buffer)
                 except _CommitError as error:
-                    raise error.cause from None
+                    raise error.args[0] from None
                 return
         await _replay(stored)(scope, receive, send)
 
@@ -131,13 +132,6 @@ def _route_of(scope: Scope) -> RouteContext | None:
     return next((route for route in routes if route.matches(scope)[0] is Match.FULL), None)
 
 
-async def _read_body(scope: Scope, receive: Receive) -> bytes:
-    try:
-        return await Request(scope, receive).body()
-    except ClientDisconnect as error:
-        raise HTTPException(400, "Incomplete request body.") from error
-
-
 def _replay_body(body: bytes, receive: Receive) -> Receive:
     """Receive the body again, and then what the server sends."""
     unread: list[Message] = [{"type": "http.request", "body": body}]
@@ -164,11 +158,6 @@ def _hash_key(scope: Scope) -> bytes:
         raise HTTPException(400, _BAD_KEY)
     caller = [part for each in scope["headers"] if each[0] in CREDENTIAL_HEADERS for part in each]
     return _digest(scope["path"].encode(), key, *caller)
-
-
-def _hash_request(scope: Scope, body: bytes) -> bytes:
-    content_type = [value for name, value in scope["headers"] if name == b"content-type"]
-    return _digest(scope["query_string"], body, *content_type)
 
 
 def _digest(*parts: bytes) -> bytes:

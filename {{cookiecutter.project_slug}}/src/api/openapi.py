@@ -77,7 +77,7 @@ class ProblemOpenAPI(FastAPI):
 def _describe_errors(operation: dict[str, Any], method: str, dependant: Dependant) -> None:
     responses = operation["responses"]
     known = _STATUS_OF_DEPENDENCY
-    statuses = {known[call] for call in _calls(dependant) if call in known}
+    statuses = {known[call] for each in walk(dependant) if (call := each.call) in known}
     if responses.get("422", {}).get("description") == "Validation Error":
         del responses["422"]  # FastAPI's own, for whatever takes parameters or a body
         statuses.add(422)
@@ -91,10 +91,11 @@ def _describe_errors(operation: dict[str, Any], method: str, dependant: Dependan
     operation["responses"] = dict(sorted(responses.items()))
 
 
-def _calls(dependant: Dependant) -> Iterator[Any]:
-    yield dependant.call
+def walk(dependant: Dependant) -> Iterator[Dependant]:
+    """Yield it and all that it depends on."""
+    yield dependant
     for each in dependant.dependencies:
-        yield from _calls(each)
+        yield from walk(each)
 
 
 def _describe_problem(schemas: dict[str, Any]) -> None:

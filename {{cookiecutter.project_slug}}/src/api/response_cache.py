@@ -8,7 +8,7 @@ A request with credentials (Authorization, Cookie, X-API-Key) bypasses the cache
 says who calls.
 """
 
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -26,6 +26,7 @@ from starlette.types import Scope
 
 from src.api.deps import CREDENTIAL_HEADERS, get_app_settings, get_read_session
 from src.api.metrics import route_template
+from src.api.openapi import walk
 from src.cache import current_cache, get_cache
 from src.cache.engine.keys import digest, format_value, hints_of, shorten
 from src.cache.engine.policy import Policy
@@ -105,7 +106,7 @@ class RouteCache:
         self.policy = policy
         self.values: Policy[Response] = Policy(route.name, ResponseCodec(policy), ttl=policy.ttl)
         self.headers = _cache_headers(policy)
-        dependants = list(_walk(route.dependant))
+        dependants = list(walk(route.dependant))
         _refuse_private(route.name, policy, dependants)
         # What takes the whole request may read its query and its host, and return them.
         self.reads_request = any(map(_takes_request, dependants))
@@ -286,12 +287,6 @@ def _takes_request(dependant: Dependant) -> bool:
     if dependant.call in _STATE_ONLY or isinstance(dependant.call, (ResponsePolicy, SecurityBase)):
         return False
     return bool(dependant.request_param_name or dependant.http_connection_param_name)
-
-
-def _walk(dependant: Dependant) -> Iterator[Dependant]:
-    yield dependant
-    for each in dependant.dependencies:
-        yield from _walk(each)
 
 
 def _words_of(response: Response, header: bytes) -> list[bytes]:

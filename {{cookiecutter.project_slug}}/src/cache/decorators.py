@@ -8,11 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from src.cache.engine.after_commit import (
-    invalidate_after_commit,
-    open_transactions,
-    watch_commits,
-)
+from src.cache.engine.after_commit import invalidate_after_commit, open_transactions, watch_commits
 from src.cache.engine.cache import current_cache
 from src.cache.engine.codec import codec_for
 from src.cache.engine.keys import Arguments, Template, shorten

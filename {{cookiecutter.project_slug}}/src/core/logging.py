@@ -64,13 +64,6 @@ def configure_logging(settings: Settings) -> None:
     root.handlers = [handler]
     root.setLevel(settings.LOG_LEVEL)
     _adopt_library_loggers()
-    for name in _SILENCED:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    logging.getLogger("alembic.runtime.migration").addFilter(_is_about_a_revision)
-
-
-def _is_about_a_revision(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(("Context impl", "Will assume"))
 
 
 def _renderers(settings: Settings) -> list[Processor]:
@@ -91,6 +84,11 @@ def _adopt_library_loggers() -> None:
         if logger.handlers:
             logger.handlers = []
             logger.propagate = True
+    for name in _SILENCED:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("alembic.runtime.migration").addFilter(
+        lambda record: not str(record.msg).startswith(("Context impl", "Will assume"))
+    )
 
 
 def _add_origin(_logger: object, _method: str, event: EventDict) -> EventDict:

@@ -4,17 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    DateTime,
-    delete,
-    func,
-    literal,
-    null,
-    select,
-    true,
-    update,
-)
+from sqlalchemy import ColumnElement, DateTime, delete, func, literal, null, select, true, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
@@ -109,8 +99,7 @@ class SchedulerRepository:
             .values(next_tick=next_tick)
             .cte("moved_on")
         )
-        found = await self.session.scalar(select(claimed.c.job).add_cte(moved_on))
-        return found is not None
+        return await self.session.scalar(select(claimed.c.job).add_cte(moved_on)) is not None
 
     async def finish(
         self, job: str, tick: datetime, holder: str, outcome: RunOutcome, error: str | None

@@ -48,9 +48,7 @@ def run(
 
 
 @app.command()
-def jobs(
-    runs: Annotated[int, typer.Option(min=0, help="How many runs of each job.")] = 5,
-) -> None:
+def jobs(runs: Annotated[int, typer.Option(min=0, help="How many runs of each job.")] = 5) -> None:
     """Show the leader, and the next tick and the last runs of each job."""
     overview = asyncio.run(_overview(get_settings(), runs=runs))
     for line in _format(overview):

@@ -2,14 +2,7 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Self
 
-from pydantic import (
-    MISSING,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import MISSING, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from src.domain.item import ItemStatus
 from src.schemas.text import Text
@@ -77,10 +70,9 @@ class ItemListQuery(_Slice):
 
 
 class ItemSearchQuery(_Slice):
-    q: Annotated[
-        Text,
-        StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
-    ] = Field(description="All words must match; the last one also as a prefix.")
+    q: Annotated[Text, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)] = (
+        Field(description="All words must match; the last one also as a prefix.")
+    )
 
 
 class ItemPage(BaseModel):

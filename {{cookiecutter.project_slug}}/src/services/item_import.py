@@ -50,17 +50,13 @@ class ItemImportService:
             rows = islice(read_rows(current.content), current.done, current.done + limit)
             await _import(db, current, [*rows])
             await repository.add(current)
-        return progress_of(current)
-
-
-def progress_of(current: ItemImport) -> Progress:
-    return Progress(
-        done=current.done,
-        total=current.total,
-        created=current.done - current.rejected,
-        rejected=current.rejected,
-        is_over=current.done == current.total,
-    )
+        return Progress(
+            done=current.done,
+            total=current.total,
+            created=current.done - current.rejected,
+            rejected=current.rejected,
+            is_over=current.done == current.total,
+        )
 
 
 async def _import(db: AsyncSession, current: ItemImport, rows: Sequence[Row]) -> None:

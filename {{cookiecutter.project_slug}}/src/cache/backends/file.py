@@ -135,9 +135,7 @@ class FileBackend(CacheBackend):
         self._waiting.append(_Job(kind, partial(operation, *args, **kwargs), future))
         if not self._busy:
             self._busy = True
-            loop.call_soon(
-                self._start
-            )  # not at once: so other callers that are ready are in the batch
+            loop.call_soon(self._start)  # not at once: others that are ready are in the batch
         return future
 
     def _start(self) -> None:

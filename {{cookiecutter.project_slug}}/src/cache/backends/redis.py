@@ -160,14 +160,8 @@ class RedisBackend(CacheBackend):
 
     async def acquire_lease(self, key: str, token: str, seconds: float) -> bool:
         # `get`: if the connection breaks, it is asked for twice, and the holder may be ourselves.
-        holder = await self._call(
-            self._client.set,
-            self._lease_name(key),
-            token,
-            px=_milliseconds(seconds),
-            nx=True,
-            get=True,
-        )
+        lease, px = self._lease_name(key), _milliseconds(seconds)
+        holder = await self._call(self._client.set, lease, token, px=px, nx=True, get=True)
         return holder in {None, token.encode()}
 
     async def renew_lease(self, key: str, token: str, seconds: float) -> bool:
@@ -282,7 +276,7 @@ class RedisBackend(CacheBackend):
             ) from None
 
     def _expiry(self, ex: float | None) -> tuple[()] | tuple[str, int]:
-        seconds = self.ttl if ex is None else ex
+        seconds = self.lifetime(ex)
         return () if seconds is None else ("PX", _milliseconds(seconds))
 
     def _lease_name(self, key: str) -> str:
@@ -302,8 +296,6 @@ async def _results(pipeline: Pipeline | ClusterPipeline) -> list[Any]:
 
 
 def _milliseconds(seconds: float) -> int:
-    if not seconds > 0:
-        raise ValueError(f"a time to live must be positive, and is {seconds}")
     return math.ceil(seconds * 1000)
 
 

@@ -4,11 +4,10 @@ Over-invalidation is safe. So a savepoint that is rolled back takes nothing back
 fails counts as one, for it may have succeeded before its connection was lost.
 """
 
-from collections.abc import Awaitable, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import structlog
 from sqlalchemy import event
@@ -20,8 +19,7 @@ from src.db.session import ReadOnlySession
 log = structlog.get_logger(__name__)
 
 
-class Invalidate(Protocol):
-    def __call__(self, *key_patterns: str, tags: Sequence[str]) -> Awaitable[None]: ...
+Invalidate = Callable[..., Awaitable[None]]  # Cache.invalidate
 
 
 @dataclass

@@ -79,7 +79,12 @@ class CircuitBreakerBackend(CacheBackend):
             if self._probe_task is not None:
                 self._probe_task.cancel()
                 await asyncio.wait([self._probe_task])
-            await self._flush_at_last()
+            try:
+                async with asyncio.timeout(LAST_FLUSH_SECONDS):
+                    await self._flush_missed()
+            except (CacheError, TimeoutError) as error:
+                number, cause = self._missed_deletions, _text(error)
+                log.warning("cache_deletions_lost", backend=self.name, number=number, cause=cause)
             await self._inner.aclose()
         except CacheError as error:
             self._count("aclose", error)
@@ -140,11 +145,7 @@ class CircuitBreakerBackend(CacheBackend):
         return await self._attempt(self._inner.info, nothing)
 
     async def _attempt(
-        self,
-        call: Callable[[*Args], Awaitable[T]],
-        default: D,
-        *args: *Args,
-        deletes: bool = False,
+        self, call: Callable[[*Args], Awaitable[T]], default: D, *args: *Args, deletes: bool = False
     ) -> T | D:
         """Call the inner backend, or return the default if it is unavailable or fails."""
         # While the namespace is flushed, deletions do not queue up behind: it might never end.
@@ -221,18 +222,6 @@ class CircuitBreakerBackend(CacheBackend):
         while missed := self._missed_deletions:
             await self._inner.flush()
             self._missed_deletions -= missed
-
-    async def _flush_at_last(self) -> None:
-        try:
-            async with asyncio.timeout(LAST_FLUSH_SECONDS):
-                await self._flush_missed()
-        except (CacheError, TimeoutError) as error:
-            log.warning(
-                "cache_deletions_lost",
-                backend=self.name,
-                number=self._missed_deletions,
-                cause=_text(error),
-            )
 
 
 def _text(error: BaseException) -> str:

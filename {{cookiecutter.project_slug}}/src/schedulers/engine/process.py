@@ -15,11 +15,7 @@ log = structlog.get_logger(__name__)
 
 
 async def run(
-    settings: Settings,
-    *,
-    drain: float,
-    metrics_port: int | None = None,
-    setup: Setup = setup_jobs,
+    settings: Settings, *, drain: float, metrics_port: int | None = None, setup: Setup = setup_jobs
 ) -> None:
     """Schedule until SIGTERM or Ctrl-C."""
     stopping = asyncio.Event()

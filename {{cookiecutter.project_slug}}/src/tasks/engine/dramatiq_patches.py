@@ -75,11 +75,7 @@ def debounce_sigterm() -> None:
 def silence_result_warnings() -> None:
     """Drop the warning "returned a value that is not None": we keep results of tracked tasks."""
     logger = logging.getLogger("dramatiq.worker.WorkerThread")
-    logger.addFilter(_is_no_result_warning)
-
-
-def _is_no_result_warning(record: logging.LogRecord) -> bool:
-    return "returned a value that is not None" not in str(record.msg)
+    logger.addFilter(lambda record: "returned a value that is not None" not in str(record.msg))
 
 
 # Until Dramatiq takes every fault of a broker's client for a lost connection; 2.2.1 knows some of

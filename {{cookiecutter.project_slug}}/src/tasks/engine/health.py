@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib import import_module
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import cast
 
 import structlog
 import uvicorn
@@ -39,10 +39,6 @@ log = structlog.get_logger(__name__)
 MAX_HEARTBEAT_AGE = 30.0  # seconds, that is ten heartbeats
 
 
-class State(TypedDict):
-    database: Database
-
-
 def serve() -> int:
     """Serve until the worker ends; Dramatiq runs this in a process beside the workers."""
     settings = get_settings()
@@ -60,9 +56,9 @@ def serve() -> int:
 
 def create_app(settings: Settings, broker: TaskBroker) -> Starlette:
     @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncGenerator[State]:
+    async def lifespan(_app: Starlette) -> AsyncGenerator[dict[str, Database]]:
         async with open_database(settings.database_url, pool_size=1) as database:
-            yield State(database=database)
+            yield {"database": database}
 
     async def live(_request: Request) -> Response:
         return _readiness({"worker": is_alive()})
@@ -116,10 +112,9 @@ class Gauges(Collector):
             )
 
     def _family(self, name: str, text: str, attribute: str) -> Iterator[GaugeMetricFamily]:
-        values = {queue: getattr(state, attribute) for queue, state in self._states.items()}
         family = GaugeMetricFamily(name, text, labels=["queue"])
-        for queue, value in values.items():
-            if value is not None:
+        for queue, state in self._states.items():
+            if (value := getattr(state, attribute)) is not None:
                 family.add_metric([queue], value)
         if family.samples:
             yield family

@@ -1,8 +1,6 @@
 """Inspect and clear the cache."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request, status
+from fastapi import APIRouter, Request, status
 
 from src.api.deps import ApiKey
 from src.cache import Cache
@@ -11,16 +9,9 @@ from src.schemas.cache import CacheInfo
 router = APIRouter(prefix="/cache", tags=["cache"], dependencies=[ApiKey])
 
 
-async def _get_cache(request: Request) -> Cache:
-    cache: Cache = request.state.cache
-    return cache
-
-
-CurrentCache = Annotated[Cache, Depends(_get_cache)]
-
-
 @router.get("/info")
-async def cache_info(cache: CurrentCache) -> CacheInfo:
+async def cache_info(request: Request) -> CacheInfo:
+    cache: Cache = request.state.cache
     backend = cache.backend
     state = await backend.info()
     return CacheInfo(
@@ -29,6 +20,6 @@ async def cache_info(cache: CurrentCache) -> CacheInfo:
 
 
 @router.post("/clear", status_code=status.HTTP_204_NO_CONTENT)
-async def clear_cache(cache: CurrentCache) -> None:
+async def clear_cache(request: Request) -> None:
     """Delete all cached values. If the cache is unavailable: once it has recovered."""
-    await cache.backend.flush()
+    await request.state.cache.backend.flush()

@@ -136,9 +136,7 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
         parts = urlsplit(url)
         query = urlencode({**CONNECTION, **dict(parse_qsl(parts.query))})
         super().__init__(
-            url=[parts._replace(query=query).geturl()],
-            confirm_delivery=True,
-            middleware=middleware,
+            url=[parts._replace(query=query).geturl()], confirm_delivery=True, middleware=middleware
         )
         # All that it logs as an error it raises too, and those who catch that log it once.
         logging.getLogger("pika").setLevel(logging.CRITICAL)
