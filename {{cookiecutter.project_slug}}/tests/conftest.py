@@ -3,7 +3,6 @@
 pytest_plugins = [
     "tests.fixtures.environment",  # first: the others read the settings when imported
     "tests.fixtures.notes",
-    "tests.fixtures.hangs",
     "tests.fixtures.database",
     "tests.fixtures.client",
     "tests.fixtures.commands",

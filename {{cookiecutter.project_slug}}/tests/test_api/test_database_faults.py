@@ -22,16 +22,8 @@ TIMEOUT_SECONDS = 60
 
 
 @pytest.fixture
-async def proxy(committing_url: URL) -> AsyncGenerator[Proxy]:
-    proxy = Proxy(committing_url)
-    await proxy.start()
-    yield proxy
-    await proxy.stop()
-
-
-@pytest.fixture
-async def database(proxy: Proxy) -> AsyncGenerator[Database]:
-    async with open_database(proxy.url, pool_size=2) as database:
+async def database(db_proxy: Proxy) -> AsyncGenerator[Database]:
+    async with open_database(db_proxy.url, pool_size=2) as database:
         yield database
 
 
@@ -49,31 +41,33 @@ async def assert_unavailable(client: AsyncClient) -> None:
     assert response.json()["detail"] == "Database unavailable."
 
 
-async def test_an_outage_is_503_until_the_server_is_back(client: AsyncClient, proxy: Proxy) -> None:
-    await proxy.stop()
+async def test_an_outage_is_503_until_the_server_is_back(
+    client: AsyncClient, db_proxy: Proxy
+) -> None:
+    await db_proxy.stop()
     await assert_unavailable(client)
 
-    await proxy.start()
+    await db_proxy.start()
     assert (await client.get(NOTES)).status_code == 200
 
-    await proxy.stop()
+    await db_proxy.stop()
     await assert_unavailable(client)
     assert (await client.get("/api/v1/health/live")).status_code == 200
     ready = await client.get("/api/v1/health/ready")
     assert (ready.status_code, ready.json()["checks"]) == (503, {"database": "unavailable"})
 
-    await proxy.start()
+    await db_proxy.start()
     assert (await client.post(NOTES, json={"text": "Lamp"})).status_code == 201
     assert (await client.get("/api/v1/health/ready")).status_code == 200
 
 
 async def test_readiness_does_not_wait_for_a_frozen_server(
-    client: AsyncClient, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    client: AsyncClient, db_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (await client.get("/api/v1/health/ready")).status_code == 200
 
     monkeypatch.setattr("src.services.health.CHECK_TIMEOUT_SECONDS", 0.1)
-    proxy.freeze()
+    db_proxy.freeze()
     async with asyncio.timeout(db_session.COMMAND_TIMEOUT_SECONDS / 2):  # which is the other limit
         ready = await client.get("/api/v1/health/ready")
 
@@ -81,18 +75,18 @@ async def test_readiness_does_not_wait_for_a_frozen_server(
 
 
 async def test_a_frozen_server_is_503(
-    proxy: Proxy, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+    db_proxy: Proxy, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db_session, "COMMAND_TIMEOUT_SECONDS", 0.2)
-    async with open_database(proxy.url, pool_size=2) as database:
+    async with open_database(db_proxy.url, pool_size=2) as database:
         client = connect(app, database)
         async with asyncio.timeout(TIMEOUT_SECONDS):
             while (await client.get(NOTES)).status_code != 200:
                 pass  # a busy machine may exceed the limit
 
-        proxy.freeze()
+        db_proxy.freeze()
         await assert_unavailable(client)
-        await proxy.stop()
+        await db_proxy.stop()
 
 
 async def test_one_of_two_transactions_in_a_deadlock_is_503(

@@ -133,16 +133,6 @@ def test_server_ends_when_its_owner_is_killed(home: Path, tmp_path: Path) -> Non
 
 
 @needs_server
-@needs_proc
-@pytest.mark.slow
-def test_start_that_was_cut_short_leaves_nothing(home: Path) -> None:
-    with owner(OWNER) as process:
-        eventually(lambda: "beam.smp" in processes_in(home).values(), "a server on its way")
-        end(process, signal.SIGKILL)
-        wait_until_nothing_is_left(home)
-
-
-@needs_server
 @pytest.mark.slow
 def test_server_that_cannot_start_is_explained(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rabbitmq, "CONFIGURATION", "nonsense = 1\n")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from dev import server
 from dev.server import Kind, ServerError, locked, run_folder
 from dev.supervisor import supervised
 
@@ -29,17 +28,6 @@ def test_server_that_ends_is_explained_by_its_last_words(tmp_path: Path) -> None
         pytest.raises(ServerError, match=message),
     ):
         KIND.wait_until_ready(process, tmp_path / "log")
-
-
-def test_folder_is_of_one_process_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "RELEASE_LIMIT", 0.1)
-    message = f"{tmp_path} is already in use by another process"
-    with locked(tmp_path), pytest.raises(ServerError, match=message), locked(tmp_path):
-        pass
-    with locked(tmp_path):
-        pass
 
 
 def test_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:

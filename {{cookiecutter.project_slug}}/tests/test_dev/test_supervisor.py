@@ -1,7 +1,6 @@
 """Commands never outlive their owner."""
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -30,22 +29,6 @@ def written(path: Path) -> int:
     return int(path.read_text())
 
 
-@pytest.mark.parametrize(
-    ("script", "status"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 128 + signal.SIGKILL)]
-)
-def test_status_of_the_command_is_passed_on(script: str, status: int, tmp_path: Path) -> None:
-    """And files stay when it ends by itself: its owner may want them."""
-    with supervised(["sh", "-c", script], remove=[tmp_path]) as process:
-        assert process.wait(LIMIT) == status
-    assert tmp_path.exists()
-
-
-def test_command_that_cannot_be_started_is_named(tmp_path: Path) -> None:
-    with (tmp_path / "log").open("wb") as log, supervised(["/no/such"], output=log) as process:
-        assert process.wait(LIMIT) == COMMAND_NOT_STARTED
-    assert (tmp_path / "log").read_text() == "Cannot start /no/such: No such file or directory.\n"
-
-
 def test_leaving_the_block_sends_the_chosen_signal_and_removes_what_was_named(
     tmp_path: Path,
 ) -> None:
@@ -68,6 +51,23 @@ def test_command_that_does_not_listen_is_killed(tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGKILL
 
 
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (["sh", "-c", "exit 3"], 3),
+        (["sh", "-c", "kill -9 $$"], 128 + signal.SIGKILL),
+        (["/no/such"], COMMAND_NOT_STARTED),
+    ],
+)
+def test_status_of_the_command_is_passed_on(
+    command: list[str], status: int, tmp_path: Path
+) -> None:
+    """And files stay when it ends by itself: its owner may want them."""
+    with supervised(command, remove=[tmp_path]) as process:
+        assert process.wait(LIMIT) == status
+    assert tmp_path.exists()
+
+
 @pytest.mark.parametrize("death", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_command_ends_however_its_owner_dies(tmp_path: Path, death: signal.Signals) -> None:
     ready, left = tmp_path / "ready", tmp_path / "left"
@@ -85,16 +85,6 @@ def test_command_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
         pid = written(tmp_path / "ready")
         process.kill()
         wait_until_gone(pid)
-
-
-def test_signals_to_the_supervisor_are_left_to_its_owner(tmp_path: Path) -> None:
-    with supervised([*SLEEP, tmp_path / "ready"]) as process:
-        pid = written(tmp_path / "ready")
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-            process.send_signal(number)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.1)
-        assert is_running(pid)
 
 
 def test_children_of_a_killed_command_are_killed_too(tmp_path: Path) -> None:

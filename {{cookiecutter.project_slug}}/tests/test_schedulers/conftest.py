@@ -18,7 +18,6 @@ from src.schedulers.engine import executor, leadership, store
 from src.schedulers.scheduler import open_scheduler
 from src.schemas.scheduler import Run, SchedulerInfo
 from src.services.scheduler import SchedulerService
-from tests.proxy import Proxy
 
 LIMIT_SECONDS = 60
 Schedule = Callable[..., AbstractAsyncContextManager[None]]
@@ -41,14 +40,6 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Logs]:
         monkeypatch.setattr(module, "log", structlog.get_logger())
     with capture_logs() as logs:
         yield logs
-
-
-@pytest.fixture
-async def proxy(committing_url: URL) -> AsyncGenerator[Proxy]:
-    proxy = Proxy(committing_url)
-    await proxy.start()
-    yield proxy
-    await proxy.stop()
 
 
 @pytest.fixture

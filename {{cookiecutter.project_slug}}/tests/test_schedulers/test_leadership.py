@@ -78,7 +78,7 @@ async def test_a_leader_that_loses_the_lease_cancels_its_runs(
 
 
 async def test_a_short_outage_costs_neither_leadership_nor_a_tick(
-    schedule: Schedule, committing_database: Database, proxy: Proxy, logs: Logs
+    schedule: Schedule, committing_database: Database, db_proxy: Proxy, logs: Logs
 ) -> None:
     """The claim is tried again, and so is the record of the outcome."""
     stopped = 0
@@ -87,12 +87,12 @@ async def test_a_short_outage_costs_neither_leadership_nor_a_tick(
         nonlocal stopped
         stopped += 1
         if stopped == 1:
-            await proxy.stop()
+            await db_proxy.stop()
 
-    async with schedule(job, url=proxy.url, hours=0, seconds=0.5):
+    async with schedule(job, url=db_proxy.url, hours=0, seconds=0.5):
         await until(lambda: "scheduler_unavailable" in [log["event"] for log in logs])
         await asyncio.sleep(0.6)  # for a tick, and for what is tried again
-        await proxy.start()
+        await db_proxy.start()
         runs = await runs_of(committing_database, count=4)
         async with asyncio.timeout(LIMIT_SECONDS):
             while not all(run.finished_at for run in runs[-2:]):
@@ -107,18 +107,18 @@ async def test_a_short_outage_costs_neither_leadership_nor_a_tick(
 
 @pytest.mark.parametrize("fault", ["refuses", "hangs"])
 async def test_an_unavailable_database_delays_no_shutdown(
-    schedule: Schedule, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, logs: Logs, fault: str
+    schedule: Schedule, db_proxy: Proxy, monkeypatch: pytest.MonkeyPatch, logs: Logs, fault: str
 ) -> None:
     """Neither between two attempts nor during one."""
     monkeypatch.setattr(leadership, "POLL_SECONDS", 2.0 * LIMIT_SECONDS)
     if fault == "hangs":
-        proxy.freeze()
+        db_proxy.freeze()
     else:
-        await proxy.stop()
+        await db_proxy.stop()
 
     async def nothing() -> None: ...
 
-    async with asyncio.timeout(LIMIT_SECONDS), schedule(nothing, url=proxy.url):
+    async with asyncio.timeout(LIMIT_SECONDS), schedule(nothing, url=db_proxy.url):
         if fault == "hangs":
             await asyncio.sleep(0.1)  # for an attempt to begin
         else:

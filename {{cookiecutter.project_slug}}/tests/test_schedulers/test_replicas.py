@@ -20,10 +20,9 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy import URL, text
 
 from src.core.config import ROOT, get_settings
-from src.core.logging import configure_logging
 from src.db.session import Database, open_database
 from src.schedulers.context import job_tick
-from src.schedulers.engine import leadership, process
+from src.schedulers.engine import process
 from tests.fixtures.commands import serving
 from tests.leash import Leash
 from tests.proxy import Proxy
@@ -49,13 +48,11 @@ class Replicas:
     processes: dict[int, asyncio.subprocess.Process] = field(default_factory=dict)
     leashes: list[Leash] = field(default_factory=list)
 
-    async def start(self, url: URL, **variables: str) -> int:
+    async def start(self, url: URL) -> int:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", __name__, self.file,
             cwd=ROOT,
-            env=os.environ
-            | {"DATABASE_URL": url.render_as_string(hide_password=False), "LOG_LEVEL": "INFO"}
-            | variables,
+            env=os.environ | {"DATABASE_URL": url.render_as_string(hide_password=False)},
             start_new_session=True,
         )  # fmt: skip
         self.processes[process.pid] = process
@@ -98,10 +95,10 @@ async def replicas(tmp_path: Path, fresh_url: URL) -> AsyncGenerator[Replicas]:
 
 @pytest.mark.parametrize("fault", ["killed", "frozen", "refused", "unanswered"])
 async def test_a_leader_is_replaced_and_no_run_repeated(
-    replicas: Replicas, fresh_url: URL, proxy: Proxy, fault: str
+    replicas: Replicas, fresh_url: URL, db_proxy: Proxy, fault: str
 ) -> None:
     """If it dies, or freezes and wakes up later, or if its database is unavailable."""
-    first = await replicas.start(proxy.url.set(database=fresh_url.database))
+    first = await replicas.start(db_proxy.url.set(database=fresh_url.database))
     await replicas.wait_for_runs(2)
     await replicas.start(fresh_url)
     if fault == "killed":
@@ -109,9 +106,9 @@ async def test_a_leader_is_replaced_and_no_run_repeated(
     elif fault == "frozen":
         replicas.processes[first].send_signal(signal.SIGSTOP)
     elif fault == "refused":
-        await proxy.stop()
+        await db_proxy.stop()
     else:
-        proxy.freeze()
+        db_proxy.freeze()
     await replicas.wait_for_another(first)
     if fault == "frozen":
         replicas.processes[first].send_signal(signal.SIGCONT)
@@ -121,28 +118,16 @@ async def test_a_leader_is_replaced_and_no_run_repeated(
     replicas.assert_each_tick_once()
 
 
-async def test_a_leader_that_stops_releases_the_lease(replicas: Replicas, fresh_url: URL) -> None:
-    """The next leader does not wait for it to expire, in an hour here."""
-    for _ in range(2):
-        await replicas.start(fresh_url, TEST_LEASE_SECONDS="3600")
-    await replicas.wait_for_runs(2)
-    leader = await replicas.leader()
-    replicas.processes[leader].send_signal(signal.SIGTERM)
-    async with asyncio.timeout(LIMIT_SECONDS):
-        assert await replicas.processes[leader].wait() == 0
-    await replicas.wait_for_another(leader)
-
-
 async def test_scheduling_continues_after_an_outage_of_the_database(
-    replicas: Replicas, fresh_url: URL, proxy: Proxy
+    replicas: Replicas, fresh_url: URL, db_proxy: Proxy
 ) -> None:
     for _ in range(2):
-        await replicas.start(proxy.url.set(database=fresh_url.database))
+        await replicas.start(db_proxy.url.set(database=fresh_url.database))
     await replicas.wait_for_runs(2)
-    await proxy.stop()
+    await db_proxy.stop()
     await asyncio.sleep(8)  # the lease expires meanwhile
     count = len(replicas.runs())
-    await proxy.start()
+    await db_proxy.start()
     await replicas.wait_for_runs(count + 3)
     replicas.assert_each_tick_once()
     # A tick that was claimed as the connection broke was not run, and is lost.
@@ -179,6 +164,4 @@ def setup(scheduler: AsyncIOScheduler) -> None:
 
 
 if __name__ == "__main__":
-    configure_logging(get_settings())
-    leadership.LEASE_SECONDS = float(os.environ.get("TEST_LEASE_SECONDS", leadership.LEASE_SECONDS))
     asyncio.run(process.run(get_settings(), drain=2, setup=setup))

@@ -118,14 +118,6 @@ def broker_behind_proxy(
 
 
 @pytest.fixture
-async def db_proxy(committing_url: URL) -> AsyncGenerator[proxy.Proxy]:
-    db_proxy = proxy.Proxy(committing_url)
-    await db_proxy.start()
-    yield db_proxy
-    await db_proxy.stop()
-
-
-@pytest.fixture
 def db_proxy_settings(server: Server, queue: str, db_proxy: proxy.Proxy) -> Settings:
     return settings_for(db_proxy.url, server.variables(queue))
 

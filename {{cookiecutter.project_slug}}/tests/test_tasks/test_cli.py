@@ -55,88 +55,68 @@ async def make_dead(broker: TaskBroker, path: Path, count: int) -> list[str]:
     return ids
 
 
-async def test_list_shows_the_newest_first(broker: TaskBroker, dead: Dead, tmp_path: Path) -> None:
+async def test_dead_letters_are_listed_newest_first_then_purged_and_requeued(
+    broker: TaskBroker, dead: Dead, tmp_path: Path
+) -> None:
     ids = await make_dead(broker, tmp_path, 3)
-    status, out, _ = await asyncio.to_thread(dead, "list", "--limit", "2")
+    listed = await asyncio.to_thread(dead, "list", "--limit", "2")
+    purged = await asyncio.to_thread(dead, "purge", ids[0])
+    requeued = await asyncio.to_thread(dead, "requeue", "--all")
 
-    head, newest, second = out.splitlines()
-    assert (status, head) == (0, f"{queue_of(broker)}: 3 dead")
+    head, newest, second = listed.out.splitlines()
+    assert (listed.status, head) == (0, f"{queue_of(broker)}: 3 dead")
     assert (newest.split()[0], second.split()[0]) == (ids[2], ids[1])
     assert "refuse(" in newest
     assert newest.endswith("RefusedError: The task is refused.")
-
-
-async def test_show_says_why_it_failed(broker: TaskBroker, dead: Dead, tmp_path: Path) -> None:
-    enqueue(broker, "fail", str(tmp_path / "words"), 99)
-    async with working(broker):
-        letter = await dead_letter(broker)
-    status, out, _ = await asyncio.to_thread(dead, "show", letter.id)
-
-    assert status == 0
-    assert f"fail, queue {queue_of(broker)}, died 20" in out
-    assert f'args: ["{tmp_path / "words"}", 99]' in out
-    assert "attempts: 4" in out
-    assert "error: ValueError: hunter2" in out
-    assert "Traceback (most recent call last):" in out
+    assert (purged.out, requeued.out) == ("Purged: 1.\n", "Requeued: 2.\n")
+    state = broker.queue_state(queue_of(broker))
+    assert (state.waiting, state.dead) == (2, 0)
 
 
 @pytest.mark.usefixtures("relay")
-async def test_a_requeued_task_has_all_its_attempts_again(
+async def test_a_dead_letter_says_why_and_has_all_its_attempts_again_when_requeued(
     broker: TaskBroker,
     second_broker: TaskBroker,
     committing_database: Database,
     dead: Dead,
     tmp_path: Path,
 ) -> None:
-    task_id = await send(committing_database, broker, "tracked_fail", str(tmp_path / "words"), 4)
+    path = str(tmp_path / "words")
+    task_id = await send(committing_database, broker, "tracked_fail", path, 4)
     async with working(broker):
         await dead_letter(broker)
+    shown = await asyncio.to_thread(dead, "show", task_id)
     failed = await state_of(committing_database, task_id)
     result = await asyncio.to_thread(dead, "requeue", task_id)
     queued = await state_of(committing_database, task_id)
-    left = broker.queue_state(queue_of(broker)).dead
     async with working(second_broker):
         task = await ended(committing_database, task_id)
 
+    assert shown.status == 0
+    assert f"tracked_fail, queue {queue_of(broker)}, died 20" in shown.out
+    assert f'args: ["{path}", 4]' in shown.out
+    assert "attempts: 4\nerror: ValueError: hunter2\nTraceback (most recent" in shown.out
     assert failed.status is TaskStatus.FAILED
-    assert (result.status, result.out, left) == (0, "Requeued: 1.\n", 0)
+    assert (result.status, result.out) == (0, "Requeued: 1.\n")
     assert (queued.status, queued.problem, queued.finished_at) == (TaskStatus.QUEUED, None, None)
     assert (task.status, task.result, task.attempts) == (TaskStatus.SUCCEEDED, "result", 5)
 
 
-async def test_requeue_and_purge_take_ids_or_all(
-    broker: TaskBroker, dead: Dead, tmp_path: Path
-) -> None:
-    ids = await make_dead(broker, tmp_path, 5)
-    purged = await asyncio.to_thread(dead, "purge", ids[0], ids[1])
-    requeued = await asyncio.to_thread(dead, "requeue", "--all")
-
-    assert (purged.out, requeued.out) == ("Purged: 2.\n", "Requeued: 3.\n")
-    state = broker.queue_state(queue_of(broker))
-    assert (state.waiting, state.dead) == (3, 0)
-
-
 @pytest.mark.parametrize("command", ["requeue", "purge"])
-@pytest.mark.parametrize("arguments", [(), ("--all", "some-id")])
-async def test_ids_or_all_are_required(
-    dead: Dead, command: str, arguments: tuple[str, ...]
-) -> None:
-    result = await asyncio.to_thread(dead, command, *arguments)
-
-    assert result.status == 2
-    assert "name some, or give --all" in result.err
-
-
-@pytest.mark.parametrize("command", ["show", "requeue", "purge"])
-async def test_an_unknown_id_is_an_error_in_a_sentence(
+async def test_ids_or_all_are_required_and_an_unknown_one_is_an_error(
     broker: TaskBroker, dead: Dead, tmp_path: Path, command: str
 ) -> None:
     """And nothing is done to the others."""
     known = await make_dead(broker, tmp_path, 1)
-    ids = [*(known if command != "show" else []), "unknown"]
-    result = await asyncio.to_thread(dead, command, *ids)
+    unknown = await asyncio.to_thread(dead, command, *known, "unknown")
+    neither, both = [
+        await asyncio.to_thread(dead, command, *given) for given in ((), ("--all", "unknown"))
+    ]
 
-    assert (result.status, result.err) == (1, "Error: There is no dead letter unknown.")
+    assert (unknown.status, unknown.err) == (1, "Error: There is no dead letter unknown.")
+    for result in (neither, both):
+        assert result.status == 2
+        assert "name some, or give --all" in result.err
     assert broker.queue_state(queue_of(broker)).dead == 1
 
 

@@ -1,7 +1,6 @@
 """A message that kills its worker each time becomes a dead letter."""
 
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 from sqlalchemy import select
@@ -9,13 +8,12 @@ from sqlalchemy import select
 from src.db.models.task import RedeliveredMessage
 from src.db.session import Database
 from src.domain.task import TaskStatus
-from src.repositories.task import RedeliveryRepository, TaskRepository
+from src.repositories.task import RedeliveryRepository
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.middleware.poison import MAX_STARTS
 from tests.test_tasks.actors import words
 from tests.test_tasks.conftest import Start
 from tests.test_tasks.workers import (
-    Logs,
     dead_letter,
     ended,
     enqueue,
@@ -66,25 +64,12 @@ async def test_a_message_that_kills_its_workers_dies_alone(
 
 
 @pytest.mark.usefixtures("_redelivered", "relay")
-async def test_a_task_that_ends_is_counted_no_longer(
-    committing_database: Database, broker: TaskBroker, tmp_path: Path
-) -> None:
-    """Whether it succeeds or fails."""
-    path = tmp_path / "words"
-    await send(committing_database, broker, "fail", str(path), 99)
-    task_id = await send(committing_database, broker, "tracked_count", str(path), 2)
-    async with working(broker, threads=2):
-        await ended(committing_database, task_id)
-        await dead_letter(broker)
-
-    assert await counted(committing_database) == {}
-
-
-@pytest.mark.usefixtures("_redelivered", "relay")
 async def test_a_task_that_was_started_too_often_is_not_started_again(
     committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
-    path = tmp_path / "words"
+    """One that ends, be it by a failure, is counted no longer."""
+    path, broken = tmp_path / "words", tmp_path / "broken"
+    await send(committing_database, broker, "fail", str(broken), 99)
     ids = [
         await send(committing_database, broker, "tracked_note", str(path), word) for word in "ab"
     ]
@@ -94,27 +79,11 @@ async def test_a_task_that_was_started_too_often_is_not_started_again(
                 await RedeliveryRepository(db).count_start(task_id)
     async with working(broker):
         tasks = [await ended(committing_database, each) for each in ids]
-        await dead_letter(broker)
+        queue = queue_of(broker)
+        await eventually(lambda: broker.queue_state(queue).dead == 2, "both dead letters")
 
     assert [task.status for task in tasks] == [TaskStatus.FAILED, TaskStatus.SUCCEEDED]
     assert tasks[0].problem is not None
     assert tasks[0].problem["detail"] == "It was not completed."
     assert words(path) == ["b"]
     assert await counted(committing_database) == {}
-
-
-@pytest.mark.usefixtures("_redelivered", "relay")
-async def test_a_task_that_has_ended_is_not_counted(
-    committing_database: Database, broker: TaskBroker, tmp_path: Path, logs: Logs
-) -> None:
-    path = tmp_path / "words"
-    task_id = await send(committing_database, broker, "tracked_note", str(path), "a")
-    async with committing_database.transaction() as db:
-        await TaskRepository(db).finish(UUID(task_id), TaskStatus.FAILED)
-    await send(committing_database, broker, "note", str(path), "b")
-    async with working(broker, threads=1):
-        await eventually(lambda: words(path), "the other one")
-
-    assert words(path) == ["b"]
-    assert await counted(committing_database) == {}
-    assert not [entry for entry in logs if entry["level"] in {"error", "critical"}]

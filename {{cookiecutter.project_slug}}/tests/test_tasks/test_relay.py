@@ -1,4 +1,7 @@
-"""The relay loses no message, whichever process dies, freezes or is unavailable."""
+"""The relay loses no message, whichever process dies, freezes or is unavailable.
+
+Run as a program, with `before` or `after`, this module is a relay that is killed.
+"""
 
 import asyncio
 import os
@@ -6,19 +9,42 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from dramatiq import Message
 
-from src.core.config import ROOT, Settings
+from src.core.config import Settings, get_settings
 from src.db.session import Database, DatabaseUnavailableError, open_database
+from src.tasks.broker import create_broker
 from src.tasks.engine import relay as relays
-from src.tasks.engine.brokers.base import BrokerUnavailableError, TaskBroker
+from src.tasks.engine.brokers.base import BrokerUnavailableError, Publisher, TaskBroker
 from src.tasks.engine.relay import Relay, open_relay
 from tests import proxy
-from tests.leash import Leash
-from tests.test_tasks.workers import LIMIT, Logs, events, eventually, received, send, unsent
+from tests.test_tasks.workers import (
+    LIMIT,
+    Logs,
+    WorkerProcess,
+    events,
+    eventually,
+    received,
+    send,
+    unsent,
+)
+
+
+class KillingPublisher:
+    """Kills its process, before or after it has published."""
+
+    def __init__(self, publisher: Publisher, when: str) -> None:
+        self._publisher = publisher
+        self._when = when
+
+    async def publish(self, messages: Sequence[Message[Any]]) -> None:
+        if self._when == "after":
+            await self._publisher.publish(messages)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class FakePublisher:
@@ -44,19 +70,6 @@ async def fill(database: Database, broker: TaskBroker, count: int) -> list[str]:
     return numbers
 
 
-async def killed(variables: dict[str, str], when: str) -> int:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.test_tasks.killed_relay", when,
-        cwd=ROOT, env=os.environ | variables, start_new_session=True,
-    )  # fmt: skip
-    leash = Leash(process.pid)
-    try:
-        async with asyncio.timeout(LIMIT):
-            return await process.wait()
-    finally:
-        leash.pull()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("when", "sent_by_killed"), [("before", 0), ("after", 1)])
 async def test_another_relay_sends_what_a_killed_one_had_taken(
@@ -65,12 +78,15 @@ async def test_another_relay_sends_what_a_killed_one_had_taken(
     variables: dict[str, str],
     queue_settings: Settings,
     *,
+    tmp_path: Path,
     when: str,
     sent_by_killed: int,
 ) -> None:
     """It sends again what was sent, as the transaction of the killed one has not committed."""
     task_id = await send(committing_database, broker, "tracked_note", "path", "a")
-    assert await killed(variables, when) == -signal.SIGKILL
+    killed = WorkerProcess(["-m", __name__, when], variables, tmp_path / "log")
+    assert await killed.exit_status() == -signal.SIGKILL
+    killed.kill()  # what it has left
     async with open_relay(queue_settings, broker):
         messages = await received(broker, sent_by_killed + 1)
 
@@ -191,25 +207,6 @@ async def test_a_relay_recovers_from_an_outage_of_the_database(
             await send(committing_database, broker, "note", "path", "b")
 
 
-async def test_a_relay_recovers_from_an_outage_of_the_broker(
-    committing_database: Database,
-    broker_behind_proxy: TaskBroker,
-    broker_proxy: proxy.Relay,
-    broker: TaskBroker,
-    queue_settings: Settings,
-) -> None:
-    """It keeps the order; enqueueing does not wait."""
-    async with open_relay(queue_settings, broker_behind_proxy):
-        await send(committing_database, broker, "note", "path", "0")
-        await received(broker)
-        await broker_proxy.stop()
-        numbers = await fill(committing_database, broker, 30)
-        await broker_proxy.start()
-        messages = await received(broker, 30)
-
-    assert [message.args[1] for message in messages] == numbers
-
-
 async def test_the_last_messages_are_sent_before_the_process_ends(
     committing_database: Database, broker: TaskBroker, queue_settings: Settings
 ) -> None:
@@ -236,3 +233,16 @@ async def test_a_process_ends_in_time_without_a_broker(
         await eventually(lambda: events(logs, "outbox_stalled"), "an outage")
 
     assert await unsent(committing_database) == 1
+
+
+async def sweep_and_die(when: str) -> None:
+    settings = get_settings()
+    async with (
+        open_database(settings.database_url, pool_size=1) as database,
+        create_broker(settings).open_publisher() as publisher,
+    ):
+        await Relay(database, KillingPublisher(publisher, when)).sweep()
+
+
+if __name__ == "__main__":
+    asyncio.run(sweep_and_die(sys.argv[1]))

@@ -42,16 +42,25 @@ async def test_a_task_that_fails_too_often_is_a_dead_letter(
     assert letter.message.args == (str(path), 99)
 
 
-async def test_a_message_that_is_too_old_is_a_dead_letter(
-    broker: TaskBroker, tmp_path: Path
+@pytest.mark.parametrize(
+    ("actor", "options", "error"),
+    [
+        ("exit_process", {"max_retries": 0}, "SystemExit: A task must not end its worker."),
+        ("exit_process", {"max_age": 1}, "It was too old."),
+    ],
+    ids=["exit", "age"],
+)
+async def test_a_dead_letter_says_why_and_the_next_task_runs(
+    broker: TaskBroker, tmp_path: Path, actor: str, options: dict[str, int], error: str
 ) -> None:
-    enqueue(broker, "note", str(tmp_path / "words"), "a", max_age=1)
+    enqueue(broker, actor, **options)
     await asyncio.sleep(0.05)
     async with working(broker):
         letter = await dead_letter(broker)
+        enqueue(broker, "note", str(tmp_path / "words"), "next")
+        await eventually(lambda: words(tmp_path / "words"), "the next task")
 
-    assert letter.message.options["error"] == "It was too old."
-    assert not words(tmp_path / "words")
+    assert letter.message.options["error"] == error
 
 
 async def test_pauses_grow(broker: TaskBroker, queue: str) -> None:
@@ -153,16 +162,4 @@ async def test_arguments_that_a_task_has_spoiled_lose_no_message(
         letter = await dead_letter(broker)
 
     assert letter.message.args == (["Lamp"],)
-
-
-async def test_a_task_that_exits_does_not_end_the_worker(
-    broker: TaskBroker, tmp_path: Path
-) -> None:
-    path = tmp_path / "words"
-    enqueue(broker, "exit_process", max_retries=0)
-    async with working(broker):
-        letter = await dead_letter(broker)
-        enqueue(broker, "nap_async", str(path), 0)
-        await eventually(lambda: "ended" in words(path), "the next task")
-
-    assert letter.message.options["error"] == "SystemExit: A task must not end its worker."
+    assert letter.died_at is not None

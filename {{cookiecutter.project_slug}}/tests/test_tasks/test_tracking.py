@@ -1,16 +1,19 @@
 """The states of tracked tasks; and a task that has ended is not started again."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
-from src.db.models.task import Task
+from src.core.config import Settings
+from src.db.models.task import RedeliveredMessage, Task
 from src.db.session import Database
 from src.domain.task import TaskStatus
 from src.repositories.task import TaskRepository
+from src.tasks.engine import maintenance
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.middleware import retries, tracking
 from tests import proxy
@@ -216,3 +219,30 @@ async def test_a_task_does_not_start_while_that_cannot_be_recorded(
         assert not words(path)
         await db_proxy.start()
         await eventually(lambda: words(path), "its start")
+
+
+async def test_workers_delete_what_ended_task_history_days_ago(
+    committing_database: Database,
+    broker: TaskBroker,
+    queue_settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A task that has not ended stays, however old it is."""
+    monkeypatch.setattr(maintenance, "PRUNE_SECONDS", 0.05)
+    limit = datetime.now(UTC) - timedelta(days=queue_settings.TASK_HISTORY_DAYS)
+    async with committing_database.transaction() as db:
+        for name, age in {"old": timedelta(days=1), "recent": -timedelta(days=1)}.items():
+            then = limit - age
+            db.add(Task(actor=name, status=TaskStatus.SUCCEEDED, finished_at=then))
+            db.add(RedeliveredMessage(message_id=name, starts=1, started_at=then))
+        db.add(Task(actor="queued", created_at=limit - timedelta(days=99)))
+
+    async def is_pruned() -> bool:
+        async with committing_database.reads() as session:
+            tasks = set(await session.scalars(select(Task.actor)))
+            messages = await session.scalar(select(func.count(RedeliveredMessage.message_id)))
+        assert {"recent", "queued"} <= tasks
+        return tasks == {"recent", "queued"} and messages == 1
+
+    async with working(broker):
+        await eventually(is_pruned, "the end of what is old")

@@ -7,7 +7,6 @@ from functools import cache
 from urllib.parse import urlsplit
 
 import pytest
-from dramatiq import Middleware
 
 from dev.rabbitmq import embedded_rabbitmq
 from dev.server import ServerError
@@ -54,8 +53,8 @@ def via(url: str, port: int) -> str:
     return parts._replace(netloc=f"{user}@127.0.0.1:{port}").geturl()
 
 
-def create(url: str, _namespace: str, middleware: list[Middleware]) -> RabbitmqTaskBroker:
-    return RabbitmqTaskBroker(url, middleware=middleware)
+def create(url: str, _namespace: str) -> RabbitmqTaskBroker:
+    return RabbitmqTaskBroker(url, middleware=[])
 
 
 def put(broker: RabbitmqTaskBroker, queue: str, body: bytes) -> None:

@@ -3,7 +3,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from dramatiq import Middleware
 
 from dev.server import ServerError
 from dev.valkey import embedded_valkey
@@ -31,8 +30,8 @@ def via(_url: str, port: int) -> str:
     return f"redis://127.0.0.1:{port}"
 
 
-def create(url: str, namespace: str, middleware: list[Middleware]) -> RedisTaskBroker:
-    return RedisTaskBroker(redis_url.parse(url), namespace=namespace, middleware=middleware)
+def create(url: str, namespace: str) -> RedisTaskBroker:
+    return RedisTaskBroker(redis_url.parse(url), namespace=namespace, middleware=[])
 
 
 def put(broker: RedisTaskBroker, queue: str, body: bytes) -> None:

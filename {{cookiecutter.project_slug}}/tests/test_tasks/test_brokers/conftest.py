@@ -1,12 +1,10 @@
-"""Brokers on their own, without middleware unless the test adds some."""
+"""Brokers on their own, without middleware."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
-from functools import partial
 from typing import Any
 
 import pytest
-from dramatiq import Middleware
 
 from src.tasks.engine.brokers.base import TaskBroker
 from tests.proxy import Relay
@@ -20,8 +18,8 @@ def make(server: Server, queue: str) -> Iterator[Make]:
     """Make brokers of the test's queue, each as if in a process of its own."""
     made: list[TaskBroker] = []
 
-    def make(*middleware: Middleware, url: str = server.url) -> TaskBroker:
-        broker: TaskBroker = server.module.create(url, queue, list(middleware))
+    def make(url: str = server.url) -> TaskBroker:
+        broker: TaskBroker = server.module.create(url, queue)
         broker.declare_queue(queue)
         made.append(broker)
         return broker
@@ -37,17 +35,8 @@ def broker(make: Make) -> Any:
 
 
 @pytest.fixture
-async def proxy(server: Server) -> AsyncGenerator[Relay]:
-    """Stands between a broker and its server, and can fail."""
-    proxy = Relay(partial(server.module.connect, server.url))
-    await proxy.start()
-    yield proxy
-    await proxy.stop()
-
-
-@pytest.fixture
-async def distant(server: Server, make: Make, proxy: Relay) -> AsyncGenerator[Any]:
+async def distant(server: Server, make: Make, broker_proxy: Relay) -> AsyncGenerator[Any]:
     """A broker behind the proxy."""
-    distant = make(url=server.via(proxy.port).url)
+    distant = make(server.via(broker_proxy.port).url)
     yield distant
     await asyncio.to_thread(distant.close)

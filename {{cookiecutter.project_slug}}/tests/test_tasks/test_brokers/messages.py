@@ -1,11 +1,11 @@
 """What tests do with messages, on any broker."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from dramatiq import Message, Worker
+from dramatiq import Message
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.errors import BrokerConnectionError
 
@@ -35,20 +35,12 @@ def take(consumer: Consumer) -> MessageProxy:
         assert time.monotonic() < deadline, "No message came."
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not is_so():
-        assert time.monotonic() < deadline, "It did not come to pass."
-        time.sleep(0.02)
-
-
 def wait_for(broker: TaskBroker, queue: str, **counts: int) -> None:
     """Wait until the queue holds so many; acknowledgements are on their way for a moment."""
-    wait_until(
-        lambda: all(
-            getattr(broker.queue_state(queue), name) == count for name, count in counts.items()
-        )
-    )
+    deadline = time.monotonic() + LIMIT
+    while not counts.items() <= vars(broker.queue_state(queue)).items():
+        assert time.monotonic() < deadline, counts
+        time.sleep(0.02)
 
 
 def kill(broker: TaskBroker, queue: str, count: int) -> None:
@@ -66,13 +58,3 @@ def kill(broker: TaskBroker, queue: str, count: int) -> None:
 
 def numbers(broker: TaskBroker, queue: str, limit: int = 100) -> list[Any]:
     return [letter.message.args[0] for letter in broker.dead_letters(queue, limit=limit)]
-
-
-@contextmanager
-def working(broker: TaskBroker) -> Iterator[Worker]:
-    worker = Worker(broker, worker_timeout=100, worker_threads=2)
-    worker.start()
-    try:
-        yield worker
-    finally:
-        worker.stop(int(LIMIT * 1000))

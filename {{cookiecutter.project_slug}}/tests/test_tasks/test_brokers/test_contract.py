@@ -3,20 +3,16 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
 
 import dramatiq
 import pytest
-from dramatiq import Message, Middleware
-from dramatiq.broker import Broker
+from dramatiq import Message
 from dramatiq.common import current_millis, dq_name
 from dramatiq.errors import BrokerConnectionError
-from dramatiq.middleware import Retries
 
 from src.tasks.engine.brokers.base import ERROR, BrokerUnavailableError, TaskBroker
 from tests.proxy import Relay
 from tests.test_tasks.conftest import Server
-from tests.test_tasks.test_brokers.conftest import Make
 from tests.test_tasks.test_brokers.messages import (
     consuming,
     kill,
@@ -24,76 +20,26 @@ from tests.test_tasks.test_brokers.messages import (
     numbers,
     take,
     wait_for,
-    wait_until,
-    working,
 )
+from tests.test_tasks.workers import eventually, working
+
+SENTENCE = r"^\w+ cannot be used: .*$"
 
 
-class Announced(Middleware):
-    """Notes which messages were to be sent, and which were."""
-
-    def __init__(self) -> None:
-        self.before: list[str] = []
-        self.after: list[str] = []
-
-    def before_enqueue(self, _: Broker, message: Message[Any], delay: int | None) -> None:
-        assert delay is None
-        self.before.append(message.message_id)
-
-    def after_enqueue(self, _: Broker, message: Message[Any], delay: int | None) -> None:
-        assert delay is None
-        self.after.append(message.message_id)
-
-
-# --- publishing -------------------------------------------------------------------------------
-
-
-async def test_batches_are_published_in_order(broker: TaskBroker, queue: str) -> None:
+async def test_published_messages_are_on_their_queues_on_return(
+    broker: TaskBroker, queue: str
+) -> None:
+    """However large they are."""
+    other, text = f"{queue}-other", "x" * 300_000
     async with broker.open_publisher() as publisher:
-        await publisher.publish([message_to(queue, i) for i in range(500)])
-        await publisher.publish([message_to(queue, i) for i in range(500, 700)])
-    with consuming(broker, queue) as consumer:
-        assert [take(consumer).args[0] for _ in range(700)] == list(range(700))
-
-
-async def test_published_messages_are_on_their_queues_on_return(make: Make, queue: str) -> None:
-    announced = Announced()
-    broker, other = make(announced), f"{queue}-other"
-    messages = [message_to(queue), message_to(other), message_to(queue)]
-    async with broker.open_publisher() as publisher:
-        await publisher.publish(messages)
+        await publisher.publish([message_to(queue, text), message_to(other), message_to(queue)])
         assert broker.queue_state(queue).waiting == 2
         assert broker.queue_state(other).waiting == 1
-    ids = [message.message_id for message in messages]
-    assert announced.before == ids
-    assert sorted(announced.after) == sorted(ids)
-
-
-async def test_large_messages_are_published(broker: TaskBroker, queue: str) -> None:
-    text = "x" * 300_000
-    async with broker.open_publisher() as publisher:
-        await publisher.publish([message_to(queue, text) for _ in range(5)])
     with consuming(broker, queue) as consumer:
-        assert all(take(consumer).args == (text,) for _ in range(5))
+        assert take(consumer).args == (text,)
 
 
-async def test_publisher_survives_a_lost_connection(
-    distant: TaskBroker, broker: TaskBroker, server: Server, proxy: Relay, queue: str
-) -> None:
-    async with distant.open_publisher() as publisher:
-        await publisher.publish([message_to(queue)])
-        await proxy.stop()
-        for _ in range(2):
-            with pytest.raises(BrokerUnavailableError, match=r"^\w+ cannot be used: ") as caught:
-                await publisher.publish([message_to(queue)])
-            assert server.module.PASSWORD not in str(caught.value)
-        await publisher.publish([])  # needs no server
-        await proxy.start()
-        await publisher.publish([message_to(queue)])
-    assert broker.queue_state(queue).waiting == 2
-
-
-# --- the server is away -----------------------------------------------------------------------
+# --- the server is unavailable ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -110,37 +56,44 @@ async def test_publisher_survives_a_lost_connection(
 async def test_outage_is_reported(
     distant: TaskBroker,
     server: Server,
-    proxy: Relay,
+    broker_proxy: Relay,
     queue: str,
     ask: Callable[[TaskBroker, str], object],
 ) -> None:
     await asyncio.to_thread(ask, distant, queue)
-    await proxy.stop()
-    with pytest.raises(BrokerUnavailableError, match=r"^\w+ cannot be used: ") as caught:
+    await broker_proxy.stop()
+    with pytest.raises(BrokerUnavailableError, match=SENTENCE) as caught:
         await asyncio.to_thread(ask, distant, queue)
     assert server.module.PASSWORD not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-async def test_dramatiq_retries_after_an_outage(
-    distant: TaskBroker, broker: TaskBroker, proxy: Relay, queue: str
+async def test_after_an_outage_messages_are_sent_again(
+    distant: TaskBroker, broker: TaskBroker, server: Server, broker_proxy: Relay, queue: str
 ) -> None:
-    """It knows one class of errors for that."""
-    await asyncio.to_thread(distant.enqueue, message_to(queue))
-    await proxy.stop()
-    for act in (
-        lambda: distant.enqueue(message_to(queue)),
-        lambda: next(distant.consume(queue)),
-    ):
-        with pytest.raises(BrokerConnectionError):
-            await asyncio.to_thread(act)
-    await proxy.start()
-    await asyncio.to_thread(distant.enqueue, message_to(queue))
-    assert broker.queue_state(queue).waiting == 2
+    """Dramatiq knows one class of errors after which it tries again."""
+    async with distant.open_publisher() as publisher:
+        await publisher.publish([message_to(queue)])
+        await asyncio.to_thread(distant.enqueue, message_to(queue))
+        await broker_proxy.stop()
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailableError, match=SENTENCE) as caught:
+                await publisher.publish([message_to(queue)])
+            assert server.module.PASSWORD not in str(caught.value)
+        for act in (
+            lambda: distant.enqueue(message_to(queue)),
+            lambda: next(distant.consume(queue)),
+        ):
+            with pytest.raises(BrokerConnectionError):
+                await asyncio.to_thread(act)
+        await broker_proxy.start()
+        await publisher.publish([message_to(queue)])
+        await asyncio.to_thread(distant.enqueue, message_to(queue))
+    assert broker.queue_state(queue).waiting == 4
 
 
 async def test_worker_survives_a_lost_connection(
-    monkeypatch: pytest.MonkeyPatch, distant: TaskBroker, proxy: Relay, queue: str
+    monkeypatch: pytest.MonkeyPatch, distant: TaskBroker, broker_proxy: Relay, queue: str
 ) -> None:
     monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.1)
     monkeypatch.setattr("dramatiq.worker.POST_PROCESS_MESSAGE_RETRY_DELAY_SECS", 0.1)
@@ -151,126 +104,41 @@ async def test_worker_survives_a_lost_connection(
         time.sleep(0.05)
         done.add(number)
 
-    def interrupt() -> None:
-        for change in (proxy.stop, proxy.start):
-            asyncio.run_coroutine_threadsafe(change(), loop).result()
-
-    def send_and_wait() -> None:
-        with working(distant):
-            for number in range(20):
-                act.send(number)
-                if number == 10:
-                    interrupt()
-            wait_until(lambda: done == set(range(20)))
-            wait_for(distant, queue, waiting=0, delayed=0, dead=0)
-
-    loop = asyncio.get_running_loop()
-    await asyncio.to_thread(send_and_wait)
+    async with working(distant):
+        for number in range(20):
+            await asyncio.to_thread(act.send, number)
+            if number == 10:
+                await broker_proxy.stop()
+                await broker_proxy.start()
+        await eventually(lambda: done == set(range(20)), "all messages")
+        await asyncio.to_thread(wait_for, distant, queue, waiting=0, delayed=0, dead=0)
 
 
 async def test_closing_does_not_need_the_server(
-    distant: TaskBroker, proxy: Relay, queue: str, caplog: pytest.LogCaptureFixture
+    distant: TaskBroker, broker_proxy: Relay, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await asyncio.to_thread(distant.enqueue, message_to(queue))
-    await proxy.stop()
+    await broker_proxy.stop()
     await asyncio.to_thread(distant.close)
     assert caplog.records == []
-
-
-# --- consuming --------------------------------------------------------------------------------
-
-
-def test_queue_state_counts(broker: TaskBroker, queue: str) -> None:
-    def counts() -> tuple[int, int, int]:
-        state = broker.queue_state(queue)
-        return state.waiting, state.delayed, state.dead
-
-    assert counts() == (0, 0, 0)  # there is no queue yet
-    kill(broker, queue, 2)
-    broker.enqueue(message_to(queue))
-    for _ in range(3):
-        broker.enqueue(message_to(queue), delay=60_000)
-    assert counts() == (1, 3, 2)
-
-
-def test_delayed_message_comes_later(broker: TaskBroker, queue: str) -> None:
-    done: list[float] = []
-
-    @dramatiq.actor(broker=broker, queue_name=queue, actor_name="act")
-    def act() -> None:
-        done.append(time.monotonic())
-
-    with working(broker):
-        started = time.monotonic()
-        act.send_with_options(delay=500)
-        wait_until(lambda: bool(done))
-    assert done[0] - started >= 0.5
-    wait_for(broker, queue, waiting=0, delayed=0, dead=0)
-
-
-def test_failed_attempts_end_in_a_dead_letter(broker: TaskBroker, queue: str) -> None:
-    attempts: list[int] = []
-    broker.add_middleware(Retries(max_retries=2, min_backoff=10, max_backoff=20))
-
-    @dramatiq.actor(broker=broker, queue_name=queue, actor_name="act")
-    def act() -> None:
-        attempts.append(1)
-        raise ValueError("no such luck")
-
-    with working(broker):
-        sent = act.send()
-        wait_for(broker, queue, dead=1)
-    (letter,) = broker.dead_letters(queue, limit=10)
-    assert len(attempts) == 3
-    assert letter.id == sent.message_id
-    assert "no such luck" in letter.message.options["traceback"]
-    assert letter.died_at is not None
-
-
-def test_message_to_an_unknown_actor_becomes_a_dead_letter(broker: TaskBroker, queue: str) -> None:
-    broker.enqueue(message_to(queue, 1))
-    with working(broker):
-        wait_for(broker, queue, waiting=0, dead=1)
-    assert numbers(broker, queue) == [1]
-
-
-def test_body_that_is_no_message_becomes_a_dead_letter(
-    broker: TaskBroker, server: Server, queue: str
-) -> None:
-    broker.enqueue(message_to(queue))
-    server.module.put(broker, queue, b"\xff garbage")
-    with working(broker):
-        wait_for(broker, queue, waiting=0, dead=2)
-    (letter,) = (
-        each
-        for each in broker.dead_letters(queue, limit=10)
-        if "garbage" in each.message.options.get(ERROR, "")
-    )
-    assert letter.message.actor_name == "?"
-    assert broker.requeue_dead(queue, [letter.id]) == 0
-    assert broker.purge_dead(queue, [letter.id]) == 1
 
 
 # --- dead letters -----------------------------------------------------------------------------
 
 
-def test_dead_letter_shows_its_failure(broker: TaskBroker, queue: str) -> None:
-    kill(broker, queue, 1)
-    (letter,) = broker.dead_letters(queue, limit=10)
-    assert letter.message.options[ERROR] == "ValueError: no"
-    assert letter.message.options["traceback"] == "Traceback ..."
-
-
-def test_dead_letter_that_is_not_json_stays_as_it_came(broker: TaskBroker, queue: str) -> None:
-    broker.enqueue(message_to(queue, 7))
-    with consuming(broker, queue) as consumer:
-        message = take(consumer)
-        message.options["what"] = object()
-        consumer.nack(message)
-    wait_for(broker, queue, waiting=0, dead=1)
-    assert numbers(broker, queue) == [7]
-    (letter,) = broker.dead_letters(queue, limit=10)
-    assert letter.died_at is not None
+async def test_what_no_actor_can_do_becomes_a_dead_letter(
+    broker: TaskBroker, server: Server, queue: str
+) -> None:
+    """A message to an unknown actor, and a body that is no message."""
+    broker.enqueue(message_to(queue))
+    server.module.put(broker, queue, b"\xff garbage")
+    async with working(broker):
+        wait_for(broker, queue, waiting=0, dead=2)
+    letters = {each.message.actor_name: each for each in broker.dead_letters(queue, limit=10)}
+    assert letters.keys() == {"act", "?"}
+    assert "garbage" in letters["?"].message.options[ERROR]
+    assert broker.requeue_dead(queue, [letters["?"].id]) == 0
+    assert broker.purge_dead(queue, [letters["?"].id]) == 1
 
 
 def test_newest_dead_letters_come_first_however_often_one_looks(

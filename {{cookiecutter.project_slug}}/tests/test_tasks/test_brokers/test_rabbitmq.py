@@ -46,9 +46,9 @@ def operator(server: Server) -> Iterator[pika.BlockingConnection]:
 
 
 @pytest.fixture
-def distant(server: Server, make: Make, proxy: Relay) -> RabbitmqTaskBroker:
+def distant(server: Server, make: Make, broker_proxy: Relay) -> RabbitmqTaskBroker:
     """A broker behind the proxy; with so rare heartbeats they do not show that the server hangs."""
-    broker: RabbitmqTaskBroker = make(url=f"{server.via(proxy.port).url}?heartbeat=600")
+    broker: RabbitmqTaskBroker = make(url=f"{server.via(broker_proxy.port).url}?heartbeat=600")
     return broker
 
 
@@ -129,7 +129,7 @@ async def test_queue_of_another_kind_is_refused(
 )
 async def test_publisher_does_not_wait_for_a_server_that_hangs(
     distant: RabbitmqTaskBroker,
-    proxy: Relay,
+    broker_proxy: Relay,
     queue: str,
     *,
     wait_briefly: Callable[[], None],
@@ -139,7 +139,7 @@ async def test_publisher_does_not_wait_for_a_server_that_hangs(
     async with distant.open_publisher() as publisher:
         if is_connected:
             await publisher.publish([message_to(queue)])
-        proxy.freeze()
+        broker_proxy.freeze()
         wait_briefly()
         with pytest.raises(BrokerUnavailableError, match="no answer in time"):
             await publisher.publish([message_to(queue, "x" * 250_000)] * count)
@@ -147,7 +147,7 @@ async def test_publisher_does_not_wait_for_a_server_that_hangs(
 
 async def test_closing_does_not_wait_for_a_server_that_hangs(
     distant: RabbitmqTaskBroker,
-    proxy: Relay,
+    broker_proxy: Relay,
     queue: str,
     *,
     wait_briefly: Callable[[], None],
@@ -157,7 +157,7 @@ async def test_closing_does_not_wait_for_a_server_that_hangs(
     async with asyncio.timeout(LIMIT):
         async with distant.open_publisher() as publisher:
             await publisher.publish([message_to(queue)])
-            proxy.freeze()
+            broker_proxy.freeze()
             wait_briefly()
         await asyncio.to_thread(distant.close)
     assert caplog.records == []
@@ -173,35 +173,27 @@ async def test_large_batch_may_take_longer(
         await publisher.publish([message_to(queue, "x" * 1000)])
 
 
-async def test_cancelling_a_publication_leaves_the_others_alone(
-    broker: RabbitmqTaskBroker, queue: str
-) -> None:
-    async with broker.open_publisher() as publisher:
-        for i in range(20):
-            batches = [
-                asyncio.create_task(publisher.publish([message_to(queue)] * 50)) for _ in range(2)
-            ]
-            await asyncio.sleep(i / 1000)
-            batches[0].cancel()
-            await asyncio.wait(batches)
-            assert batches[1].exception() is None
-    assert broker.queue_state(queue).waiting >= 20 * 50
-
-
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("guest:guest@127.0.0.1:1", "Connection refused"),
-        ("guest:guest@nowhere.invalid:5672", "not known|resolution|no address"),
+        ("guest:hunter2@127.0.0.1:1", "Connection refused"),
+        ("guest:hunter2@nowhere.invalid:5672", "not known|resolution|no address"),
+        ("guest:hunter2@{}", "ACCESS_REFUSED"),
     ],
+    ids=["port", "host", "password"],
 )
-async def test_wrong_address_is_named(make: Make, address: str, reason: str) -> None:
-    broker = make(url=f"amqp://{address}")
-    with pytest.raises(BrokerUnavailableError, match=reason):
-        broker.ping()
+async def test_mistake_in_the_url_is_named_but_no_password(
+    server: Server, make: Make, address: str, reason: str
+) -> None:
+    broker = make(f"amqp://{address.format(server.url.partition('@')[2])}?heartbeat=33")
+    assert broker.parameters[0].heartbeat == 33  # as the URL has it
     async with broker.open_publisher() as publisher:
-        with pytest.raises(BrokerUnavailableError, match=reason):
+        with pytest.raises(BrokerUnavailableError, match=reason) as caught:
             await publisher.publish([message_to("default")])
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(BrokerUnavailableError, match=reason) as caught:
+        broker.ping()
+    assert "hunter2" not in str(caught.value)
     for act in (
         lambda: broker.enqueue(message_to("default")),
         lambda: broker.consume("default"),
@@ -209,18 +201,6 @@ async def test_wrong_address_is_named(make: Make, address: str, reason: str) -> 
     ):
         with pytest.raises(BrokerConnectionError, match=reason):
             act()
-
-
-async def test_wrong_password_is_named_but_not_shown(server: Server, make: Make) -> None:
-    broker = make(url=f"amqp://guest:mistaken@{server.url.partition('@')[2]}?heartbeat=33")
-    assert broker.parameters[0].heartbeat == 33  # as the URL has it
-    with pytest.raises(BrokerUnavailableError, match="ACCESS_REFUSED") as caught:
-        broker.ping()
-    assert "mistaken" not in str(caught.value)
-    async with broker.open_publisher() as publisher:
-        with pytest.raises(BrokerUnavailableError, match="ACCESS_REFUSED") as caught:
-            await publisher.publish([message_to("default")])
-    assert "mistaken" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +274,7 @@ def test_dead_letter_is_written_on_a_new_connection(
 
 
 async def test_message_that_cannot_become_a_dead_letter_comes_again(
-    distant: RabbitmqTaskBroker, broker: RabbitmqTaskBroker, proxy: Relay, queue: str
+    distant: RabbitmqTaskBroker, broker: RabbitmqTaskBroker, broker_proxy: Relay, queue: str
 ) -> None:
     loop = asyncio.get_running_loop()
     broker.enqueue(message_to(queue))
@@ -302,7 +282,7 @@ async def test_message_that_cannot_become_a_dead_letter_comes_again(
     def reject_while_away() -> None:
         with consuming(distant, queue) as consumer:
             message = take(consumer)
-            asyncio.run_coroutine_threadsafe(proxy.stop(), loop).result()
+            asyncio.run_coroutine_threadsafe(broker_proxy.stop(), loop).result()
             with suppress(BrokerConnectionError):  # if it is noticed so soon
                 consumer.nack(message)
 
@@ -356,15 +336,3 @@ def test_commands_take_turns(broker: RabbitmqTaskBroker, queue: str) -> None:
         assert sorted(each.result() for each in requeued) == [0, 0, 40]
         assert {len(each.result()) for each in looks} <= {0, 40}
     assert broker.queue_state(queue) == QueueState(40, 0, 0, oldest_seconds=None)
-
-
-def test_command_does_not_wait_for_ever(
-    broker: RabbitmqTaskBroker,
-    operator: pika.BlockingConnection,
-    queue: str,
-    wait_briefly: Callable[[], None],
-) -> None:
-    wait_briefly()
-    operator.channel().queue_declare(f"{queue}.XQ.lock", exclusive=True)
-    with pytest.raises(BrokerUnavailableError, match=f"{queue}.XQ.lock"):
-        broker.dead_letters(queue, limit=1)
