@@ -91,7 +91,7 @@ async def test_metrics_count_what_waits(
     metrics = (await get(queue_settings, broker, "/metrics")).text
 
     for name, count in {"waiting": 3, "delayed": 2, "dead": 1}.items():
-        assert number(metrics, f'tasks_{name}{{queue="{queue}"}}') == count
+        assert number(metrics, f"tasks_{name}" + '{queue="' + queue + '"}') == count
     assert 0.05 <= number(metrics, "tasks_outbox_oldest_seconds") < 2 * LIMIT  # and no milliseconds
     outcome = {"queue": queue, "actor": "refuse", "outcome": "dead"}
     assert REGISTRY.get_sample_value("tasks_processed_total", outcome) == 1
