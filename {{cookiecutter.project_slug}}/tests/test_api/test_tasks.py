@@ -91,15 +91,6 @@ async def test_an_accepted_task_is_queued(acting_client: AsyncClient, database: 
     }
 
 
-async def test_location_includes_the_path_of_a_proxy(
-    acting_app: FastAPI, database: Database
-) -> None:
-    client = connect(acting_app, database, root_path="/lamps")
-    response = await client.post(ACTS)
-
-    assert response.headers["Location"] == f"/lamps{TASKS}{response.json()['task_id']}"
-
-
 @pytest.mark.parametrize(
     ("state", "result", "problem"),
     [(TaskStatus.SUCCEEDED, {"created": 1}, None), (TaskStatus.FAILED, None, PROBLEM)],
@@ -122,21 +113,14 @@ async def test_a_task_that_has_ended_has_a_result_or_a_problem(
     assert "Retry-After" not in response.headers
 
 
-async def test_an_unknown_task_is_not_found(client: AsyncClient) -> None:
-    response = await client.get(f"{TASKS}{uuid4()}")
-
-    assert response.status_code == 404
-    assert response.json()["type"] == "urn:problem-type:task-not-found"
-    assert (await client.get(f"{TASKS}7")).status_code == 422
-
-
-async def test_polling_needs_a_key(app: FastAPI, database: Database) -> None:
+async def test_polling_needs_a_key_and_a_task(app: FastAPI, database: Database) -> None:
     key = "a-key-of-sixteen-characters"
     client = connect(app, database, Settings(ENV="test", API_KEYS=[SecretStr(key)]))
     refused = await client.get(f"{TASKS}{UUID(int=7)}")
     passed = await client.get(f"{TASKS}{UUID(int=7)}", headers={"X-API-Key": key})
 
     assert (refused.status_code, passed.status_code) == (401, 404)
+    assert passed.json()["type"] == "urn:problem-type:task-not-found"
 
 
 async def test_a_repeated_idempotency_key_enqueues_one_task(
@@ -150,12 +134,14 @@ async def test_a_repeated_idempotency_key_enqueues_one_task(
     assert len(await outbox(database)) == 1
 
 
-async def test_the_message_carries_the_request_id_and_the_trace(
-    acting_client: AsyncClient, database: Database
+async def test_location_includes_the_path_of_a_proxy_and_the_message_the_request_id_and_trace(
+    acting_app: FastAPI, database: Database
 ) -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    response = await acting_client.post(ACTS, headers={"traceparent": trace})
+    client = connect(acting_app, database, root_path="/lamps")
+    response = await client.post(ACTS, headers={"traceparent": trace})
 
+    assert response.headers["Location"] == f"/lamps{TASKS}{response.json()['task_id']}"
     (message,) = await outbox(database)
     assert message.options == {
         "request_id": response.headers["X-Request-ID"],

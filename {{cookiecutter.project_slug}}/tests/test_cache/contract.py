@@ -50,35 +50,23 @@ STORED = {
 }
 PATTERNS = {
     "*": STORED,
-    "**": STORED,
     "": set(),
     "a": {"a"},
     "A": set(),
     "a?": {"ab"},
-    "%": {"%"},
-    "_": {"_"},
     "*_*": {"_", "x_y"},
     "user:*": {"user:1", "user:2", "user:10", "user:1:name"},
     "user:?": {"user:1", "user:2"},
-    "user?1": {"user:1", "user\n1"},
     "user*1": {"user:1", "user\n1"},
     "*:name": {"user:1:name"},
-    "*1*a*": {"user:1:name"},
     "user:[12]": {"user:1", "user:2"},
     "user:[0-1]": {"user:1"},
-    "user:[1-0]": {"user:1"},
     "user:[^1]": {"user:2"},
-    "user:[^0-1]": {"user:2"},
     "user:[!1]": {"user:1"},
     "a\\*c": {"a*c"},
-    "a\\?c": {"a?c"},
-    "a\\[c": {"a[c"},
     "a\\\\c": {"a\\c"},
-    "\\a\\b": {"ab"},
     "a[*?]c": {"a*c", "a?c"},
-    "a[[]c": {"a[c"},
     "a[\\]]c": {"a]c"},
-    "a[\\^]c": {"a^c"},
     "a[b^]c": {"abc", "a^c"},
     "a[\\-b]c": {"a-c", "abc"},
     "a[]c": set(),
@@ -149,6 +137,9 @@ class BackendContract:
         assert found == value
         assert type(found) is type(value)
         assert await backend.get_many("key") == [value]
+        for other in (b"bytes", "text"):
+            await backend.set("key", other)
+            assert await backend.get("key") == other
 
     @pytest.mark.parametrize("key", KEYS, ids=lambda key: ascii(key[:20]))
     async def test_any_text_is_a_key(self, backend: CacheBackend, key: str) -> None:
@@ -172,17 +163,13 @@ class BackendContract:
             await backend.set(key, value)
         assert await keys_of(backend) == []
 
-    async def test_set_replaces_value_and_type(self, backend: CacheBackend) -> None:
-        for value in ("text", b"bytes", "text again"):
-            await backend.set("key", value)
-            assert await backend.get("key") == value
-
     async def test_get_many_keeps_the_order(self, backend: CacheBackend) -> None:
         await set_all(backend, {"a": "1", "b": b"2", "empty": ""})
 
         found = await backend.get_many("b", "none", "a", "b", "empty")
 
         assert found == [b"2", None, "1", b"2", ""]
+        assert (await backend.get_many(), await backend.delete()) == ([], 0)
 
     async def test_one_call_takes_thousands_of_keys(self, backend: CacheBackend) -> None:
         values: dict[str, Value] = {f"key{number}": str(number) for number in range(3000)}
@@ -191,13 +178,6 @@ class BackendContract:
 
         assert await backend.get_many(*values) == list(values.values())
         assert await backend.delete(*values) == 3000
-
-    async def test_a_call_without_keys_does_nothing(self, backend: CacheBackend) -> None:
-        await backend.set("key", "value")
-
-        assert await backend.get_many() == []
-        assert await backend.delete() == 0
-        assert await keys_of(backend) == ["key"]
 
     @every_write
     async def test_value_expires(self, backend: CacheBackend, write: Write) -> None:

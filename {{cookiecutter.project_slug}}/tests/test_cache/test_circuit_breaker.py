@@ -188,9 +188,8 @@ async def test_one_failed_operation_does_not_open_it(
     assert await call(backend) == default
 
     assert backend.available
-    assert [(log["event"], log["operation"]) for log in logs] == [("cache_error", operation)]
+    assert [log["event"] for log in logs] == ["cache_error"]
     assert metric("cache_errors_total", operation=operation) == errors + 1
-    assert metric("cache_operation_duration_seconds_count", operation=operation) > 0
 
 
 async def test_a_scan_ends_where_the_backend_fails(
@@ -230,15 +229,19 @@ async def test_mistakes_and_bugs_are_raised(
     assert backend.available
 
 
-async def test_a_cancelled_read_does_not_open_it(
-    backend: CircuitBreakerBackend, inner: FaultyBackend
+@pytest.mark.parametrize(("operation", "stays_closed"), [("get", True), ("delete", False)])
+async def test_a_cancelled_deletion_counts_as_missed_and_a_read_as_nothing(
+    operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend, *, stays_closed: bool
 ) -> None:
-    inner.gates["get"] = asyncio.Event()
+    gate = inner.gates[operation] = inner.gates["flush"] = asyncio.Event()
 
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(backend.get("key"), 0.01)
+        await asyncio.wait_for(CALLS[operation][0](backend), 0.01)
 
-    assert backend.available
+    assert backend.available is stays_closed
+    gate.set()
+    await recover(backend, inner)
+    assert await backend.get("key") == ("old" if stays_closed else None)
 
 
 async def test_concurrent_failures_are_one_outage_with_one_warning(
@@ -367,20 +370,6 @@ async def test_while_a_deletion_fails_nothing_is_read(
     assert inner.requests[-1] == "get"
 
 
-async def test_a_cancelled_deletion_counts_as_missed(
-    backend: CircuitBreakerBackend, inner: FaultyBackend
-) -> None:
-    gate = inner.gates["delete"] = inner.gates["flush"] = asyncio.Event()
-
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(backend.delete("key"), 0.01)
-
-    assert not backend.available
-    gate.set()
-    await recover(backend, inner)
-    assert await backend.get("key") is None
-
-
 @pytest.mark.parametrize("error", [None, READ_ONLY])
 async def test_a_deletion_during_the_flush_is_done_at_once(
     error: CacheError | None, backend: CircuitBreakerBackend, inner: FaultyBackend
@@ -401,36 +390,6 @@ async def test_a_deletion_during_the_flush_is_done_at_once(
     await recover(backend, inner)
     assert await backend.get_many("key", "other") == [None, None]
     assert inner.called("flush") == (1 if error is None else 2)
-
-
-async def test_after_a_failed_flush_deletions_do_not_reach_the_backend(
-    backend: CircuitBreakerBackend, inner: FaultyBackend
-) -> None:
-    inner.errors = {"delete": UNAVAILABLE, "flush": UNAVAILABLE}
-    await backend.delete("key")
-    await until(lambda: inner.called("flush") == 1)
-    inner.outage = UNAVAILABLE
-
-    await backend.delete_matching("k*")
-
-    assert inner.called("delete_matching") == 0
-
-
-async def test_closing_ends_the_probe(inner: FaultyBackend) -> None:
-    """And a call that fails because of it starts no other."""
-    tasks = other_tasks()
-    backend = CircuitBreakerBackend(inner)
-    gate = inner.gates["get_many"] = asyncio.Event()
-    late = asyncio.create_task(backend.get_many("key"))
-    await until(lambda: inner.called("get_many") == 1)
-    await fail(backend, inner)
-
-    await backend.aclose()
-    gate.set()
-
-    assert await late == [None]
-    assert other_tasks() <= tasks
-    assert inner.called("aclose") == 1
 
 
 @pytest.mark.parametrize("is_flushing", [True, False])

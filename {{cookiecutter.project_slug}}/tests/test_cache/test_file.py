@@ -73,19 +73,6 @@ async def test_values_and_leases_survive_a_restart(folder: Path) -> None:
         assert await backend.set_if_leased("key", "token", "value")
 
 
-async def test_backends_on_one_file_see_each_other(
-    backend: FileBackend, other: FileBackend
-) -> None:
-    """What one backend does the others on the same file see."""
-    await backend.set("key", "value")
-    assert await other.get("key") == "value"
-    assert await backend.acquire_lease("key", "mine", 60)
-    assert not await other.acquire_lease("key", "theirs", 60)
-    await other.delete("key")
-    assert await backend.get("key") is None
-    assert not await backend.set_if_leased("key", "mine", "stale")
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX's")
 async def test_only_the_owner_may_read(backend: FileBackend, folder: Path) -> None:
     """Neither the folder nor any file in it is open to others."""
@@ -185,21 +172,6 @@ async def test_damage_under_two_open_backends_leaves_one_file_that_works(
     assert await other.get("key") == "value"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="it does not let open files be deleted")
-async def test_closing_the_old_file_leaves_the_new_one(folder: Path) -> None:
-    """A backend that still holds a deleted file does not take the new one's log along."""
-    old = FileBackend(folder)
-    await old.set("key", "old")
-    shutil.rmtree(folder)
-
-    async with FileBackend(folder) as new:
-        await new.set("key", "new")
-        await old.aclose()
-        await new.set("key2", "new")
-        async with FileBackend(folder) as third:
-            assert await third.get_many("key", "key2") == ["new", "new"]
-
-
 @pytest.mark.parametrize("suffix", ["-wal", "-shm"])
 async def test_a_damaged_log_is_no_error(folder: Path, suffix: str) -> None:
     """A log that makes no sense is no error; what it held may be lost."""
@@ -250,18 +222,6 @@ async def test_while_the_file_is_locked_writes_fail_and_reads_succeed(
             await backend.ping()
 
     await backend.delete("key")
-    await assert_works(backend)
-
-
-@pytest.mark.usefixtures("impatient")
-async def test_a_file_locked_at_first_is_opened_later(backend: FileBackend, folder: Path) -> None:
-    """A backend that could not even open its file does so as soon as it can."""
-    folder.mkdir()
-    with closing(sqlite3.connect(folder / FILE_NAME, isolation_level=None)) as connection:
-        connection.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(CacheUnavailableError, match="locked"):
-            await backend.get("key")
-
     await assert_works(backend)
 
 
