@@ -10,11 +10,10 @@ from httpx import AsyncClient
 from pydantic import SecretStr
 
 from main import create_application
-from src.api.deps import DbSession
 from src.core.config import Settings
 from src.db.session import Database
 from tests.fixtures.client import connect
-from tests.fixtures.notes import NOTES, Note
+from tests.fixtures.notes import NOTES
 
 KEY = "a-key-of-sixteen-characters"
 LIVE = "/api/v1/health/live"
@@ -218,20 +217,6 @@ class TestOpenAPI:
             assert responses["404"]["description"] == "Note not found"
             assert responses["409"]["description"] == "Note refused"
         assert {"Problem", "InvalidField"} <= document["components"]["schemas"].keys()
-
-
-async def test_a_request_has_a_session_of_its_own(fresh_app: FastAPI, database: Database) -> None:
-    """What a test has loaded hides no lazy load of an endpoint."""
-
-    @fresh_app.get("/loaded")
-    async def loaded(db: DbSession) -> int:
-        return len(db.identity_map)
-
-    async with database.transaction() as session:
-        session.add(Note(text="Lamp"))
-        await session.flush()
-
-        assert (await connect(fresh_app, database).get("/loaded")).json() == 0
 
 
 async def test_debug_shows_the_traceback(database: Database) -> None:

@@ -1,7 +1,6 @@
 """Invalidation and transactions: what is not committed is neither shared nor forgotten."""
 
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
 
 import pytest
 from sqlalchemy import select, text
@@ -18,10 +17,9 @@ def cache() -> Iterator[Cache]:
         yield cache
 
 
-@dataclass
 class Store:
-    value: int = 1
-    calls: int = field(default=0)
+    value = 1
+    calls = 0
 
 
 @pytest.fixture

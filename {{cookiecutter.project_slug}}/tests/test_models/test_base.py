@@ -32,11 +32,6 @@ def test_tables_are_named_after_classes(name: str, expected: str) -> None:
     assert snake_case(name) == expected
 
 
-def test_constraints_are_named() -> None:
-    assert OrderLine.__tablename__ == "order_line"
-    assert {index.name for index in OrderLine.__table__.indexes} == {"ix_order_line_name"}  # type: ignore[attr-defined]
-
-
 async def test_a_model_needs_no_more_than_base_classes_and_columns(db: AsyncSession) -> None:
     connection = await db.connection()
     await connection.run_sync(OrderLine.__table__.create)  # type: ignore[attr-defined]
@@ -44,16 +39,10 @@ async def test_a_model_needs_no_more_than_base_classes_and_columns(db: AsyncSess
     db.add(line)
     await db.flush()
 
+    assert OrderLine.__tablename__ == "order_line"
+    assert {index.name for index in OrderLine.__table__.indexes} == {"ix_order_line_name"}  # type: ignore[attr-defined]
     assert isinstance(line.id, UUID)
     assert line.created_at.tzinfo is not None
-
-
-async def test_keys_are_in_order_of_creation(db: AsyncSession) -> None:
-    db.add_all(Note(text=f"Lamp {n}") for n in range(20))
-    await db.flush()
-
-    found = await db.scalars(select(Note.text).order_by(Note.id))
-    assert list(found) == [f"Lamp {n}" for n in range(20)]
 
 
 class TestRepository:

@@ -142,15 +142,6 @@ async def test_value_of_another_program_is_a_miss_or_an_error(
     assert not isinstance(caught.value, CacheUnavailableError)
 
 
-async def test_text_is_readable_for_others(
-    backend: RedisBackend, server: Redis, namespace: str
-) -> None:
-    await backend.set("text", "Zürich", ex=60)
-
-    assert await server.get(f"{namespace}:text") == "Zürich".encode()
-    assert 0 < await server.ttl(f"{namespace}:text") <= 60
-
-
 async def test_full_server_refuses_without_quoting_values(url: RedisURL, server: Redis) -> None:
     async with RedisBackend(url, namespace="full") as backend:
         await server.config_set("maxmemory", "1")

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Self
 
 import pytest
 from fastapi import FastAPI
@@ -45,48 +44,11 @@ async def client(
         yield client
 
 
-class Load:
-    """Clients that read a note, one request after the other, and change it now and then."""
+async def until_available(cache: Cache, *, is_available: bool = True) -> None:
+    async def is_it() -> bool:
+        return cache.backend.available is is_available
 
-    def __init__(self, client: AsyncClient, note: str) -> None:
-        self.client = client
-        self.note = note
-        self.confirmed = 1
-        self.statuses: set[int] = set()
-        self._done = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self._read()) for _ in range(CLIENTS)]
-        self._tasks.append(asyncio.create_task(self._write()))
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._done.set()
-        await asyncio.gather(*self._tasks)
-
-    async def next_change(self) -> None:
-        before = self.confirmed
-
-        async def is_changed() -> bool:
-            return self.confirmed > before
-
-        await until(is_changed)
-
-    async def _read(self) -> None:
-        while not self._done.is_set():
-            least = self.confirmed
-            response = await self.client.get(cached(self.note))
-            self.statuses.add(response.status_code)
-            assert response.json()["version"] >= least
-            await asyncio.sleep(0.005)
-
-    async def _write(self) -> None:
-        while not self._done.is_set():
-            response = await self.client.patch(self.note, json={"text": f"number {self.confirmed}"})
-            self.statuses.add(response.status_code)
-            self.confirmed = response.json()["version"]
-            await asyncio.sleep(0.05)
+    await until(is_it)
 
 
 @pytest.mark.slow
@@ -96,27 +58,49 @@ async def test_an_outage_costs_nothing_but_speed(
     client: AsyncClient, cache: Cache, proxy: Relay, fault: str
 ) -> None:
     """Every request succeeds, none shows what was true before a change, and it recovers by itself."""
-
-    async def is_available() -> bool:
-        return cache.backend.available
-
-    async def is_unavailable() -> bool:
-        return not cache.backend.available
-
     note = (await client.post(NOTES, json={"text": "one"})).headers["location"]
-    async with Load(client, note) as load:
-        await load.next_change()
+    confirmed, statuses, done = 1, set[int](), asyncio.Event()
+
+    async def read() -> None:
+        while not done.is_set():
+            least = confirmed
+            response = await client.get(cached(note))
+            statuses.add(response.status_code)
+            assert response.json()["version"] >= least
+            await asyncio.sleep(0.005)
+
+    async def write() -> None:
+        nonlocal confirmed
+        while not done.is_set():
+            response = await client.patch(note, json={"text": f"number {confirmed}"})
+            statuses.add(response.status_code)
+            confirmed = response.json()["version"]
+            await asyncio.sleep(0.05)
+
+    async def next_change() -> None:
+        before = confirmed
+
+        async def is_changed() -> bool:
+            return confirmed > before
+
+        await until(is_changed)
+
+    async with asyncio.TaskGroup() as load:
+        for work in (*[read] * CLIENTS, write):
+            load.create_task(work())
+        await next_change()
         if fault == "killed":
             await proxy.stop()
         else:
             proxy.freeze()
-        await until(is_unavailable)
+        await until_available(cache, is_available=False)
         await asyncio.sleep(1)
-        await load.next_change()
+        await next_change()
         await proxy.stop()
         await proxy.start()
-        await until(is_available)
-        await load.next_change()
+        await until_available(cache)
+        await next_change()
+        done.set()
 
-    assert load.statuses == {200}
-    assert load.confirmed > 3
+    assert statuses == {200}
+    assert confirmed > 3

@@ -19,6 +19,9 @@ def refusal() -> str:
         ("REDIS_HOST", "cache", False),
         ("REDIS_URL", "redis://:secret@cache", True),
         ("REDIS_URL", "redis://cache", False),
+        ("REDIS_URL", "unix:///run/redis", True),
+        ("REDIS_URL", "rediss://cache?ssl_certfile=/a&ssl_keyfile=/b", True),
+        ("REDIS_URL", "redis+sentinel://localhost/main", False),  # the server may be elsewhere
     ],
 )
 def test_production_wants_a_password_on_the_network(
