@@ -46,7 +46,7 @@ async def connect_and_run() -> None:
             await connection.run_sync(run_migrations)
     except DatabaseUnavailableError as error:
         # Alembic prints this as one sentence, and other errors with a traceback.
-        hint = "" if settings.has_custom_database else f"\n{HINT}"
+        hint = "" if settings.is_set("DATABASE_URL", "POSTGRES_HOST") else f"\n{HINT}"
         raise CommandError(f"{error}{hint}") from error
     finally:
         await engine.dispose()

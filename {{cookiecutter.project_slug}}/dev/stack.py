@@ -72,11 +72,16 @@ def _postgres(settings: Settings) -> Iterator[str]:
 
 
 SERVERS = [
-    Server("PostgreSQL", lambda it: not it.has_custom_database, _postgres, "DATABASE_URL"),
+    Server(
+        "PostgreSQL",
+        lambda it: not it.is_set("DATABASE_URL", "POSTGRES_HOST"),
+        _postgres,
+        "DATABASE_URL",
+    ),
     # % if cookiecutter.cache_backend in ["redis", "all"]
     Server(
         "Valkey for the cache",
-        lambda it: not it.has_custom_redis and it.CACHE_BACKEND_TYPE == "redis",
+        lambda it: not it.is_set("REDIS_URL", "REDIS_HOST") and it.CACHE_BACKEND_TYPE == "redis",
         lambda _: valkey.embedded_valkey(remove=[DEV_ENV_FILE]),
         "REDIS_URL",
         ("CACHE_BACKEND_TYPE", "memory"),
@@ -85,7 +90,10 @@ SERVERS = [
     # % if cookiecutter.__queue_redis
     Server(
         "Valkey for tasks",
-        lambda it: not it.has_custom_queue and it.DRAMATIQ_BROKER == "redis",
+        lambda it: (
+            not it.is_set("DRAMATIQ_REDIS_URL", "REDIS_URL", "REDIS_HOST")
+            and it.DRAMATIQ_BROKER == "redis"
+        ),
         # A task may be on its way when everything stops.
         lambda _: valkey.embedded_valkey(data=DATA / "valkey", remove=[DEV_ENV_FILE]),
         "DRAMATIQ_REDIS_URL",
@@ -94,7 +102,7 @@ SERVERS = [
     # % if cookiecutter.__queue_rabbitmq
     Server(
         "RabbitMQ",
-        lambda it: not it.has_custom_rabbitmq and it.DRAMATIQ_BROKER == "rabbitmq",
+        lambda it: not it.is_set("RABBITMQ_URL") and it.DRAMATIQ_BROKER == "rabbitmq",
         lambda _: rabbitmq.embedded_rabbitmq(DATA / "rabbitmq", remove=[DEV_ENV_FILE]),
         "RABBITMQ_URL",
     ),

@@ -22,7 +22,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.api.deps import CREDENTIAL_HEADERS
 from src.core.events import State
-from src.db.models.idempotency import IdempotencyKey
 from src.db.session import DatabaseUnavailableError
 from src.repositories.idempotency import IdempotencyRepository
 
@@ -78,7 +77,10 @@ class IdempotencyMiddleware:
                 except _CommitError as error:
                     raise error.args[0] from None
                 return
-        await _replay(stored)(scope, receive, send)
+        replay = Response(stored.body, cast(int, stored.status))
+        given = [(name.encode("latin-1"), text.encode("latin-1")) for name, text in stored.headers]
+        replay.raw_headers = [*given, (REPLAYED.lower().encode(), b"true")]
+        await replay(scope, receive, send)
 
 
 class _BufferedResponse:
@@ -117,13 +119,6 @@ class _BufferedResponse:
         repository = IdempotencyRepository(self.session)
         await repository.store_response(self.key, start["status"], headers, body)
         await self.session.commit()
-
-
-def _replay(stored: IdempotencyKey) -> Response:
-    response = Response(stored.body, cast(int, stored.status))
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in stored.headers]
-    response.raw_headers = [*headers, (REPLAYED.lower().encode(), b"true")]
-    return response
 
 
 def _route_of(scope: Scope) -> RouteContext | None:

@@ -20,8 +20,6 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-UNMATCHED = "unmatched"
-
 # Each series would have a second one with its creation time.
 disable_created_metrics()
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -66,7 +64,7 @@ def route_template(scope: Scope) -> str:
     context = scope.get("fastapi", {}).get("effective_route_context")
     route = context or scope.get("route")
     template = getattr(route, "path_format", None) or getattr(route, "path", None)
-    return str(template or UNMATCHED)
+    return str(template or "unmatched")
 
 
 def metrics() -> Response:

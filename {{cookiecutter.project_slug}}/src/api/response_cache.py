@@ -95,10 +95,7 @@ class CachedRoute(APIRoute):
 
 
 class RouteCache:
-    """Caches the responses of one route.
-
-    Raises TypeError for a route whose responses its policy must not share.
-    """
+    """Caches the responses of a route. Raises TypeError if its policy must not share them."""
 
     def __init__(self, policy: ResponsePolicy, route: APIRoute) -> None:
         if route.methods != {"GET"}:

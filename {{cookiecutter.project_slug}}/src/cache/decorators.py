@@ -76,10 +76,7 @@ def key_maker(
     prefix: str | None,
     key: str | Callable[..., str] | None,
 ) -> Callable[[tuple[Any, ...], dict[str, Any], tuple[Any, ...]], str]:
-    """Return what makes the key of a call from its arguments, as given and as bound.
-
-    Raises TypeError if they can make none.
-    """
+    """Return what makes a call's key from its arguments, given and bound, or raise TypeError."""
     if key is None:
         arguments.check()
         head = f"{prefix or f'{function.__module__}.{function.__qualname__}'}:"

@@ -14,10 +14,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     SecretStr,
     ValidationError,
-    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -51,8 +51,14 @@ SECRETS_DIR = Path("/run/secrets")
 _DEFAULT_PASSWORD = "postgres"  # noqa: S105 - the default that production refuses
 _SHORTEST_API_KEY = 16
 
-CommaSeparated = Annotated[list[str], NoDecode]
-CommaSeparatedSecrets = Annotated[list[SecretStr], NoDecode]
+
+def _split(value: object) -> object:
+    """Take `a,b` as well as the JSON list `["a", "b"]`."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _checked_by(parse: Callable[[str], object]) -> AfterValidator:
@@ -82,7 +88,9 @@ class Settings(BaseSettings):
 
     ENV: Literal["development", "test", "staging", "production"] = "development"
     DEBUG: bool = False
-    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    LOG_LEVEL: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)
+    ] = "INFO"
 
     PROJECT_NAME: str = _MANIFEST["tool"]["service"]["title"]
     PROJECT_DESCRIPTION: str = _PROJECT["description"]
@@ -91,8 +99,8 @@ class Settings(BaseSettings):
     API_PREFIX: str = Field(default="/api", pattern=r"^(/[A-Za-z0-9_.~-]+)+$")
     HOST: str = "127.0.0.1"
     PORT: int = Field(default=8000, ge=0, le=65535)
-    CORS_ORIGINS: CommaSeparated = []
-    API_KEYS: CommaSeparatedSecrets = []
+    CORS_ORIGINS: Annotated[list[str], NoDecode, BeforeValidator(_split)] = []
+    API_KEYS: Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)] = []
 
     POSTGRES_HOST: str = "localhost"
     POSTGRES_PORT: int = Field(default=5432, ge=1, le=65535)
@@ -154,21 +162,6 @@ class Settings(BaseSettings):
     ITEMS_STALE_AFTER_DAYS: int = Field(default=365, ge=1)
 
     # % endif
-    @field_validator("CORS_ORIGINS", "API_KEYS", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        """Take `a,b` as well as the JSON list `["a", "b"]`."""
-        if not isinstance(value, str):
-            return value
-        if value.lstrip().startswith("["):
-            return json.loads(value)
-        return [part.strip() for part in value.split(",") if part.strip()]
-
-    @field_validator("LOG_LEVEL", mode="before")
-    @classmethod
-    def _upper(cls, value: object) -> object:
-        return value.upper() if isinstance(value, str) else value
-
     # % if cookiecutter.__queue_redis
     @model_validator(mode="after")
     def _refuse_cluster(self) -> Self:
@@ -213,18 +206,11 @@ class Settings(BaseSettings):
         """Whether unsafe values are refused."""
         return self.ENV in {"staging", "production"}
 
-    # % if cookiecutter.__queue_rabbitmq
-    @property
-    def has_custom_rabbitmq(self) -> bool:
-        return "RABBITMQ_URL" in self.model_fields_set
+    def is_set(self, *names: str) -> bool:
+        """Whether one of the names is in the environment or a file."""
+        return not self.model_fields_set.isdisjoint(names)
 
-    # % endif
     # % if cookiecutter.__queue_redis
-    @property
-    def has_custom_queue(self) -> bool:
-        """Whether the settings name a Redis server that the task queue uses."""
-        return self.has_custom_redis or "DRAMATIQ_REDIS_URL" in self.model_fields_set
-
     @cached_property
     def queue_redis_url(self) -> redis_url.RedisURL:
         """`DRAMATIQ_REDIS_URL`, or else `redis_url`."""
@@ -234,11 +220,6 @@ class Settings(BaseSettings):
 
     # % endif
     # % if cookiecutter.__redis
-    @property
-    def has_custom_redis(self) -> bool:
-        """Whether the settings name a Redis server."""
-        return not {"REDIS_URL", "REDIS_HOST"}.isdisjoint(self.model_fields_set)
-
     @cached_property
     def redis_url(self) -> redis_url.RedisURL:
         """`REDIS_URL`, or the `REDIS_*` parts."""
@@ -255,11 +236,6 @@ class Settings(BaseSettings):
         return ROOT / self.CACHE_FILE_PATH
 
     # % endif
-    @property
-    def has_custom_database(self) -> bool:
-        """Whether the settings name a PostgreSQL server."""
-        return not {"DATABASE_URL", "POSTGRES_HOST"}.isdisjoint(self.model_fields_set)
-
     @cached_property
     def database_url(self) -> URL:
         """`DATABASE_URL`, or the `POSTGRES_*` parts, for SQLAlchemy's asyncpg dialect."""

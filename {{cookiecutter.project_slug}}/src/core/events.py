@@ -36,7 +36,6 @@ class State(TypedDict):
 
 @asynccontextmanager
 async def open_resources(settings: Settings) -> AsyncGenerator[State]:
-    """Open what requests and jobs need."""
     async with AsyncExitStack() as stack:
         state = State(
             settings=settings,

@@ -10,10 +10,7 @@ async def in_batches(
     *,
     limit: int,
 ) -> int:
-    """Call `batch(db, limit=limit)` until it processes fewer rows; return how many in all.
-
-    Each batch is its own transaction.
-    """
+    """Call `batch(db, limit=limit)`, each in a transaction, until one is not full; return the sum."""
     total = 0
     while True:
         async with transaction() as db:

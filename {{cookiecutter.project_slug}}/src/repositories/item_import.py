@@ -1,18 +1,9 @@
 from uuid import UUID
 
-from sqlalchemy import bindparam, select
 from sqlalchemy.orm import undefer
 
 from src.db.models.item_import import ItemImport
 from src.repositories.base import Repository
-
-_WITH_CONTENT = (
-    select(ItemImport)
-    .where(ItemImport.id == bindparam("id"))
-    .options(undefer(ItemImport.content))
-    .with_for_update()
-    .execution_options(populate_existing=True)
-)
 
 
 class ItemImportRepository(Repository[ItemImport]):
@@ -20,4 +11,7 @@ class ItemImportRepository(Repository[ItemImport]):
 
     async def get_content_for_update(self, key: UUID) -> ItemImport | None:
         """As `get_for_update`, with the file, which other queries leave out."""
-        return await self.session.scalar(_WITH_CONTENT, {"id": key})
+        options = [undefer(ItemImport.content)]
+        return await self.session.get(
+            ItemImport, key, options=options, with_for_update=True, populate_existing=True
+        )

@@ -21,10 +21,7 @@ class OutboxRepository:
         await self.session.execute(insert(OutboxMessage).values(due_at=func.now() + delay), rows)
 
     async def take(self, *, limit: int) -> Sequence[bytes]:
-        """Delete the first `limit` messages that are due, and return them in order.
-
-        Messages that another transaction has taken are skipped.
-        """
+        """Delete and return the first `limit` messages that are due and not locked, in order."""
         due = (
             select(OutboxMessage.id)
             .where(OutboxMessage.due_at <= func.now())
@@ -98,7 +95,6 @@ class TaskRepository(Repository[Task]):
         )
 
     async def reopen(self, task_ids: Sequence[UUID]) -> None:
-        """Queue tasks that failed again."""
         await self.session.execute(
             update(Task)
             .where(Task.id.in_(task_ids), Task.status == TaskStatus.FAILED)

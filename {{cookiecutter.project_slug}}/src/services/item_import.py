@@ -38,9 +38,8 @@ class ItemImportService:
     async def import_batch(db: AsyncSession, import_id: UUID, *, limit: int) -> Progress:
         """Import the next `limit` rows, if any is left.
 
-        The import is locked until the transaction ends. Items and counts commit together.
-
-        Raises ItemImportNotFoundError.
+        The import is locked until the transaction ends. Items and counts commit together. Raises
+        ItemImportNotFoundError.
         """
         repository = ItemImportRepository(db)
         current = await repository.get_content_for_update(import_id)

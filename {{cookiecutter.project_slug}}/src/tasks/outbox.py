@@ -30,9 +30,8 @@ MAX_BYTES = 256 * 1024
 async def enqueue(db: AsyncSession, actor: Actor[P, R], *args: P.args, **kwargs: P.kwargs) -> str:
     """Call the actor in a worker once the transaction commits; return the message's id.
 
-    For an actor with `tracked=True` it is the id of the task too.
-
-    Raises ValueError for arguments of more than MAX_BYTES.
+    For an actor with `tracked=True` it is the id of the task too. Raises ValueError for arguments
+    of more than MAX_BYTES.
     """
     return (await enqueue_messages(db, [actor.message(*args, **kwargs)]))[0]
 
@@ -40,10 +39,7 @@ async def enqueue(db: AsyncSession, actor: Actor[P, R], *args: P.args, **kwargs:
 async def enqueue_message(
     db: AsyncSession, message: Message[Any], *, delay: timedelta = timedelta()
 ) -> str:
-    """Enqueue a message with options of Dramatiq's, or one to send after the delay.
-
-    The delay is stored in the database, and has no limit.
-    """
+    """Enqueue a message with options of Dramatiq's, or to send after a delay, which has no limit."""
     return (await enqueue_messages(db, [message], delay=delay))[0]
 
 

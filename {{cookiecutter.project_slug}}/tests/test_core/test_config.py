@@ -17,7 +17,7 @@ class TestSources:
         settings = load_settings()
 
         assert (settings.ENV, settings.DEBUG, settings.API_PREFIX) == ("development", False, "/api")
-        assert (settings.has_custom_database, settings.PORT) == (False, 8000)
+        assert (settings.is_set("DATABASE_URL", "POSTGRES_HOST"), settings.PORT) == (False, 8000)
 
     def test_environment_wins_over_dotenv_and_that_over_the_dev_server(
         self, env: pytest.MonkeyPatch, tmp_path: Path

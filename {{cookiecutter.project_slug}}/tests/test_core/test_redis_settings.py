@@ -28,7 +28,7 @@ def test_url_wins_over_parts(
     settings = load_settings()
 
     assert settings.redis_url.server == server
-    assert settings.has_custom_redis is bool(variables)
+    assert settings.is_set("REDIS_URL", "REDIS_HOST") is bool(variables)
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,7 @@ class CacheBackend(ABC):
         self.ttl = ttl
 
     def lifetime(self, ex: float | None) -> float | None:
-        """Return for how many seconds a value set with this `ex` lives, None for ever.
-
-        Raises ValueError.
-        """
+        """Return how many seconds a value set so lives, None for ever. Raises ValueError."""
         if ex is None:
             return self.ttl
         if not ex > 0:  # which NaN is not either

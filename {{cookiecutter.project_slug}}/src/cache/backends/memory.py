@@ -161,10 +161,7 @@ class MemoryBackend(CacheBackend):
 
 
 def _size(text: Value) -> int:
-    """Return what it takes in memory.
-
-    Raises ValueError for lone surrogates, as backends do that must encode.
-    """
+    """Return its size in memory. Raises ValueError for lone surrogates, as other backends do."""
     if isinstance(text, str) and not text.isascii():
         text.encode()
     return sys.getsizeof(text)

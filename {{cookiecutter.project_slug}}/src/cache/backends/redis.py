@@ -65,10 +65,7 @@ Command = tuple[str | bytes | int, ...]
 
 
 def create_client(url: RedisURL) -> Client:
-    """Make a client of a server, of the one that Sentinels name, or of a Cluster.
-
-    It connects when it is first used.
-    """
+    """Make a client, which connects when it is first used."""
     # One repetition, at once: the server may have closed a connection that lay idle. Not after
     # a time-out: a server that is unavailable is to be found out soon.
     retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
@@ -188,10 +185,7 @@ class RedisBackend(CacheBackend):
         await self._execute("PING")
 
     async def info(self) -> dict[str, Any]:
-        """Count the entries, or only the first ones if that would take long.
-
-        The memory is all that the server uses.
-        """
+        """Count entries, the first ones if that would take long, and the memory of the server."""
         reports = [await self._call(node.execute_command, "INFO") for node in await self._nodes()]
         names: set[bytes] = set()
         batches_left = MAX_COUNTED_BATCHES

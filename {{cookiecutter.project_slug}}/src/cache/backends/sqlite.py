@@ -80,10 +80,7 @@ class Store:
         self._damaged: tuple[int, int] | None = None
 
     def transact(self, operations: Sequence[Callable[[], Any]], begin: str) -> list[Outcome]:
-        """Do all of it in one transaction, if `begin` says how: all outcomes hold, or it raises.
-
-        Raises CacheError.
-        """
+        """Do all in one transaction, if `begin` says how; if it fails, raise CacheError."""
         for _ in range(_ATTEMPTS):
             try:
                 outcomes = self._attempt(operations, begin)
@@ -289,10 +286,7 @@ class Store:
             yield
 
     def _recover_from(self, error: sqlite3.Error) -> None:
-        """Return if another attempt may succeed.
-
-        Raises CacheError.
-        """
+        """Return if another attempt may succeed, else raise CacheError."""
         code = _code(error)
         if self._connection is not None:
             with suppress(sqlite3.Error):
@@ -377,10 +371,7 @@ def _code(error: sqlite3.Error) -> int | None:
 
 
 def _size(text: Value) -> int:
-    """Return how many bytes it takes in the file.
-
-    Raises ValueError for lone surrogates.
-    """
+    """Return how many bytes it takes in the file. Raises ValueError for lone surrogates."""
     if isinstance(text, bytes) or text.isascii():
         return len(text)
     return len(text.encode())

@@ -28,8 +28,6 @@ class Codec(Protocol[T]):
 
 
 class Bytes:
-    """Bytes as they are."""
-
     def encode(self, value: bytes) -> bytes | None:
         return value if type(value) is bytes else None
 
@@ -38,10 +36,7 @@ class Bytes:
 
 
 class Json(Generic[T]):
-    """JSON by Pydantic, for all that comes back from it as it went in.
-
-    Raises TypeError if the type cannot.
-    """
+    """JSON by Pydantic. Raises TypeError for a type that does not come back as it went in."""
 
     def __init__(self, annotation: Any, name: str) -> None:
         self.name = name

@@ -62,10 +62,7 @@ def format_key_part(value: object, declared: object = None) -> str:
 
 
 def format_value(value: object) -> str:
-    """Return the value's text without its type, as templates want it.
-
-    Raises TypeError for what cannot identify a call.
-    """
+    """Return the value's text without its type. Raises TypeError for what identifies no call."""
     if type(value) is str:  # the fastest, for it is the commonest
         return _quoted(value)
     if isinstance(value, Enum):

@@ -32,9 +32,7 @@ class Policy(Generic[T]):
 
     A value lives for `ttl`, less a random part of up to `jitter` of it, so that values stored
     together do not expire together. For `stale` seconds more it is still returned while it is
-    refreshed in the background.
-
-    Raises ValueError.
+    refreshed in the background. Raises ValueError.
     """
 
     def __init__(

@@ -21,11 +21,10 @@ class Store:
 
     @asynccontextmanager
     async def repository(self, *, atomic: bool = False) -> AsyncGenerator[SchedulerRepository]:
-        """Open the tables. Each statement commits by itself, unless `atomic`.
+        """Open the tables. Raises DatabaseUnavailableError, in two seconds at most.
 
-        A process that freezes in a transaction keeps its locks, and others wait for them.
-
-        Raises DatabaseUnavailableError, in two seconds at most.
+        Each statement commits by itself, unless `atomic`: a process that freezes in a transaction
+        keeps its locks, and others wait for them.
         """
         sessions = self._database.writes.begin if atomic else self._database.reads
         try:

@@ -24,8 +24,6 @@ class BrokerUnavailableError(Exception):
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A message that failed for good."""
-
     id: str  # names it in a queue's dead letters
     message: Message[Any]
     died_at: datetime | None
