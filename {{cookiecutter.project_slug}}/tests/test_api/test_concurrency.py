@@ -5,14 +5,7 @@ import asyncio
 import pytest
 from httpx import AsyncClient
 
-from src.db import session as db_session
 from tests.fixtures.notes import NOTES
-
-
-@pytest.fixture(autouse=True)
-def _long_pool_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection may stay in use for long on a busy machine."""
-    monkeypatch.setattr(db_session, "POOL_TIMEOUT_SECONDS", 60)
 
 
 @pytest.mark.parametrize(

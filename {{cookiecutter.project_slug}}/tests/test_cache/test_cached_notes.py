@@ -11,18 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only
 
 from src.cache import Cache, MemoryBackend
-from src.db import session as db_session
 from src.db.session import Database
 from tests.fixtures.client import connect
 from tests.fixtures.notes import NOTES
 from tests.fixtures.statements import recorded
 from tests.test_cache.cached_notes import CACHED_NOTES, add_cached_notes, cached
-
-
-@pytest.fixture(autouse=True)
-def _patient_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine a connection may be long in use."""
-    monkeypatch.setattr(db_session, "POOL_TIMEOUT_SECONDS", 60)
 
 
 @pytest.fixture

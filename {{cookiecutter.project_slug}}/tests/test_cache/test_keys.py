@@ -84,12 +84,6 @@ def test_a_long_key_ends_in_a_digest() -> None:
     assert len(keys[0]) < MAX_LENGTH + 50
 
 
-def test_a_key_may_be_given_as_a_template_or_function() -> None:
-    query = Query(limit=5)
-    assert key_with(None, "find:{query.limit}:{page}", search, None, query) == "find:5:1"
-    assert key_with("u", lambda user_id: f"{2 * int(user_id)}", get_user, "4") == "u:8"
-
-
 def test_what_makes_no_key_is_refused() -> None:
     async def find(value: slice) -> None: ...
 

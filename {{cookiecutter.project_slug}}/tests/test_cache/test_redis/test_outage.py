@@ -11,7 +11,6 @@ from src.cache import Cache
 from src.cache.backends.redis import RedisBackend
 from src.cache.engine.circuit_breaker import CircuitBreakerBackend
 from src.core import redis_url
-from src.db import session as db_session
 from src.db.session import Database
 from tests.fixtures.client import connect
 from tests.fixtures.notes import NOTES
@@ -20,12 +19,6 @@ from tests.test_cache.cached_notes import add_cached_notes, cached
 from tests.test_cache.contract import until
 
 CLIENTS = 20
-
-
-@pytest.fixture(autouse=True)
-def _patient_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine a connection may be long in use."""
-    monkeypatch.setattr(db_session, "POOL_TIMEOUT_SECONDS", 60)
 
 
 @pytest.fixture
@@ -42,13 +35,6 @@ async def client(
     add_cached_notes(fresh_app)
     async with connect(fresh_app, committing_database, own_cache=cache) as client:
         yield client
-
-
-async def until_available(cache: Cache, *, is_available: bool = True) -> None:
-    async def is_it() -> bool:
-        return cache.backend.available is is_available
-
-    await until(is_it)
 
 
 @pytest.mark.slow
@@ -79,11 +65,7 @@ async def test_an_outage_costs_nothing_but_speed(
 
     async def next_change() -> None:
         before = confirmed
-
-        async def is_changed() -> bool:
-            return confirmed > before
-
-        await until(is_changed)
+        await until(lambda: confirmed > before)
 
     async with asyncio.TaskGroup() as load:
         for work in (*[read] * CLIENTS, write):
@@ -93,12 +75,12 @@ async def test_an_outage_costs_nothing_but_speed(
             await proxy.stop()
         else:
             proxy.freeze()
-        await until_available(cache, is_available=False)
+        await until(lambda: not cache.backend.available)
         await asyncio.sleep(1)
         await next_change()
         await proxy.stop()
         await proxy.start()
-        await until_available(cache)
+        await until(lambda: cache.backend.available)
         await next_change()
         done.set()
 
