@@ -156,7 +156,7 @@ def tasks(context: typer.Context) -> None:
     """Inspect and requeue background tasks."""
     from src.tasks import cli as commands  # noqa: PLC0415 - see above
 
-    commands.app(context.args, prog_name=context.command_path)
+    commands.run(context.args, context.command_path)
 
 
 # % endif

@@ -13,8 +13,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.types import Scope
 
-from src.domain.errors import ConflictError, DomainError, NotFoundError, StaleVersionError
-from src.domain.idempotency import IdempotencyKeyReusedError
+from src.domain.errors import (
+    ConflictError,
+    DomainError,
+    IdempotencyKeyReusedError,
+    NotFoundError,
+    StaleVersionError,
+)
 
 MEDIA_TYPE = "application/problem+json"
 TRY_AGAIN = {"Retry-After": "1"}

@@ -13,8 +13,7 @@ from starlette.routing import Match
 
 from src.api.problems import TRY_AGAIN, InvalidField, phrase_of, problem_response, status_of
 from src.db.session import DatabaseUnavailableError, InvalidTextError
-from src.domain.errors import DomainError
-from src.domain.idempotency import IdempotencyKeyInUseError
+from src.domain.errors import DomainError, IdempotencyKeyInUseError
 
 log = structlog.get_logger(__name__)
 

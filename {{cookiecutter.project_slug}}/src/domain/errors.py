@@ -29,6 +29,18 @@ class ConflictError(DomainError):
     title = "Conflict"
 
 
+class IdempotencyKeyInUseError(ConflictError):
+    code = "idempotency-key-in-use"
+    title = "Idempotency-Key in use"
+    message = "The first request with this key is still being processed."
+
+
+class IdempotencyKeyReusedError(DomainError):
+    code = "idempotency-key-reused"
+    title = "Idempotency-Key reused"
+    message = "This key was already used with a different request."
+
+
 class StaleVersionError(DomainError):
     """The caller decided on a version that is no longer the current one."""
 

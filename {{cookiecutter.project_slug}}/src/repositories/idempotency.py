@@ -7,7 +7,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.db.models.idempotency import IdempotencyKey
-from src.domain.idempotency import IdempotencyKeyInUseError, IdempotencyKeyReusedError
+from src.domain.errors import IdempotencyKeyInUseError, IdempotencyKeyReusedError
 
 LIFETIME = timedelta(hours=24)
 # How long a second request waits for the first, while it holds a connection.

@@ -40,7 +40,7 @@ def middleware(settings: Settings) -> list[Middleware]:
     shared = resources.ResourcesMiddleware(settings)
     return [
         ContextMiddleware(shared),
-        MetricsMiddleware(settings),
+        MetricsMiddleware(shared),
         TaskTrackingMiddleware(shared),
         PoisonMessageMiddleware(shared),
         AgeLimit(),

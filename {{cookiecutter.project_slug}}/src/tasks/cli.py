@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
 
@@ -34,17 +33,23 @@ Ids = Annotated[list[str] | None, typer.Argument(help="Ids of dead letters.", me
 Every = Annotated[bool, typer.Option("--all", help="All of them.")]
 
 
+def run(arguments: list[str], name: str) -> None:
+    try:
+        app(arguments, prog_name=name)
+    except BrokerUnavailableError as error:
+        raise SystemExit(f"Error: {error}") from error
+
+
 @dead.command("list")
 def list_dead(
     limit: Annotated[int, typer.Option(min=1, help="How many of each queue.")] = 20,
 ) -> None:
     """List dead letters, the newest first."""
-    with _exit_on_outage():
-        for queue in _queues():
-            letters = broker.dead_letters(queue, limit=limit)
-            typer.echo(f"{queue}: {broker.queue_state(queue).dead} dead")
-            for letter in letters:
-                typer.echo(f"  {letter.id}  {_died(letter)}  {letter.message}  {_error(letter)}")
+    for queue in _queues():
+        letters = broker.dead_letters(queue, limit=limit)
+        typer.echo(f"{queue}: {broker.queue_state(queue).dead} dead")
+        for letter in letters:
+            typer.echo(f"  {letter.id}  {_died(letter)}  {letter.message}  {_error(letter)}")
 
 
 @dead.command()
@@ -66,8 +71,7 @@ def requeue(ids: Ids = None, *, every: Every = False) -> None:
     letters = _select(_chosen(ids, every=every))
     # First: a worker that starts one would find that its task has failed.
     asyncio.run(_reopen([letter.message for letter in letters]))
-    with _exit_on_outage():
-        count = sum(broker.requeue_dead(queue, ids or None) for queue in _queues())
+    count = sum(broker.requeue_dead(queue, ids or None) for queue in _queues())
     typer.echo(f"Requeued: {count}.")
 
 
@@ -75,8 +79,7 @@ def requeue(ids: Ids = None, *, every: Every = False) -> None:
 def purge(ids: Ids = None, *, every: Every = False) -> None:
     """Delete dead letters."""
     _select(_chosen(ids, every=every))
-    with _exit_on_outage():
-        count = sum(broker.purge_dead(queue, ids or None) for queue in _queues())
+    count = sum(broker.purge_dead(queue, ids or None) for queue in _queues())
     typer.echo(f"Purged: {count}.")
 
 
@@ -89,8 +92,7 @@ def _chosen(ids: list[str] | None, *, every: bool) -> list[str] | None:
 
 def _select(ids: Sequence[str] | None) -> Sequence[DeadLetter]:
     """Return the dead letters with these ids, or all. Raises SystemExit if one does not exist."""
-    with _exit_on_outage():
-        letters = [each for queue in _queues() for each in broker.dead_letters(queue, limit=ALL)]
+    letters = [each for queue in _queues() for each in broker.dead_letters(queue, limit=ALL)]
     if ids is None:
         return letters
     by_id = {letter.id: letter for letter in letters}
@@ -107,14 +109,6 @@ async def _reopen(messages: Sequence[Message[object]]) -> None:
         database.transaction() as db,
     ):
         await TaskRepository(db).reopen(keys)
-
-
-@contextmanager
-def _exit_on_outage() -> Iterator[None]:
-    try:
-        yield
-    except BrokerUnavailableError as error:
-        raise SystemExit(f"Error: {error}") from error
 
 
 def _queues() -> Sequence[str]:

@@ -60,7 +60,8 @@ class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has 
         for tick, next_tick in zip(ticks, [*ticks[1:], last], strict=True):
             outcome, is_claimed = planned, None
             while is_claimed is None:
-                if _is_too_late(job, tick):
+                grace = job.misfire_grace_time
+                if grace is not None and datetime.now(UTC) - tick > timedelta(seconds=grace):
                     outcome = RunOutcome.MISSED
                 with suppress(DatabaseUnavailableError):
                     async with self._store.repository() as tables:
@@ -119,9 +120,3 @@ class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has 
         self.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=RECORD_SECONDS)
-
-
-def _is_too_late(job: Job, tick: datetime) -> bool:
-    if job.misfire_grace_time is None:
-        return False
-    return datetime.now(UTC) - tick > timedelta(seconds=job.misfire_grace_time)

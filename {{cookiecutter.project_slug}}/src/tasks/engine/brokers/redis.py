@@ -255,7 +255,10 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
             queue_name = acks.decode().removeprefix(prefix)
             messages = self._messages(queue_name)
             for key in self.client.smembers(acks):
-                body = _marked(self.client.hget(messages, key) or b"")
+                body = self.client.hget(messages, key) or b""
+                message = read_message(body, "", "")
+                if message.actor_name != UNREADABLE:
+                    body = message.copy(options={REDELIVERED: True}).encode()
                 keys = [acks, self._key(queue_name), messages]
                 count += self._redeliver(keys=keys, args=[key, body])
         self.client.zrem(self._key("__heartbeats__"), worker)
@@ -335,14 +338,6 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
 
 def _id(message: Message[Any] | MessageProxy) -> str:
     return str(message.options["redis_message_id"])
-
-
-def _marked(body: bytes) -> bytes:
-    """Note on a message that it was delivered before; leave other bodies as they are."""
-    message = read_message(body, "", "")
-    if message.actor_name == UNREADABLE:
-        return body
-    return message.copy(options={REDELIVERED: True}).encode()
 
 
 def _age(body: bytes) -> float:

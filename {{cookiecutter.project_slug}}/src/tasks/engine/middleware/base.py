@@ -1,7 +1,10 @@
+import threading
 from typing import Any
 
 from dramatiq import Broker, Middleware
 from dramatiq.broker import MessageProxy
+
+from src.tasks.engine.middleware.resources import ResourcesMiddleware
 
 
 class AttemptMiddleware(Middleware):
@@ -10,6 +13,10 @@ class AttemptMiddleware(Middleware):
     Dramatiq only logs what a hook raises. Exceptions are MiddlewareError from `before_attempt`,
     which makes the attempt fail before it starts, and SkipMessage, which ends the task.
     """
+
+    def __init__(self, resources: ResourcesMiddleware) -> None:
+        self._resources = resources
+        self._local = threading.local()
 
     def before_attempt(self, message: MessageProxy) -> None: ...
 

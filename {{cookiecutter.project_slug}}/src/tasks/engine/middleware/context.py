@@ -6,7 +6,6 @@ from src.core.context import set_context
 from src.core.trace import traceparent
 from src.tasks.context import TaskContext
 from src.tasks.engine.middleware.base import AttemptMiddleware
-from src.tasks.engine.middleware.resources import ResourcesMiddleware
 from src.tasks.outbox import REQUEST_ID, TRACEPARENT, is_tracked
 
 
@@ -15,9 +14,6 @@ class ContextMiddleware(AttemptMiddleware):
 
     It is the first in the list and resets nothing: the next task of the thread sets them again.
     """
-
-    def __init__(self, resources: ResourcesMiddleware) -> None:
-        self._resources = resources
 
     def before_attempt(self, message: MessageProxy) -> None:
         correlation_id.set(message.options.get(REQUEST_ID))

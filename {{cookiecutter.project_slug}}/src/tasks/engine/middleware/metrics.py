@@ -1,4 +1,3 @@
-import threading
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -7,7 +6,6 @@ from dramatiq.broker import MessageProxy
 from dramatiq.common import current_millis
 from prometheus_client import Counter, Gauge, Histogram
 
-from src.core.config import Settings
 from src.tasks.engine.health import serve
 from src.tasks.engine.middleware.base import AttemptMiddleware
 
@@ -31,13 +29,9 @@ IN_PROGRESS = Gauge(
 class MetricsMiddleware(AttemptMiddleware):
     """Counts attempts, and lets Dramatiq start the process that serves the counts."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._local = threading.local()
-
     @property
     def forks(self) -> list[Callable[[], int]]:
-        return [] if self._settings.DRAMATIQ_HEALTH_PORT is None else [serve]
+        return [] if self._resources.settings.DRAMATIQ_HEALTH_PORT is None else [serve]
 
     def before_attempt(self, message: MessageProxy) -> None:
         due = message.options.get("requeue_timestamp", message.message_timestamp)

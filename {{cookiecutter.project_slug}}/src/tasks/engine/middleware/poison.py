@@ -1,4 +1,3 @@
-import threading
 from typing import Any
 
 import structlog
@@ -8,7 +7,7 @@ from dramatiq.middleware import SkipMessage
 from src.repositories.task import RedeliveryRepository
 from src.tasks.engine.brokers.base import mark_dead
 from src.tasks.engine.middleware.base import AttemptMiddleware
-from src.tasks.engine.middleware.resources import NotRecordedError, ResourcesMiddleware
+from src.tasks.engine.middleware.resources import NotRecordedError
 
 log = structlog.get_logger(__name__)
 
@@ -22,10 +21,6 @@ class PoisonMessageMiddleware(AttemptMiddleware):
     them is counted from its second delivery on, when it starts; at the fourth start it is a dead
     letter. All other messages, which are nearly all, cost nothing.
     """
-
-    def __init__(self, resources: ResourcesMiddleware) -> None:
-        self._resources = resources
-        self._local = threading.local()
 
     def before_attempt(self, message: MessageProxy) -> None:
         self._local.is_counted = self._resources.broker.is_redelivered(message)

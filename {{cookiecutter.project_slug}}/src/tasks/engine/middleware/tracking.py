@@ -1,7 +1,6 @@
 """The states of tasks whose actor has `tracked=True`, in PostgreSQL."""
 
 import json
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -18,7 +17,7 @@ from src.domain.task import TaskStatus
 from src.repositories.task import TaskRepository
 from src.tasks.engine.brokers.base import mark_dead
 from src.tasks.engine.middleware.base import AttemptMiddleware
-from src.tasks.engine.middleware.resources import NotRecordedError, ResourcesMiddleware
+from src.tasks.engine.middleware.resources import NotRecordedError
 from src.tasks.outbox import TRACKED, is_tracked
 
 log = structlog.get_logger(__name__)
@@ -28,10 +27,6 @@ RETRY_SECONDS = 1.0
 
 class TaskTrackingMiddleware(AttemptMiddleware):
     """Records attempts. A task that has ended is not started again if its message comes twice."""
-
-    def __init__(self, resources: ResourcesMiddleware) -> None:
-        self._resources = resources
-        self._local = threading.local()
 
     @property
     def actor_options(self) -> set[str]:
