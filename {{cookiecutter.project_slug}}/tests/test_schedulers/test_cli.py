@@ -102,7 +102,7 @@ def test_the_process_leads_and_serves_metrics_until_it_is_stopped(committing_url
     port = free_port()
     url = committing_url.render_as_string(hide_password=False)
     flags = ["--metrics-port", port]
-    with running("scheduler", *flags, until=b"leadership_acquired", DATABASE_URL=url) as process:
+    with running("scheduler", *flags, until="leadership_acquired", DATABASE_URL=url) as process:
         metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
 
     assert "scheduler_leader 1.0" in metrics

@@ -19,12 +19,11 @@ import pytest
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy import URL, text
 
-from src.core.config import ROOT, get_settings
+from src.core.config import get_settings
 from src.db.session import Database, open_database
 from src.schedulers.context import job_tick
 from src.schedulers.engine import process
-from tests.fixtures.commands import serving
-from tests.leash import Leash
+from tests.fixtures.commands import Process, serving
 from tests.proxy import Proxy
 from tests.test_schedulers.conftest import LIMIT_SECONDS, overview, until
 
@@ -45,18 +44,13 @@ class Replicas:
 
     file: Path
     database: Database
-    processes: dict[int, asyncio.subprocess.Process] = field(default_factory=dict)
-    leashes: list[Leash] = field(default_factory=list)
+    processes: dict[int, Process] = field(default_factory=dict)
 
-    async def start(self, url: URL) -> int:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", __name__, self.file,
-            cwd=ROOT,
-            env=os.environ | {"DATABASE_URL": url.render_as_string(hide_password=False)},
-            start_new_session=True,
-        )  # fmt: skip
+    def start(self, url: URL) -> int:
+        text = url.render_as_string(hide_password=False)
+        log = self.file.with_name("log")
+        process = Process("-m", __name__, self.file, log=log, DATABASE_URL=text)
         self.processes[process.pid] = process
-        self.leashes.append(Leash(process.pid))
         return process.pid
 
     def runs(self) -> list[Run]:
@@ -87,10 +81,8 @@ async def replicas(tmp_path: Path, fresh_url: URL) -> AsyncGenerator[Replicas]:
         try:
             yield replicas
         finally:
-            for leash in replicas.leashes:
-                leash.pull()
             for process in replicas.processes.values():
-                await process.wait()
+                process.kill()
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen", "refused", "unanswered"])
@@ -98,9 +90,9 @@ async def test_a_leader_is_replaced_and_no_run_repeated(
     replicas: Replicas, fresh_url: URL, db_proxy: Proxy, fault: str
 ) -> None:
     """If it dies, or freezes and wakes up later, or if its database is unavailable."""
-    first = await replicas.start(db_proxy.url.set(database=fresh_url.database))
+    first = replicas.start(db_proxy.url.set(database=fresh_url.database))
     await replicas.wait_for_runs(2)
-    await replicas.start(fresh_url)
+    replicas.start(fresh_url)
     if fault == "killed":
         replicas.processes[first].kill()
     elif fault == "frozen":
@@ -122,7 +114,7 @@ async def test_scheduling_continues_after_an_outage_of_the_database(
     replicas: Replicas, fresh_url: URL, db_proxy: Proxy
 ) -> None:
     for _ in range(2):
-        await replicas.start(db_proxy.url.set(database=fresh_url.database))
+        replicas.start(db_proxy.url.set(database=fresh_url.database))
     await replicas.wait_for_runs(2)
     await db_proxy.stop()
     await asyncio.sleep(8)  # the lease expires meanwhile

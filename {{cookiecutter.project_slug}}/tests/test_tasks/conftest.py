@@ -22,8 +22,9 @@ from src.tasks.broker import create_broker
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.relay import Relay, open_relay
 from tests import proxy
+from tests.fixtures.commands import Process
 from tests.test_tasks.actors import declare
-from tests.test_tasks.workers import Logs, WorkerProcess, settings_for, variables_for
+from tests.test_tasks.workers import Logs, settings_for, variables_for
 
 
 @dataclass(frozen=True)
@@ -157,22 +158,22 @@ def logs(queue_settings: Settings) -> Iterator[Logs]:
     root.setLevel(level)
 
 
-Start = Callable[..., WorkerProcess]
+Start = Callable[..., Process]
 
 
 @pytest.fixture
 def start(variables: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     """Start worker processes with the actors; kill at the end those that still run."""
-    started: list[WorkerProcess] = []
+    started: list[Process] = []
 
-    def start(*, threads: int = 2, shutdown_seconds: float = 20.0) -> WorkerProcess:
+    def start(*, threads: int = 2, shutdown_seconds: float = 20.0) -> Process:
         arguments = [
             *("-m", "dramatiq", "src.tasks.jobs", "tests.test_tasks.worker_entrypoint"),
             *("--skip-logging", "--processes", "1", "--threads", str(threads)),
             *("--worker-shutdown-timeout", str(int(shutdown_seconds * 1000))),
         ]
         log = tmp_path / f"worker-{len(started)}.log"
-        started.append(WorkerProcess(arguments, variables, log))
+        started.append(Process(*arguments, log=log, **variables))
         return started[-1]
 
     yield start

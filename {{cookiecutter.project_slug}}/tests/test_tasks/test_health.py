@@ -18,9 +18,9 @@ from src.tasks.engine import health, maintenance
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.maintenance import HEARTBEATS
 from tests import proxy
+from tests.fixtures.commands import Process
 from tests.test_tasks.workers import (
     LIMIT,
-    WorkerProcess,
     dead_letter,
     enqueue,
     eventually,
@@ -125,9 +125,9 @@ async def test_a_worker_serves_for_all_its_processes(
     variables: dict[str, str], broker: TaskBroker, committing_database: Database, tmp_path: Path
 ) -> None:
     command = ["cli.py", "worker", "--processes", "2", "--threads", "1", "--health-port", "0"]
-    worker = WorkerProcess(command, variables, tmp_path / "log")
+    worker = Process(*command, log=tmp_path / "log", **variables)
     try:
-        await worker.wait_for_log("worker_health")
+        await asyncio.to_thread(worker.wait_for_log, "worker_health")
         address = re.search(r"http://127.0.0.1:\d+", worker.log_text)
         assert address
         async with httpx.AsyncClient(base_url=address[0], timeout=LIMIT) as client:
@@ -139,8 +139,8 @@ async def test_a_worker_serves_for_all_its_processes(
                 return number(metrics, "tasks_sent_total") == 1
 
             await eventually(is_counted, "the message in the metrics")
-        worker.process.send_signal(signal.SIGTERM)
-        assert await worker.exit_status() == 0
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.wait, LIMIT) == 0
     finally:
         worker.kill()
 

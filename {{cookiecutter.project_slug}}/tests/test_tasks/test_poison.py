@@ -51,9 +51,9 @@ async def test_a_message_that_kills_its_workers_dies_alone(
 
     worker = start(threads=1)
     while not dead():
-        if worker.process.poll() is not None:
+        if worker.poll() is not None:
             worker = start(threads=1)
-        await eventually(lambda: dead() or worker.process.poll() is not None, "a death")  # noqa: B023 - called at once
+        await eventually(lambda: dead() or worker.poll() is not None, "a death")  # noqa: B023 - called at once
     await eventually(lambda: len(words(other)) >= 6, "the other messages")
 
     letter = await dead_letter(broker)

@@ -22,10 +22,10 @@ from src.tasks.engine import relay as relays
 from src.tasks.engine.brokers.base import BrokerUnavailableError, Publisher, TaskBroker
 from src.tasks.engine.relay import Relay, open_relay
 from tests import proxy
+from tests.fixtures.commands import Process
 from tests.test_tasks.workers import (
     LIMIT,
     Logs,
-    WorkerProcess,
     events,
     eventually,
     received,
@@ -84,8 +84,8 @@ async def test_another_relay_sends_what_a_killed_one_had_taken(
 ) -> None:
     """It sends again what was sent, as the transaction of the killed one has not committed."""
     task_id = await send(committing_database, broker, "tracked_note", "path", "a")
-    killed = WorkerProcess(["-m", __name__, when], variables, tmp_path / "log")
-    assert await killed.exit_status() == -signal.SIGKILL
+    killed = Process("-m", __name__, when, log=tmp_path / "log", **variables)
+    assert await asyncio.to_thread(killed.wait, LIMIT) == -signal.SIGKILL
     killed.kill()  # what it has left
     async with open_relay(queue_settings, broker):
         messages = await received(broker, sent_by_killed + 1)

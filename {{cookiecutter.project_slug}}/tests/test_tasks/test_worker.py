@@ -51,10 +51,10 @@ async def test_sigterm_lets_a_running_task_finish(
     await eventually(lambda: words(path), "its start")
     for word in ("a", "b", "c"):
         enqueue(broker, "note", str(other), word)
-    worker.process.send_signal(signal.SIGTERM)
-    await worker.wait_for_log(STOPPING)
+    worker.send_signal(signal.SIGTERM)
+    await asyncio.to_thread(worker.wait_for_log, STOPPING)
     awaited.touch()
-    assert await worker.exit_status() == 0
+    assert await asyncio.to_thread(worker.wait, LIMIT) == 0
     left = words(other)
     async with working(broker):
         await eventually(lambda: len(words(other)) == 3, "what was left")
@@ -71,13 +71,13 @@ async def test_a_second_sigterm_ends_a_worker_at_once(
     worker = start(shutdown_seconds=600.0)
     enqueue(broker, actor, str(path), 600.0)
     await eventually(lambda: words(path), "its start")
-    worker.process.send_signal(signal.SIGTERM)
-    await worker.wait_for_log(STOPPING)
+    worker.send_signal(signal.SIGTERM)
+    await asyncio.to_thread(worker.wait_for_log, STOPPING)
     await asyncio.sleep(1.5 * DEBOUNCE_SECONDS)
-    assert worker.process.poll() is None
-    worker.process.send_signal(signal.SIGTERM)
+    assert worker.poll() is None
+    worker.send_signal(signal.SIGTERM)
 
-    assert await worker.exit_status() != 0
+    assert await asyncio.to_thread(worker.wait, LIMIT) != 0
 
 
 async def test_a_task_that_outlasts_the_shutdown_runs_again(
@@ -87,8 +87,8 @@ async def test_a_task_that_outlasts_the_shutdown_runs_again(
     first = start(shutdown_seconds=0.5)
     enqueue(broker, "wait_for_file", str(path), str(awaited))
     await eventually(lambda: words(path), "its start")
-    first.process.send_signal(signal.SIGTERM)
-    assert await first.exit_status() == 0
+    first.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(first.wait, LIMIT) == 0
     awaited.touch()
     start()
     await eventually(lambda: words(path)[-1] == "ended", "its end")

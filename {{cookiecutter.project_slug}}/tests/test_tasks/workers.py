@@ -1,13 +1,9 @@
-"""Workers, in this process and in others, and ways to wait for what they do."""
+"""Workers in this process, and ways to wait for what they do."""
 
 import asyncio
-import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -16,13 +12,12 @@ from dramatiq.broker import MessageProxy
 from dramatiq.middleware import TimeLimit
 from sqlalchemy import URL, func, select
 
-from src.core.config import ROOT, Settings
+from src.core.config import Settings
 from src.db.models.task import OutboxMessage, Task
 from src.db.session import Database
 from src.domain.task import TERMINAL_STATUSES
 from src.tasks import enqueue as enqueue_in
 from src.tasks.engine.brokers.base import DeadLetter, TaskBroker
-from tests.leash import Leash
 
 Logs = list[dict[str, Any]]
 
@@ -65,42 +60,6 @@ class Delays(Middleware):
     def before_enqueue(self, _: Broker, message: Message[Any], delay: int | None) -> None:
         if delay is not None:
             self.messages.append((message, delay))
-
-
-class WorkerProcess:
-    """`python -m dramatiq`, or a command of `cli.py`, with its log."""
-
-    def __init__(self, arguments: list[str], settings: dict[str, str], log: Path) -> None:
-        self._log = log
-        with log.open("ab") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=ROOT,
-                env=os.environ | {"LOG_LEVEL": "INFO"} | settings,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
-        self._leash = Leash(self.process.pid)
-
-    @property
-    def log_text(self) -> str:
-        return self._log.read_text(encoding="utf-8")
-
-    async def wait_for_log(self, text: str) -> None:
-        def is_logged() -> bool:
-            assert self.process.poll() is None or text in self.log_text, self.log_text
-            return text in self.log_text
-
-        await eventually(is_logged, text)
-
-    async def exit_status(self) -> int:
-        return await asyncio.to_thread(self.process.wait, LIMIT)
-
-    def kill(self) -> None:
-        """Kill all its processes at once, as a machine that loses its power does."""
-        self._leash.pull()
-        self.process.wait()
 
 
 def queue_of(broker: TaskBroker) -> str:
