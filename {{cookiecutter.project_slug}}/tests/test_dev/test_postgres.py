@@ -79,13 +79,6 @@ def test_cluster_survives_kill_9_of_the_server_itself(cluster: Path) -> None:
         assert query(url, "SELECT count(*) FROM kept") == 0
 
 
-def test_start_that_was_cut_short_leaves_no_half_made_cluster(tmp_path: Path) -> None:
-    with owner(OWNER, tmp_path / "postgres") as process:
-        eventually(lambda: any(tmp_path.glob("*/PG_VERSION")), "a cluster in the making")
-        end(process, signal.SIGKILL)
-        eventually(lambda: not any(tmp_path.iterdir()), "its removal")
-
-
 def test_folder_that_is_no_cluster_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
     message = f"{tmp_path} is no database; move it away"

@@ -110,11 +110,16 @@ def test_nothing_outlives_dev(
 
 
 @pytest.mark.slow
-def test_ctrl_c_during_the_start_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("death", "status"), [(signal.SIGINT, 0), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_start_that_is_cut_short_leaves_nothing(
+    tmp_path: Path, death: signal.Signals, status: int
+) -> None:
     with owner(WAITING_STACK, tmp_path) as dev:
         eventually(lambda: any(tmp_path.glob("postgres-*/PG_VERSION")), "a cluster in the making")
-        assert end(dev, signal.SIGINT) == 0
-        assert not any(tmp_path.iterdir())
+        assert end(dev, death) == status
+        eventually(lambda: not any(tmp_path.iterdir()), "its removal")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dev import stack
 from src.core.config import Settings
 from src.db.session import Database
 from src.domain.task import TaskStatus
@@ -136,3 +137,7 @@ async def test_without_a_broker_it_is_an_error_in_a_sentence(
     assert result.err.startswith("Error: R")
     assert "cannot be used: " in result.err
     assert "\n" not in result.err.strip()
+
+
+def test_dev_runs_a_worker_beside_the_api() -> None:
+    assert {"api", "worker"} <= stack.default_programs(Settings(ENV="test")).keys()

@@ -1,13 +1,5 @@
 """The example: an import of items, from the request to its end."""
 
-import json
-import signal
-import socket
-import urllib.request
-from pathlib import Path
-from typing import Any
-
-import pytest
 from httpx import AsyncClient
 from sqlalchemy import func, select
 
@@ -17,9 +9,6 @@ from src.db.session import Database
 from src.tasks import jobs
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.relay import open_relay
-from tests.test_dev.processes import LIMIT, end, owner
-from tests.test_dev.processes import eventually as wait_until
-from tests.test_dev.test_stack import STACK, answers
 from tests.test_tasks.workers import ended, working
 
 IMPORTS = "/api/v1/item-imports/"
@@ -48,22 +37,3 @@ async def test_an_import_succeeds(
     assert (imported["done"], imported["total"]) == (250, 250)
     async with committing_database.reads() as session:
         assert await session.scalar(select(func.count(Item.id))) == 250
-
-
-def call(url: str, body: bytes | None = None) -> Any:
-    request = urllib.request.Request(url, body, CSV)  # noqa: S310 - as below
-    with urllib.request.urlopen(request, timeout=LIMIT) as response:  # noqa: S310 - ours, http
-        return json.load(response)
-
-
-@pytest.mark.slow
-def test_dev_runs_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    monkeypatch.setenv("PORT", str(port))
-    with owner(STACK + "sys.exit(stack.run_stack())", tmp_path) as dev:
-        api = f"http://127.0.0.1:{port}/api/v1"
-        wait_until(lambda: answers(f"{api}/health/ready"), "an API")
-        task = call(f"{api}/item-imports/", b"name\nLamp\n")["task_id"]
-        wait_until(lambda: call(f"{api}/tasks/{task}")["status"] == "succeeded", "its end")
-        assert end(dev, signal.SIGINT) == 0

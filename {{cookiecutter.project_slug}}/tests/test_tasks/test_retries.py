@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dramatiq
@@ -22,24 +21,6 @@ from tests.test_tasks.workers import (
     queue_of,
     working,
 )
-
-
-async def test_a_task_that_fails_too_often_is_a_dead_letter(
-    broker: TaskBroker, tmp_path: Path
-) -> None:
-    path = tmp_path / "words"
-    enqueue(broker, "fail", str(path), 99)
-    async with working(broker):
-        letter = await dead_letter(broker)
-
-    options = letter.message.options
-    assert words(path) == ["tried"] * 4
-    assert letter.died_at is not None
-    assert timedelta() <= datetime.now(UTC) - letter.died_at < timedelta(minutes=5)
-    assert options["error"] == "ValueError: hunter2"
-    assert 'raise ValueError("hunter2")' in options["traceback"]
-    assert abs(options["died_at"] - letter.died_at.timestamp() * 1000) < 60_000
-    assert letter.message.args == (str(path), 99)
 
 
 @pytest.mark.parametrize(
