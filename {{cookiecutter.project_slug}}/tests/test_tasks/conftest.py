@@ -3,7 +3,6 @@
 import importlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -69,36 +68,32 @@ def queue_settings(server: Server, queue: str, committing_url: URL) -> Settings:
     return settings_for(committing_url, server.variables(queue))
 
 
-@contextmanager
-def opened(settings: Settings, queue: str) -> Iterator[TaskBroker]:
-    broker = create_broker(settings)
-    declare(broker, queue)
-    yield broker
-    broker.close()
+OpenBroker = Callable[..., TaskBroker]
 
 
 @pytest.fixture
-def broker(
-    queue_settings: Settings, queue: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[TaskBroker]:
-    """A broker with the actors on the test's queue, and with no other queue."""
-    with opened(queue_settings, queue) as broker:
-        monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-        yield broker
+def open_broker(server: Server, queue: str, committing_url: URL) -> Iterator[OpenBroker]:
+    """Open brokers with the actors on the test's queue, and with no other queue."""
+    opened: list[TaskBroker] = []
+
+    def open_broker(*, url: URL = committing_url, port: int | None = None) -> TaskBroker:
+        """Of a worker with another URL of the database, or another port of the broker."""
+        variables = (server.via(port) if port else server).variables(queue)
+        broker = create_broker(settings_for(url, variables))
+        declare(broker, queue)
+        opened.append(broker)
+        return broker
+
+    yield open_broker
+    for broker in opened:
+        broker.close()
 
 
 @pytest.fixture
-def second_broker(queue_settings: Settings, queue: str) -> Iterator[TaskBroker]:
-    """For a second worker in this process, once the first has stopped."""
-    with opened(queue_settings, queue) as broker:
-        yield broker
-
-
-@pytest.fixture
-def unreachable_broker(server: Server, queue: str, committing_url: URL) -> Iterator[TaskBroker]:
-    settings = settings_for(committing_url, server.via(1).variables(queue))
-    with opened(settings, queue) as broker:
-        yield broker
+def broker(open_broker: OpenBroker, monkeypatch: pytest.MonkeyPatch) -> TaskBroker:
+    broker = open_broker()
+    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+    return broker
 
 
 @pytest.fixture
@@ -107,27 +102,6 @@ async def broker_proxy(server: Server) -> AsyncGenerator[proxy.Relay]:
     await broker_proxy.start()
     yield broker_proxy
     await broker_proxy.stop()
-
-
-@pytest.fixture
-def broker_behind_proxy(
-    server: Server, queue: str, committing_url: URL, broker_proxy: proxy.Relay
-) -> Iterator[TaskBroker]:
-    settings = settings_for(committing_url, server.via(broker_proxy.port).variables(queue))
-    with opened(settings, queue) as broker:
-        yield broker
-
-
-@pytest.fixture
-def db_proxy_settings(server: Server, queue: str, db_proxy: proxy.Proxy) -> Settings:
-    return settings_for(db_proxy.url, server.variables(queue))
-
-
-@pytest.fixture
-def broker_with_db_proxy(db_proxy_settings: Settings, queue: str) -> Iterator[TaskBroker]:
-    """For a worker whose database can become unavailable."""
-    with opened(db_proxy_settings, queue) as broker:
-        yield broker
 
 
 @pytest.fixture

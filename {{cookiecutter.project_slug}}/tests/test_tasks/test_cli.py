@@ -13,6 +13,7 @@ from src.domain.task import TaskStatus
 from src.tasks import cli as commands
 from src.tasks.engine.brokers.base import TaskBroker
 from tests.fixtures.commands import Outcome, Run
+from tests.test_tasks.conftest import OpenBroker
 from tests.test_tasks.workers import (
     dead_letter,
     ended,
@@ -77,7 +78,7 @@ async def test_dead_letters_are_listed_newest_first_then_purged_and_requeued(
 @pytest.mark.usefixtures("relay")
 async def test_a_dead_letter_says_why_and_has_all_its_attempts_again_when_requeued(
     broker: TaskBroker,
-    second_broker: TaskBroker,
+    open_broker: OpenBroker,
     committing_database: Database,
     dead: Dead,
     tmp_path: Path,
@@ -90,7 +91,7 @@ async def test_a_dead_letter_says_why_and_has_all_its_attempts_again_when_requeu
     failed = await state_of(committing_database, task_id)
     result = await asyncio.to_thread(dead, "requeue", task_id)
     queued = await state_of(committing_database, task_id)
-    async with working(second_broker):
+    async with working(open_broker()):
         task = await ended(committing_database, task_id)
 
     assert shown.status == 0
@@ -125,12 +126,12 @@ async def test_ids_or_all_are_required_and_an_unknown_one_is_an_error(
     "arguments", [("list",), ("show", "x"), ("requeue", "--all"), ("purge", "--all")]
 )
 async def test_without_a_broker_it_is_an_error_in_a_sentence(
-    unreachable_broker: TaskBroker,
+    open_broker: OpenBroker,
     dead: Dead,
     monkeypatch: pytest.MonkeyPatch,
     arguments: tuple[str],
 ) -> None:
-    monkeypatch.setattr(commands, "broker", unreachable_broker)
+    monkeypatch.setattr(commands, "broker", open_broker(port=1))
     result = await asyncio.to_thread(dead, *arguments)
 
     assert result.status == 1

@@ -78,7 +78,7 @@ async def test_tasks_share_the_database_of_their_worker(
 
     assert {each.message_id for each in seen} == ids
     assert len({id(each.database) for each in seen}) == 1
-    assert all(each.settings is queue_settings for each in seen)
+    assert all(each.settings == queue_settings for each in seen)
 
 
 async def test_an_actor_that_is_not_async_can_call_what_is(

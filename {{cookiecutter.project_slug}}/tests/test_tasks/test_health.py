@@ -19,6 +19,7 @@ from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.maintenance import HEARTBEATS
 from tests import proxy
 from tests.fixtures.commands import Process
+from tests.test_tasks.conftest import OpenBroker
 from tests.test_tasks.workers import (
     LIMIT,
     dead_letter,
@@ -26,6 +27,7 @@ from tests.test_tasks.workers import (
     eventually,
     queue_of,
     send,
+    settings_for,
     working,
 )
 
@@ -49,18 +51,15 @@ def number(metrics: str, name: str) -> float:
 
 
 async def test_ready_checks_and_metrics_leave_out_what_is_unavailable(
-    queue_settings: Settings,
-    db_proxy_settings: Settings,
-    db_proxy: proxy.Proxy,
-    *,
-    broker: TaskBroker,
-    unreachable_broker: TaskBroker,
+    queue_settings: Settings, db_proxy: proxy.Proxy, broker: TaskBroker, open_broker: OpenBroker
 ) -> None:
     await db_proxy.stop()
+    without = settings_for(db_proxy.url, {})
+    unreachable_broker = open_broker(port=1)
     ready = await get(queue_settings, broker, "/health/ready")
     without_broker = await get(queue_settings, unreachable_broker, "/health/ready")
-    without_database = await get(db_proxy_settings, broker, "/health/ready")
-    metrics = await get(db_proxy_settings, unreachable_broker, "/metrics")
+    without_database = await get(without, broker, "/health/ready")
+    metrics = await get(without, unreachable_broker, "/metrics")
 
     assert (ready.status_code, ready.headers["content-type"]) == (200, "application/json")
     assert ready.json() == {"status": "ok", "checks": {"broker": "ok", "database": "ok"}}

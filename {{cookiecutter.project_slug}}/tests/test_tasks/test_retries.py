@@ -1,4 +1,4 @@
-"""An attempt that fails is followed by another one, after a pause, or by a dead letter."""
+"""An attempt that fails, or kills its worker, is followed by another one, or a dead letter."""
 
 import asyncio
 import time
@@ -6,19 +6,28 @@ from pathlib import Path
 
 import dramatiq
 import pytest
+from sqlalchemy import select
 
+from src.db.models.task import RedeliveredMessage
+from src.db.session import Database
+from src.domain.task import TaskStatus
+from src.repositories.task import RedeliveryRepository
 from src.tasks.broker import MAX_RETRIES
 from src.tasks.engine.brokers.base import TaskBroker
+from src.tasks.engine.middleware.poison import MAX_STARTS
 from tests import proxy
 from tests.test_tasks.actors import words, write
+from tests.test_tasks.conftest import OpenBroker, Start
 from tests.test_tasks.workers import (
     Delays,
     Logs,
     dead_letter,
+    ended,
     enqueue,
     events,
     eventually,
     queue_of,
+    send,
     working,
 )
 
@@ -82,7 +91,7 @@ async def test_a_task_that_takes_too_long_is_cancelled_and_retried(
 @pytest.mark.slow
 async def test_a_retry_waits_for_the_broker(
     broker: TaskBroker,
-    broker_behind_proxy: TaskBroker,
+    open_broker: OpenBroker,
     broker_proxy: proxy.Relay,
     *,
     tmp_path: Path,
@@ -97,6 +106,7 @@ async def test_a_retry_waits_for_the_broker(
             time.sleep(0.02)
         raise ValueError
 
+    broker_behind_proxy = open_broker(port=broker_proxy.port)
     for each in (broker, broker_behind_proxy):
         dramatiq.actor(queue_name=queue_of(each), broker=each, max_retries=1)(fail_later)
     enqueue(broker, "fail_later", min_backoff=10, max_backoff=20)
@@ -144,3 +154,66 @@ async def test_arguments_that_a_task_has_spoiled_lose_no_message(
 
     assert letter.message.args == (["Lamp"],)
     assert letter.died_at is not None
+
+
+# --- messages that kill their workers ---------------------------------------------------------
+
+
+@pytest.fixture
+def _redelivered(monkeypatch: pytest.MonkeyPatch, broker: TaskBroker) -> None:
+    """Mark each message as one whose worker has died."""
+    monkeypatch.setattr(broker, "is_redelivered", lambda _: True)
+
+
+@pytest.mark.slow
+async def test_a_message_that_kills_its_workers_dies_alone(
+    broker: TaskBroker, start: Start, tmp_path: Path
+) -> None:
+    """The messages that its workers had taken too are processed."""
+    path, other = tmp_path / "words", tmp_path / "other"
+    enqueue(broker, "kill_worker", str(path))
+    for number in range(6):
+        enqueue(broker, "note", str(other), str(number))
+
+    def dead() -> int:
+        return broker.queue_state(queue_of(broker)).dead
+
+    worker = start(threads=1)
+    while not dead():
+        if worker.poll() is not None:
+            worker = start(threads=1)
+        await eventually(lambda: dead() or worker.poll() is not None, "a death")  # noqa: B023 - called at once
+    await eventually(lambda: len(words(other)) >= 6, "the other messages")
+
+    letter = await dead_letter(broker)
+    assert letter.message.actor_name == "kill_worker"
+    assert letter.message.options["error"] == "Its worker died 3 times as it ran."
+    assert words(path) == ["died"] * 4
+    assert set(words(other)) == {str(number) for number in range(6)}
+
+
+@pytest.mark.usefixtures("_redelivered", "relay")
+async def test_a_task_that_was_started_too_often_is_not_started_again(
+    committing_database: Database, broker: TaskBroker, tmp_path: Path
+) -> None:
+    """One that ends, be it by a failure, is counted no longer."""
+    path, broken = tmp_path / "words", tmp_path / "broken"
+    await send(committing_database, broker, "fail", str(broken), 99)
+    ids = [
+        await send(committing_database, broker, "tracked_note", str(path), word) for word in "ab"
+    ]
+    async with committing_database.transaction() as db:
+        for task_id, starts in zip(ids, (MAX_STARTS, MAX_STARTS - 1), strict=True):
+            for _ in range(starts):
+                await RedeliveryRepository(db).count_start(task_id)
+    async with working(broker):
+        tasks = [await ended(committing_database, each) for each in ids]
+        queue = queue_of(broker)
+        await eventually(lambda: broker.queue_state(queue).dead == 2, "both dead letters")
+
+    assert [task.status for task in tasks] == [TaskStatus.FAILED, TaskStatus.SUCCEEDED]
+    assert tasks[0].problem is not None
+    assert tasks[0].problem["detail"] == "It was not completed."
+    assert words(path) == ["b"]
+    async with committing_database.reads() as session:
+        assert (await session.scalars(select(RedeliveredMessage))).all() == []

@@ -18,6 +18,7 @@ from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.middleware import retries, tracking
 from tests import proxy
 from tests.test_tasks.actors import words, write
+from tests.test_tasks.conftest import OpenBroker
 from tests.test_tasks.workers import (
     Delays,
     Logs,
@@ -171,7 +172,7 @@ async def test_a_result_that_is_not_json_is_a_dead_letter(
 
 async def test_a_message_is_acknowledged_once_its_end_is_recorded(
     committing_database: Database,
-    broker_with_db_proxy: TaskBroker,
+    open_broker: OpenBroker,
     db_proxy: proxy.Proxy,
     *,
     tmp_path: Path,
@@ -180,9 +181,10 @@ async def test_a_message_is_acknowledged_once_its_end_is_recorded(
 ) -> None:
     """Recording waits for PostgreSQL."""
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.1)
+    broker = open_broker(url=db_proxy.url)
     path = tmp_path / "words"
-    task_id = await send(committing_database, broker_with_db_proxy, "tracked_nap", str(path), 0.5)
-    async with working(broker_with_db_proxy, threads=1) as worker:
+    task_id = await send(committing_database, broker, "tracked_nap", str(path), 0.5)
+    async with working(broker, threads=1) as worker:
         await eventually(lambda: words(path), "its start")
         await db_proxy.stop()
         await eventually(lambda: events(logs, "task_waits_to_be_recorded"), "a warning")
@@ -199,7 +201,7 @@ async def test_a_message_is_acknowledged_once_its_end_is_recorded(
 @pytest.mark.parametrize("actor", ["tracked_note", "note"], ids=["tracked", "redelivered"])
 async def test_a_task_does_not_start_while_that_cannot_be_recorded(
     committing_database: Database,
-    broker_with_db_proxy: TaskBroker,
+    open_broker: OpenBroker,
     db_proxy: proxy.Proxy,
     *,
     tmp_path: Path,
@@ -207,14 +209,15 @@ async def test_a_task_does_not_start_while_that_cannot_be_recorded(
     actor: str,
 ) -> None:
     """Nor has it failed, however often it is tried."""
-    monkeypatch.setattr(broker_with_db_proxy, "is_redelivered", lambda _: actor == "note")
+    broker = open_broker(url=db_proxy.url)
+    monkeypatch.setattr(broker, "is_redelivered", lambda _: actor == "note")
     monkeypatch.setattr(retries, "POSTPONED", 100)
     path = tmp_path / "words"
     delays = Delays()
-    broker_with_db_proxy.add_middleware(delays)
+    broker.add_middleware(delays)
     await db_proxy.stop()
-    await send(committing_database, broker_with_db_proxy, actor, str(path), "a")
-    async with working(broker_with_db_proxy):
+    await send(committing_database, broker, actor, str(path), "a")
+    async with working(broker):
         await eventually(lambda: len(delays.messages) > 4, "more attempts than it has")
         assert not words(path)
         await db_proxy.start()
