@@ -33,12 +33,13 @@ def client(app: FastAPI, database: Database) -> AsyncClient:
 
 
 async def assert_unavailable(client: AsyncClient) -> None:
-    response = await client.post(NOTES, json={"text": "Lamp"})
+    for headers in ({}, {"Idempotency-Key": str(uuid4())}):
+        response = await client.post(NOTES, json={"text": "Lamp"}, headers=headers)
 
-    assert response.status_code == 503
-    assert response.headers["content-type"] == "application/problem+json"
-    assert response.headers["retry-after"] == "1"
-    assert response.json()["detail"] == "Database unavailable."
+        assert response.status_code == 503
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.headers["retry-after"] == "1"
+        assert response.json()["detail"] == "Database unavailable."
 
 
 async def test_an_outage_is_503_until_the_server_is_back(

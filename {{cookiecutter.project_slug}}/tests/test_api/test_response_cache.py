@@ -20,6 +20,7 @@ from src.db.session import Database
 from tests.fixtures.client import connect
 
 PATIENCE_SECONDS = 60
+ClientOf = Callable[..., AsyncClient]
 
 
 class Counter:
@@ -51,7 +52,7 @@ def router() -> APIRouter:
 @pytest.fixture
 def client_of(
     fresh_app: FastAPI, database: Database, cache: Cache, router: APIRouter, counter: Counter
-) -> Callable[..., AsyncClient]:
+) -> ClientOf:
     """Return what makes one cached route, and a client of an application that has it."""
 
     def client_of(path: str = "/n", endpoint: Any = None, **policy: Any) -> AsyncClient:
@@ -69,7 +70,7 @@ def client_of(
 
 
 async def test_a_second_request_does_not_run_the_endpoint(
-    client_of: Callable[..., AsyncClient], counter: Counter
+    client_of: ClientOf, counter: Counter
 ) -> None:
     """With the very same body and headers, but for the id of the request; the metrics count it.
 
@@ -89,9 +90,7 @@ async def test_a_second_request_does_not_run_the_endpoint(
     assert REGISTRY.get_sample_value("http_requests_total", labels) == before + 4
 
 
-async def test_each_query_has_a_response(
-    client_of: Callable[..., AsyncClient], counter: Counter
-) -> None:
+async def test_each_query_has_a_response(client_of: ClientOf, counter: Counter) -> None:
     """The order of different names does not matter, that of values of one name does."""
 
     async def search(q: Annotated[list[str], Query()], limit: int = 5) -> dict[str, Any]:
@@ -108,7 +107,7 @@ async def test_each_query_has_a_response(
 
 
 async def test_reading_the_request_puts_query_and_host_into_the_key(
-    client_of: Callable[..., AsyncClient], router: APIRouter
+    client_of: ClientOf, router: APIRouter
 ) -> None:
     """Or a caller could choose the links that others get."""
 
@@ -131,7 +130,7 @@ async def test_reading_the_request_puts_query_and_host_into_the_key(
 
 
 async def test_spellings_of_a_uuid_share_a_response(
-    client_of: Callable[..., AsyncClient], cache: Cache, counter: Counter
+    client_of: ClientOf, cache: Cache, counter: Counter
 ) -> None:
     """So that an invalidation reaches every spelling of a UUID."""
 
@@ -149,9 +148,7 @@ async def test_spellings_of_a_uuid_share_a_response(
         assert (await client.get(f"/x/t/k/{spelling}")).json()["call"] == 2
 
 
-async def test_an_invalid_request_is_refused(
-    client_of: Callable[..., AsyncClient],
-) -> None:
+async def test_an_invalid_request_is_refused(client_of: ClientOf) -> None:
     async def get(key: int, limit: Annotated[int, Query(le=10)] = 1) -> dict[str, int]:
         return {"key": key, "limit": limit}
 
@@ -164,7 +161,7 @@ async def test_an_invalid_request_is_refused(
 
 @pytest.mark.parametrize("header", ["Authorization", "Cookie", "X-API-Key"])
 async def test_a_request_with_credentials_bypasses_the_cache(
-    client_of: Callable[..., AsyncClient], counter: Counter, header: str
+    client_of: ClientOf, counter: Counter, header: str
 ) -> None:
     """It neither gets what others got, nor do others get what it gets."""
     client = client_of()
@@ -178,7 +175,7 @@ async def test_a_request_with_credentials_bypasses_the_cache(
 
 
 async def test_identity_separates_callers_whose_clients_alone_may_keep_a_response(
-    client_of: Callable[..., AsyncClient],
+    client_of: ClientOf,
 ) -> None:
     client = client_of(identity=lambda caller: caller.headers.get("authorization"), max_age=30)
     for who, call in (("ann", 1), ("bob", 2), ("ann", 1)):
@@ -187,9 +184,7 @@ async def test_identity_separates_callers_whose_clients_alone_may_keep_a_respons
         assert response.headers["cache-control"] == "private, max-age=30"
 
 
-async def test_varying_headers_are_in_the_key(
-    client_of: Callable[..., AsyncClient], counter: Counter
-) -> None:
+async def test_varying_headers_are_in_the_key(client_of: ClientOf, counter: Counter) -> None:
     async def greet(accept_language: Annotated[str | None, Header()] = None) -> dict[str, Any]:
         return {"language": accept_language, **counter()}
 
@@ -202,7 +197,7 @@ async def test_varying_headers_are_in_the_key(
 
 @pytest.mark.parametrize("sent", ["{etag}", 'W/{etag}, "x"', '"x", {etag}', "*"])
 async def test_a_client_that_has_the_response_gets_304(
-    client_of: Callable[..., AsyncClient], cache: Cache, sent: str
+    client_of: ClientOf, cache: Cache, sent: str
 ) -> None:
     """304, with the headers that it needs, until the response is another."""
     client = client_of(max_age=10, tags=["n"])
@@ -220,7 +215,7 @@ async def test_a_client_that_has_the_response_gets_304(
     assert (changed.status_code, changed.headers["etag"] != etag) == (200, True)
 
 
-async def test_the_endpoints_own_etag_stays(client_of: Callable[..., AsyncClient]) -> None:
+async def test_the_endpoints_own_etag_stays(client_of: ClientOf) -> None:
     """And a request that bypasses the cache is compared with it too."""
 
     async def tagged(response: Response) -> dict[str, str]:
@@ -260,7 +255,7 @@ async def nothing() -> None:
     ids=["cookie", "202", "no-store", "private", "background", "stream", "vary"],
 )
 async def test_a_response_that_is_not_for_everyone_is_not_cached(
-    client_of: Callable[..., AsyncClient], counter: Counter, response: Callable[[int], Response]
+    client_of: ClientOf, counter: Counter, response: Callable[[int], Response]
 ) -> None:
     async def endpoint() -> Response:
         return response(counter()["call"])
@@ -269,9 +264,7 @@ async def test_a_response_that_is_not_for_everyone_is_not_cached(
     assert [(await client.get("/x/t/n")).text for _ in range(3)] == ["1", "2", "3"]
 
 
-async def test_uncached_responses_do_not_wait_for_each_other(
-    client_of: Callable[..., AsyncClient],
-) -> None:
+async def test_uncached_responses_do_not_wait_for_each_other(client_of: ClientOf) -> None:
     """But for the first, which the others wait for: it might be cached."""
     all_others = asyncio.Barrier(19)
     calls = count(1)
@@ -291,9 +284,7 @@ async def test_uncached_responses_do_not_wait_for_each_other(
     assert next(calls) == 21
 
 
-async def test_errors_are_not_cached(
-    client_of: Callable[..., AsyncClient], counter: Counter
-) -> None:
+async def test_errors_are_not_cached(client_of: ClientOf, counter: Counter) -> None:
     async def fail() -> None:
         counter()
         raise RuntimeError

@@ -14,7 +14,7 @@ from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableEr
 from src.cache.backends.memory import MemoryBackend
 from src.cache.engine import circuit_breaker
 from src.cache.engine.cache import WAIT_SECONDS
-from src.cache.engine.circuit_breaker import CircuitBreakerBackend
+from src.cache.engine.circuit_breaker import CircuitBreakerBackend as Breaker
 from tests.test_cache.contract import PATIENCE_SECONDS, keys_of, until
 
 UNAVAILABLE = CacheUnavailableError("connection refused")
@@ -112,9 +112,9 @@ async def inner() -> FaultyBackend:
 
 
 @pytest.fixture
-async def backend(inner: FaultyBackend) -> AsyncGenerator[CircuitBreakerBackend]:
+async def backend(inner: FaultyBackend) -> AsyncGenerator[Breaker]:
     before = other_tasks()
-    async with CircuitBreakerBackend(inner, retry_seconds=0.01) as backend:
+    async with Breaker(inner, retry_seconds=0.01) as backend:
         yield backend
         inner.outage = None
         inner.errors.clear()
@@ -131,21 +131,21 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> Logs:
     return capture.entries
 
 
-async def fail(backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
+async def fail(backend: Breaker, inner: FaultyBackend) -> None:
     inner.outage = UNAVAILABLE
     await backend.get("key")
     assert not backend.available
     inner.calls.clear()
 
 
-async def recover(backend: CircuitBreakerBackend, inner: FaultyBackend) -> None:
+async def recover(backend: Breaker, inner: FaultyBackend) -> None:
     inner.outage = None
     await until(lambda: backend.available)
 
 
 @pytest.mark.parametrize("operation", CALLS)
 async def test_while_closed_calls_pass_through(
-    operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
+    operation: str, backend: Breaker, inner: FaultyBackend
 ) -> None:
     call, _ = CALLS[operation]
     direct = await make_inner()
@@ -156,9 +156,7 @@ async def test_while_closed_calls_pass_through(
 
 
 @pytest.mark.parametrize("operation", CALLS)
-async def test_an_outage_opens_it(
-    operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
-) -> None:
+async def test_an_outage_opens_it(operation: str, backend: Breaker, inner: FaultyBackend) -> None:
     """The failing call returns what an empty cache would, and so does the next one, at once."""
     call, default = CALLS[operation]
     inner.outage = UNAVAILABLE
@@ -172,7 +170,7 @@ async def test_an_outage_opens_it(
 
 @pytest.mark.parametrize("operation", OTHERS)
 async def test_one_failed_operation_does_not_open_it(
-    operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
+    operation: str, backend: Breaker, inner: FaultyBackend, logs: Logs
 ) -> None:
     call, default = OTHERS[operation]
     inner.errors[operation] = READ_ONLY
@@ -185,9 +183,7 @@ async def test_one_failed_operation_does_not_open_it(
     assert metric("cache_errors_total", operation=operation) == errors + 1
 
 
-async def test_a_scan_ends_where_the_backend_fails(
-    backend: CircuitBreakerBackend, inner: FaultyBackend
-) -> None:
+async def test_a_scan_ends_where_the_backend_fails(backend: Breaker, inner: FaultyBackend) -> None:
     found = []
     async for key in backend.scan():
         found.append(key)
@@ -197,7 +193,7 @@ async def test_a_scan_ends_where_the_backend_fails(
 
 
 async def test_a_ping_raises_at_once_while_it_is_open(
-    backend: CircuitBreakerBackend, inner: FaultyBackend
+    backend: Breaker, inner: FaultyBackend
 ) -> None:
     await backend.ping()
     inner.outage = UNAVAILABLE
@@ -212,7 +208,7 @@ async def test_a_ping_raises_at_once_while_it_is_open(
 @pytest.mark.parametrize("operation", ["get", "delete"])
 @pytest.mark.parametrize("error", [ValueError("bad ex"), TypeError("a bug")])
 async def test_mistakes_and_bugs_are_raised(
-    error: Exception, operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
+    error: Exception, operation: str, backend: Breaker, inner: FaultyBackend
 ) -> None:
     inner.errors[operation] = error
 
@@ -224,7 +220,7 @@ async def test_mistakes_and_bugs_are_raised(
 
 @pytest.mark.parametrize(("operation", "stays_closed"), [("get", True), ("delete", False)])
 async def test_a_cancelled_deletion_counts_as_missed_and_a_read_as_nothing(
-    operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend, *, stays_closed: bool
+    operation: str, backend: Breaker, inner: FaultyBackend, *, stays_closed: bool
 ) -> None:
     gate = inner.gates[operation] = inner.gates["flush"] = asyncio.Event()
 
@@ -238,7 +234,7 @@ async def test_a_cancelled_deletion_counts_as_missed_and_a_read_as_nothing(
 
 
 async def test_it_closes_by_itself_after_each_outage(
-    backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
+    backend: Breaker, inner: FaultyBackend, logs: Logs
 ) -> None:
     """However many calls fail, it says so once in log and metric, and leaves no task behind."""
     tasks = other_tasks()
@@ -263,7 +259,7 @@ async def test_it_closes_by_itself_after_each_outage(
 
 @pytest.mark.parametrize(("operation", "stays_closed"), [("set", True), ("delete", False)])
 async def test_a_call_from_before_an_outage_that_fails_after_it(
-    operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend, *, stays_closed: bool
+    operation: str, backend: Breaker, inner: FaultyBackend, *, stays_closed: bool
 ) -> None:
     """It does not open the circuit again, unless a deletion was missed."""
     gate = inner.gates[operation] = asyncio.Event()
@@ -285,7 +281,7 @@ async def test_a_call_from_before_an_outage_that_fails_after_it(
 
 
 async def test_a_bug_does_not_end_the_probe(
-    backend: CircuitBreakerBackend, inner: FaultyBackend, logs: Logs
+    backend: Breaker, inner: FaultyBackend, logs: Logs
 ) -> None:
     inner.errors["ping"] = TypeError("a bug")
     await fail(backend, inner)
@@ -298,7 +294,7 @@ async def test_a_bug_does_not_end_the_probe(
 
 @pytest.mark.parametrize("tags", [(), ("numbers",)], ids=["untagged", "tagged"])
 async def test_while_it_is_open_each_call_of_a_cached_function_runs(
-    backend: CircuitBreakerBackend, inner: FaultyBackend, tags: tuple[str, ...]
+    backend: Breaker, inner: FaultyBackend, tags: tuple[str, ...]
 ) -> None:
     """None waits for another."""
     calls = 0
@@ -317,7 +313,7 @@ async def test_while_it_is_open_each_call_of_a_cached_function_runs(
 
 @pytest.mark.parametrize("operation", DELETIONS)
 async def test_a_deletion_missed_in_an_outage_flushes_before_anything_is_read(
-    operation: str, backend: CircuitBreakerBackend, inner: FaultyBackend
+    operation: str, backend: Breaker, inner: FaultyBackend
 ) -> None:
     await fail(backend, inner)
     await DELETIONS[operation][0](backend)
@@ -335,7 +331,7 @@ async def test_a_deletion_missed_in_an_outage_flushes_before_anything_is_read(
 @pytest.mark.parametrize("error", [UNAVAILABLE, READ_ONLY])
 @pytest.mark.parametrize("operation", [*DELETIONS, "set"])
 async def test_while_a_deletion_fails_nothing_is_read(
-    operation: str, error: CacheError, backend: CircuitBreakerBackend, inner: FaultyBackend
+    operation: str, error: CacheError, backend: Breaker, inner: FaultyBackend
 ) -> None:
     """Though the backend answers. A failed `set` counts, for what it replaces is outdated."""
     inner.errors = dict.fromkeys([operation, "delete", "flush"], error)
@@ -353,7 +349,7 @@ async def test_while_a_deletion_fails_nothing_is_read(
 
 @pytest.mark.parametrize("error", [None, READ_ONLY])
 async def test_a_deletion_during_the_flush_is_done_at_once(
-    error: CacheError | None, backend: CircuitBreakerBackend, inner: FaultyBackend
+    error: CacheError | None, backend: Breaker, inner: FaultyBackend
 ) -> None:
     """If it fails there is another flush."""
     gate = inner.gates["flush"] = asyncio.Event()
@@ -377,7 +373,7 @@ async def test_a_deletion_during_the_flush_is_done_at_once(
 async def test_closing_flushes_if_a_deletion_was_missed(
     inner: FaultyBackend, *, is_flushing: bool
 ) -> None:
-    backend = CircuitBreakerBackend(inner, retry_seconds=0.01 if is_flushing else 60)
+    backend = Breaker(inner, retry_seconds=0.01 if is_flushing else 60)
     inner.gates["flush"] = asyncio.Event()
     await fail(backend, inner)
     await backend.delete("key")
@@ -397,7 +393,7 @@ async def test_closing_logs_lost_deletions(
 ) -> None:
     """A backend that does not answer does not hold up the end of the process."""
     monkeypatch.setattr(circuit_breaker, "LAST_FLUSH_SECONDS", 0.01)
-    backend = CircuitBreakerBackend(inner)
+    backend = Breaker(inner)
     await fail(backend, inner)
     await backend.delete("key", "other")
     await backend.delete_matching("k*")
