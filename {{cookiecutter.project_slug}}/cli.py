@@ -4,7 +4,8 @@ import asyncio
 import os
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Annotated
 
 import typer
@@ -26,6 +27,13 @@ from src.db.setup import create_database
 # Below the 30 seconds that orchestrators usually grant between SIGTERM and SIGKILL.
 SHUTDOWN_SECONDS = 25
 
+# % if cookiecutter.cache_backend != "none"
+SEPARATE_CACHES = (
+    "CACHE_BACKEND_TYPE=memory: each worker has a separate cache, and may return values"
+    " that another worker changed up to {} s ago."
+)
+
+# % endif
 app = typer.Typer(
     help="Run the service and migrate its database.",
     no_args_is_help=True,
@@ -68,18 +76,9 @@ def api(
     configure_logging(settings)
     # % if cookiecutter.cache_backend != "none"
     if workers > 1 and settings.CACHE_BACKEND_TYPE == "memory":
-        typer.echo(
-            "CACHE_BACKEND_TYPE=memory: each worker has a separate cache, and may return values"
-            f" that another worker changed up to {settings.CACHE_TTL_SECONDS} s ago.",
-            err=True,
-        )
+        typer.echo(SEPARATE_CACHES.format(settings.CACHE_TTL_SECONDS), err=True)
     # % endif
-    with ExitStack() as stack:
-        if workers > 1:
-            # Workers write their metrics to files here, so that each can report them all.
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="metrics-")
-            )
+    with _metrics_folder() if workers > 1 else nullcontext():
         uvicorn.run(
             "main:app",
             host=host or settings.HOST,
@@ -91,6 +90,14 @@ def api(
             log_config=None,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
+
+
+@contextmanager
+def _metrics_folder() -> Iterator[None]:
+    """Let each process write its metrics to files, so that one of them can report them all."""
+    with tempfile.TemporaryDirectory(prefix="metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        yield
 
 
 @app.command()
@@ -131,9 +138,7 @@ def worker(
     config.override_setting("DRAMATIQ_HEALTH_PORT", health_port)
     settings = config.get_settings()
     configure_logging(settings)
-    with tempfile.TemporaryDirectory(prefix="worker-") as folder:
-        # Its processes write their metrics and heartbeats here.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    with _metrics_folder():
         from src import worker as workers  # noqa: PLC0415 - no other command needs Dramatiq
 
         workers.check_health_port(settings)

@@ -39,6 +39,7 @@ INITIALISE = (
     "--locale-provider=builtin",
     "--builtin-locale=C.UTF-8",
 )
+UNSAFE = ("--no-sync", "--no-data-checksums")  # what is faster, for temporary clusters
 SETTINGS = {"timezone": "UTC", "logging_collector": "off"}
 SETTINGS_THROW_AWAY = {
     "fsync": "off",
@@ -54,21 +55,18 @@ def embedded_postgres(
 ) -> Iterator[str]:
     """Run PostgreSQL until the block, or this process, ends; yield its URL.
 
-    With `data` the cluster is kept there, made at first use. Without, it is temporary and
-    trades safety against power cuts for speed.
-    `remove` names files to delete once the server has stopped, however this process ended.
-    The server listens on a Unix socket in a folder of this user only; `tcp` (Windows) on a
-    free port of 127.0.0.1, with a random password.
+    With `data` the cluster is kept there, made at first use. Without, it is temporary and trades
+    safety against power cuts for speed. `remove` is deleted once the server has stopped. It
+    listens on a Unix socket in a private folder; with `tcp` (Windows) on a free port of 127.0.0.1,
+    with a random password.
     """
     account = _account(data)
-    # Only root may enter its home, even on the way to data of others in there. But it can start
-    # a process in any folder, and Linux leads a process back to where it is.
+    # Below a folder that only root may enter, a process still finds the folder it was started in.
     here = "/proc/self/cwd" if account else "."
     with run_folder("pg-", for_all=account is not None) as run:
         binaries = _binaries(run, account)
         cluster = data.absolute() if data else run / "data"
-        initdb = [binaries / "initdb", "-D", here, *INITIALISE]
-        initdb += [] if data else ["--no-sync", "--no-data-checksums"]
+        initdb = [binaries / "initdb", "-D", here, *INITIALISE, *(() if data else UNSAFE)]
         try:
             if not (cluster / "PG_VERSION").exists():
                 _make_cluster(cluster, initdb, run, account, tcp=tcp)
@@ -76,12 +74,11 @@ def embedded_postgres(
         except OSError as error:
             raise POSTGRES.error(error) from error
         settings |= SETTINGS if data else SETTINGS | SETTINGS_THROW_AWAY
-        arguments = [f"--{name}={value}" for name, value in settings.items()]
         with (
             locked(cluster) as lock,
             (run / "log").open("wb") as log,
             supervised(
-                [binaries / "postgres", "-D", here, *arguments],
+                [binaries / "postgres", "-D", here, *(f"--{k}={v}" for k, v in settings.items())],
                 stop_signal=signal.SIGINT,  # "fast": open connections are closed
                 limit=30.0,  # seconds
                 remove=[*remove, run],

@@ -34,18 +34,15 @@ def supervised(
     limit: float = 10.0,
     remove: Sequence[Path] = (),
     account: Account | None = None,
-    lock: int | None = None,
+    lock: int | None = None,  # a file descriptor to keep open as long as the command runs
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     output: int | IO[bytes] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `command` under a supervisor while the block runs; yield the supervisor's process.
 
-    On leaving, or when this process dies, the command gets `stop_signal`, is killed after
-    `limit` seconds, and the files and folders in `remove` are deleted; not so when it ends by
-    itself. `wait()` gives its status, and 128 + n where signal n ended it. `lock` is a file
-    descriptor to keep open as long as it runs; `output` receives all that it prints.
-    (A child of a bare `os.fork()` inherits the pipe: the supervisor waits for its end as well.)
+    When the block ends, or this process, the command gets `stop_signal`, is killed after `limit`
+    seconds, and `remove` is deleted. `wait()` gives its status, and 128 + n for signal n.
     """
     options = {
         "command": [str(argument) for argument in command],
@@ -58,12 +55,11 @@ def supervised(
         [sys.executable, "-I", "-S", __file__, json.dumps(options)],
         stdin=subprocess.PIPE,
         stdout=output,
-        stderr=subprocess.STDOUT if output is not None else None,
+        stderr=None if output is None else subprocess.STDOUT,
         cwd=cwd,
         env=env,
         pass_fds=() if lock is None else (lock,),
-        # Ctrl-C in the terminal is for the owner, which then stops things in their order.
-        start_new_session=True,
+        start_new_session=True,  # Ctrl-C is for the owner, which stops things in their order
         creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
     try:
