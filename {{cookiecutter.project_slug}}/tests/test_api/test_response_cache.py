@@ -231,6 +231,19 @@ async def test_the_endpoints_own_etag_stays(client_of: ClientOf) -> None:
     assert response.headers["cache-control"] == "private, no-cache"
 
 
+async def test_a_background_task_runs_although_the_client_has_the_response(
+    client_of: ClientOf, counter: Counter
+) -> None:
+    async def get() -> Response:
+        return Response("x", headers={"ETag": '"1"'}, background=BackgroundTask(counter))
+
+    client = client_of(endpoint=get)
+    for _ in range(2):
+        await client.get("/x/t/n", headers={"If-None-Match": '"1"'})
+
+    assert counter.calls == 2
+
+
 def with_cookie(number: int) -> Response:
     response = Response(str(number))
     response.set_cookie("session", "x")
