@@ -24,6 +24,7 @@ BUILD = ROOT / "build" / "demo"
 PROJECT = BUILD / "my-service"
 LOG = BUILD / "service.log"
 LIMIT = 60.0  # seconds for anything to come about
+GIT = ("git", "-C", PROJECT, "-c", "user.name=Demo", "-c", "user.email=demo@localhost")
 UNSHOWN = {"created_at", "updated_at", "instance", "request_id", "description"}
 
 
@@ -34,24 +35,37 @@ class DemoError(Exception):
 say = partial(print, flush=True)
 
 
-def run(*command: str | Path, cwd: Path = ROOT) -> None:
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         shown = " ".join(map(str, command))
         raise DemoError(f"`{shown}` failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def scaffold() -> None:
     if (PROJECT / ".data" / "dev.env").exists():
         raise DemoError(f"{PROJECT} is running: stop its `make dev` first.")
+    if any(path.name != ".venv" for path in PROJECT.glob("*")) and is_changed():
+        raise DemoError(f"{PROJECT} has changes: move it or delete it first.")
     for path in PROJECT.glob("*"):
         if path.name != ".venv":  # it holds what an earlier demo downloaded
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     say("Scaffolding a service with the default answers")
     options = ["--no-input", "--overwrite-if-exists", "--output-dir", str(BUILD)]
     run(sys.executable, "-m", "cookiecutter", ROOT, *options)
+    run(*GIT, "init", "--quiet")
+    run(*GIT, "add", "--all")
+    run(*GIT, "commit", "--quiet", "--message", "What the demo has scaffolded")
     say("Installing its requirements into its own .venv")
     run("make", "--no-print-directory", "setup", f"PYTHON={sys.executable}", cwd=PROJECT)
+
+
+def is_changed() -> bool:
+    """Whether the service differs from what an earlier demo has scaffolded and committed."""
+    if not (PROJECT / ".git").is_dir():
+        return True
+    return run(*GIT, "status", "--porcelain") != "" or run(*GIT, "rev-list", "HEAD").count("\n") > 1
 
 
 def environment(project: Path, port: int) -> dict[str, str]:
