@@ -169,8 +169,8 @@ class CachingContract:
     async def test_functions_that_need_each_others_values_do_not_deadlock(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A nested call waits no longer than a lease lasts."""
-        monkeypatch.setattr(cache_module, "LEASE_SECONDS", 0.5)
+        """A nested call stops waiting for a computation that waits too."""
+        monkeypatch.setattr(cache_module, "NESTED_SECONDS", 0.5)
         both_compute = asyncio.Barrier(2)
 
         @cached(key="{number}")
@@ -184,6 +184,30 @@ class CachingContract:
 
         async with asyncio.timeout(PATIENCE_SECONDS):
             assert set(await asyncio.gather(outer(1), outer(2))) <= {1, 2}
+
+    async def test_nested_calls_compute_a_slow_value_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cache_module, "NESTED_SECONDS", 0.01)
+        is_slow = asyncio.Event()
+        calls = 0
+
+        @cached()
+        async def inner() -> int:
+            nonlocal calls
+            calls += 1
+            await is_slow.wait()
+            return calls
+
+        @cached()
+        async def outer(number: int) -> int:
+            return number + await inner()
+
+        readers = asyncio.gather(*(outer(number) for number in range(5)))
+        await asyncio.sleep(0.2)  # many times NESTED_SECONDS
+        is_slow.set()
+
+        assert (await readers, calls) == ([1, 2, 3, 4, 5], 1)
 
     async def test_a_stale_value_is_returned_while_it_is_refreshed(self, cache: Cache) -> None:
         calls = 0

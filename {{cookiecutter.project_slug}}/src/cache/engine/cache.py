@@ -28,12 +28,13 @@ T = TypeVar("T")
 
 LEASE_SECONDS = 3.0  # how long others wait for a process that died while it computed
 WAIT_SECONDS = 30.0  # how long for one that is alive, before computing without it
+NESTED_SECONDS = 3.0  # how long a nested call waits for one that itself waits
 RENEW_SECONDS = 0.5  # between renewals of a lease
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.05  # seconds between attempts to acquire a lease
 VERSION_SECONDS = 30 * 24 * 3600.0  # entries do not outlive the versions of their tags
 
-# Whether this call is part of a computation, which others may wait for.
-_is_nested: ContextVar[bool] = ContextVar("is_nested_computation", default=False)
+# The computation that this call is part of: then the call is nested.
+_enclosing: ContextVar["Computation | None"] = ContextVar("computation", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Computation:
         self.token = token_hex(8)
         self.versions: list[str] | None = None  # of its tags; None until it has the lease
         self.is_private = False  # the value cannot be shared
+        self.waits = 0  # how many of its nested calls wait for other computations
         self._result: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
 
     def finish(self, payload: bytes | None) -> None:
@@ -69,8 +71,15 @@ class Computation:
             self._result.set_exception(error)
             self._result.exception()  # asyncio logs an error that has never been looked at
 
-    async def wait(self, seconds: float) -> bytes | None:
-        await asyncio.wait([self._result], timeout=seconds)
+    async def wait(self, seconds: float, enclosing: "Computation | None") -> bytes | None:
+        """Return the result, None if there is none yet; `enclosing` is who waits, if nested."""
+        if enclosing is not None:
+            enclosing.waits += 1
+        try:
+            await asyncio.wait([self._result], timeout=seconds)
+        finally:
+            if enclosing is not None:
+                enclosing.waits -= 1
         return self._result.result() if self._result.done() else None
 
 
@@ -146,22 +155,25 @@ class Cache:
 
     async def _compute_once(self, read: Read[T]) -> T:
         """Compute the value, or wait for a computation that has read nothing outdated."""
-        # A nested call may wait for a computation that waits for its own: not for long.
-        deadline = monotonic() + (LEASE_SECONDS if _is_nested.get() else WAIT_SECONDS)
+        enclosing = _enclosing.get()
+        deadline = monotonic() + WAIT_SECONDS
         while (seconds := deadline - monotonic()) > 0:
             computation = self._computations.get(read.key)
             if computation is None:
-                computed = await self._compute(read, deadline)
+                limit = deadline if enclosing is None else monotonic() + NESTED_SECONDS
+                computed = await self._compute(read, limit)
                 return await read.call() if computed is None else computed.value
             if not await self._is_current(read, computation):
                 await self.backend.release_lease(read.key, computation.token)
                 self._forget(read.key, computation)
                 continue
-            payload = await computation.wait(seconds)
+            payload = await computation.wait(min(seconds, NESTED_SECONDS), enclosing)
             if payload is not None:
                 with suppress(ValueError):  # another function's value, under the same key
                     return read.policy.codec.decode(payload)
-            if payload is not None or computation.is_private:
+            # It waits too: perhaps for the one that encloses this call, and so for ever.
+            may_deadlock = enclosing is not None and computation.waits > 0
+            if payload is not None or computation.is_private or may_deadlock:
                 break
         return await read.call()
 
@@ -243,14 +255,14 @@ class Cache:
                     is_current = await self._is_current(read, computation)
                 await self.backend.release_lease(read.key, computation.token)
 
-        is_nested = _is_nested.get()
-        _is_nested.set(True)
+        enclosing = _enclosing.get()
+        _enclosing.set(computation)
         task = asyncio.create_task(renew())
         try:
             yield
         finally:
             task.cancel()
-            _is_nested.set(is_nested)
+            _enclosing.set(enclosing)
 
     def _refresh(self, read: Read[Any]) -> None:
         """Compute the value in the background, unless that is under way."""
