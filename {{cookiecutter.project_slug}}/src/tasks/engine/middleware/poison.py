@@ -18,8 +18,8 @@ class PoisonMessageMiddleware(AttemptMiddleware):
     """Makes a dead letter of a message that kills its worker each time.
 
     A worker that dies has taken several messages, and which one killed it is unknown. So each of
-    them is counted from its second delivery on, when it starts; at the fourth start it is a dead
-    letter. All other messages, which are nearly all, cost nothing.
+    them is counted from its second delivery on, when it starts; the fourth such start makes it a
+    dead letter instead. All other messages, which are nearly all, cost nothing.
     """
 
     def before_attempt(self, message: MessageProxy) -> None:
