@@ -13,10 +13,10 @@ from src.core.config import Settings
 from src.tasks import context
 from src.tasks.engine.brokers.base import TaskBroker
 from tests.fixtures.notes import Note
-from tests.test_tasks.conftest import broker, queue, queue_settings, server, variables
+from tests.test_tasks.conftest import broker, open_broker, queue, queue_settings, server, variables
 from tests.test_tasks.workers import enqueue, eventually, working
 
-__all__ = ["broker", "queue", "queue_settings", "server", "variables"]
+__all__ = ["broker", "open_broker", "queue", "queue_settings", "server", "variables"]
 
 
 @pytest.fixture
