@@ -55,10 +55,9 @@ def embedded_postgres(
 ) -> Iterator[str]:
     """Run PostgreSQL until the block, or this process, ends; yield its URL.
 
-    With `data` the cluster is kept there, made at first use. Without, it is temporary and trades
-    safety against power cuts for speed. `remove` is deleted once the server has stopped. It
-    listens on a Unix socket in a private folder; with `tcp` (Windows) on a free port of 127.0.0.1,
-    with a random password.
+    With `data` the cluster is kept there; without, it is temporary, and trades safety for speed.
+    `remove` is deleted once the server has stopped. It listens on a Unix socket in a private
+    folder; with `tcp` (Windows) on a free port of 127.0.0.1, with a random password.
     """
     account = _account(data)
     # Below a folder that only root may enter, a process still finds the folder it was started in.
