@@ -23,7 +23,7 @@ FEATURES = [
     ("{{ cookiecutter.example and cookiecutter.scheduler }}", "src/**/stale_items.py"),
     ("{{ not cookiecutter.example }}", "src/*/jobs_without_example.py"),
     ("{{ cookiecutter.cache_backend != 'none' }}", """
-        docs/cache.md  src/cache  src/core/cache_type.py  src/schemas/cache.py
+        docs/caching.md  src/cache  src/core/cache_type.py  src/schemas/cache.py
         src/api/response_*.py  src/api/v1/endpoints/cache.py
         src/tasks/engine/middleware/caching.py
         tests/test_cache  tests/test_api/test_cache*.py  tests/test_api/test_response_*.py"""),

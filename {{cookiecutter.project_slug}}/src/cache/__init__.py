@@ -1,4 +1,4 @@
-"""`@cached`, `@invalidate_cache` and direct access to the cache; docs/cache.md shows how.
+"""`@cached`, `@invalidate_cache` and direct access to the cache; docs/caching.md shows how.
 
 Nothing in this package is yours to change: `engine` is the machinery, `backends` the stores.
 """

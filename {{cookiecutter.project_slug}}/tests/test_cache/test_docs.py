@@ -1,4 +1,4 @@
-"""The examples of docs/cache.md are true. What they leave to the reader is defined here."""
+"""The examples of docs/caching.md are true. What they leave to the reader is defined here."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -57,7 +57,7 @@ def examples(documented_notes: None) -> Examples:  # noqa: ARG001 - examples imp
         "user_of_token": lambda token: token and token.removeprefix("Bearer "),
     }
     routers = []
-    for block in BLOCK.findall((ROOT / "docs" / "cache.md").read_text("utf-8")):
+    for block in BLOCK.findall((ROOT / "docs" / "caching.md").read_text("utf-8")):
         before = names.get("router")
         exec(block, names)  # noqa: S102 - our own page
         if names.get("router") is not before:
