@@ -119,22 +119,27 @@ def dev() -> None:
 @app.command()
 def worker(
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes.  [DRAMATIQ_PROCESSES]")
+        int | None, typer.Option(min=1, help="Number of processes.  [DRAMATIQ_PROCESSES]")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Concurrent tasks in each.  [DRAMATIQ_THREADS]")
+        int | None, typer.Option(min=1, help="Concurrent tasks per process.  [DRAMATIQ_THREADS]")
     ] = None,
-    queues: Annotated[str, typer.Option(help="Queues to consume, as a,b; all by default.")] = "",
+    queues: Annotated[str, typer.Option(help="Queues to consume, as in a,b. Default: all.")] = "",
     health_port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="Port for probes and Prometheus.  [DRAMATIQ_HEALTH_PORT]"
+            min=0,
+            max=65535,
+            help="Port of the health checks and metrics; 0 takes any.  [DRAMATIQ_HEALTH_PORT]",
         ),
     ] = None,
     *,
     reload: Annotated[bool, typer.Option("--reload", help="Restart when code changes.")] = False,
 ) -> None:
-    """Run background tasks. One Ctrl-C or SIGTERM lets running tasks end first."""
+    """Run background tasks.
+
+    Press Ctrl-C once, or send SIGTERM once, to stop after the running tasks have finished.
+    """
     config.override_setting("DRAMATIQ_HEALTH_PORT", health_port)
     settings = config.get_settings()
     configure_logging(settings)
@@ -152,13 +157,13 @@ def worker(
     raise typer.Exit(status)
 
 
-# Its commands are imported when one is used: that takes half as long as all imports of this file.
+# The commands are imported on use, since their imports make every other command start slower.
 @app.command(
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def tasks(context: typer.Context) -> None:
-    """Inspect and requeue background tasks."""
+    """Inspect, requeue and purge dead letters."""
     from src.tasks import cli as commands  # noqa: PLC0415 - see above
 
     commands.run(context.args, context.command_path)

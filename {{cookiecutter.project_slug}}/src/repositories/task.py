@@ -94,7 +94,8 @@ class TaskRepository(Repository[Task]):
             .values(status=status, result=result, problem=problem, finished_at=func.now())
         )
 
-    async def reopen(self, task_ids: Sequence[UUID]) -> None:
+    async def mark_requeued(self, task_ids: Sequence[UUID]) -> None:
+        """Change the status of these tasks from failed to queued."""
         await self.session.execute(
             update(Task)
             .where(Task.id.in_(task_ids), Task.status == TaskStatus.FAILED)

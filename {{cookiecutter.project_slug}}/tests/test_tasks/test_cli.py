@@ -66,7 +66,7 @@ async def test_dead_letters_are_listed_newest_first_then_purged_and_requeued(
     requeued = await asyncio.to_thread(dead, "requeue", "--all")
 
     head, newest, second = listed.out.splitlines()
-    assert (listed.status, head) == (0, f"{queue_of(broker)}: 3 dead")
+    assert (listed.status, head) == (0, f"Dead letters in queue {queue_of(broker)}: 3")
     assert (newest.split()[0], second.split()[0]) == (ids[2], ids[1])
     assert "refuse(" in newest
     assert newest.endswith("RefusedError: The task is refused.")
@@ -95,7 +95,7 @@ async def test_a_dead_letter_says_why_and_has_all_its_attempts_again_when_requeu
         task = await ended(committing_database, task_id)
 
     assert shown.status == 0
-    assert f"tracked_fail, queue {queue_of(broker)}, died 20" in shown.out
+    assert f"actor: tracked_fail\nqueue: {queue_of(broker)}\nfailed at: 20" in shown.out
     assert f'args: ["{path}", 4]' in shown.out
     assert "attempts: 4\nerror: ValueError: hunter2\nTraceback (most recent" in shown.out
     assert failed.status is TaskStatus.FAILED
@@ -115,10 +115,13 @@ async def test_ids_or_all_are_required_and_an_unknown_one_is_an_error(
         await asyncio.to_thread(dead, command, *given) for given in ((), ("--all", "unknown"))
     ]
 
-    assert (unknown.status, unknown.err) == (1, "Error: There is no dead letter unknown.")
+    assert (unknown.status, unknown.err) == (
+        1,
+        "Error: There is no dead letter with the id unknown.",
+    )
     for result in (neither, both):
         assert result.status == 2
-        assert "name some, or give --all" in result.err
+        assert "pass either message ids or --all" in result.err
     assert broker.queue_state(queue_of(broker)).dead == 1
 
 

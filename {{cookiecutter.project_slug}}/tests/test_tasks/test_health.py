@@ -126,7 +126,7 @@ async def test_a_worker_serves_for_all_its_processes(
     command = ["cli.py", "worker", "--processes", "2", "--threads", "1", "--health-port", "0"]
     worker = Process(*command, log=tmp_path / "log", **variables)
     try:
-        await asyncio.to_thread(worker.wait_for_log, "worker_health")
+        await asyncio.to_thread(worker.wait_for_log, "health_server_started")
         address = re.search(r"http://127.0.0.1:\d+", worker.log_text)
         assert address
         async with httpx.AsyncClient(base_url=address[0], timeout=LIMIT) as client:

@@ -114,7 +114,7 @@ async def test_a_retry_waits_for_the_broker(
         await eventually(lambda: words(path), "the first attempt")
         await broker_proxy.stop()
         awaited.touch()
-        await eventually(lambda: events(logs, "retry_waits_for_broker"), "a warning")
+        await eventually(lambda: events(logs, "task_retry_postponed"), "a warning")
         await broker_proxy.start()
         await eventually(lambda: len(words(path)) >= 2, "the second attempt")
         # There may be more: the broker delivers again what was not acknowledged.
@@ -135,7 +135,7 @@ async def test_a_hook_that_raises_loses_no_message(
         letter = await dead_letter(broker)
 
     assert letter.message.options["error"] == "ValueError: hunter2"
-    assert len(events(logs, "retry_failed")) == 1
+    assert len(events(logs, "task_retry_abandoned")) == 1
 
 
 async def test_arguments_that_a_task_has_spoiled_lose_no_message(

@@ -187,7 +187,7 @@ async def test_a_message_is_acknowledged_once_its_end_is_recorded(
     async with working(broker, threads=1) as worker:
         await eventually(lambda: words(path), "its start")
         await db_proxy.stop()
-        await eventually(lambda: events(logs, "task_waits_to_be_recorded"), "a warning")
+        await eventually(lambda: events(logs, "task_outcome_not_recorded"), "a warning")
         running = await state_of(committing_database, task_id)
         unfinished = worker.work_queue.unfinished_tasks
         await db_proxy.start()

@@ -46,7 +46,7 @@ def serve() -> int:
     import_module("src.tasks.jobs")  # it declares the queues, and imports this module
     app = create_app(settings, cast(TaskBroker, get_broker()))
     with socket.create_server((settings.HOST, settings.DRAMATIQ_HEALTH_PORT or 0)) as listener:
-        log.info("worker_health", url=f"http://{settings.HOST}:{listener.getsockname()[1]}")
+        log.info("health_server_started", url=f"http://{settings.HOST}:{listener.getsockname()[1]}")
         config = uvicorn.Config(
             app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=1
         )
@@ -130,7 +130,7 @@ def _queue_states(broker: TaskBroker) -> Mapping[str, QueueState]:
     try:
         return {name: broker.queue_state(name) for name in sorted(broker.get_declared_queues())}
     except BrokerUnavailableError as error:
-        log.warning("not_ready", part="broker", cause=str(error))
+        log.warning("metrics_incomplete", missing="broker", cause=str(error))
         return {}
 
 
@@ -139,5 +139,5 @@ async def _outbox_age(database: Database) -> float | None:
         async with database.reads() as session:
             return await OutboxRepository(session).oldest_seconds()
     except (DatabaseUnavailableError, SQLAlchemyError) as error:
-        log.warning("not_ready", part="database", cause=str(error))
+        log.warning("metrics_incomplete", missing="database", cause=str(error))
         return None

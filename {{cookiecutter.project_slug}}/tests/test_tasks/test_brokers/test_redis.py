@@ -142,4 +142,4 @@ def test_server_that_may_evict_is_warned_of(broker: RedisTaskBroker) -> None:
             client.config_set("maxmemory", "0")
             client.config_set("maxmemory-policy", "noeviction")
 
-    assert [log["event"] for log in logs] == ["queue_may_be_evicted"]
+    assert [log["event"] for log in logs] == ["broker_eviction_enabled"]

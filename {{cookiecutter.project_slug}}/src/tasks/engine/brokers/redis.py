@@ -230,7 +230,7 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
             memory = self.client.info("memory")
         policy = memory.get("maxmemory_policy", "noeviction")
         if memory.get("maxmemory") and policy != "noeviction":
-            log.warning("queue_may_be_evicted", maxmemory_policy=policy, wanted="noeviction")
+            log.warning("broker_eviction_enabled", maxmemory_policy=policy, required="noeviction")
 
     def maintain(self) -> None:
         """Requeue the messages of dead workers; delete dead letters that are too old.

@@ -32,7 +32,7 @@ class PoisonMessageMiddleware(AttemptMiddleware):
         if starts > MAX_STARTS:
             reason = f"Its worker died {MAX_STARTS} times as it ran."
             mark_dead(message, reason)
-            log.error("task_killed_its_workers", starts=MAX_STARTS)
+            log.error("poison_message_detected", starts=MAX_STARTS)
             raise SkipMessage(reason)
 
     def after_attempt(

@@ -66,12 +66,12 @@ class RetriesMiddleware(Retries):
                     retry = super().after_process_message
                     retry(broker, message, exception=exception)  # type: ignore[no-untyped-call]  # no types there
             except BrokerConnectionError as error:
-                log.warning("retry_waits_for_broker", cause=str(error))
+                log.warning("task_retry_postponed", cause=str(error))
                 message.options.clear()
                 message.options.update(before)
                 time.sleep(WAIT_SECONDS)
             except Exception:
-                log.exception("retry_failed")
+                log.exception("task_retry_abandoned")
                 message.fail()
                 return
             else:

@@ -71,7 +71,7 @@ class TaskTrackingMiddleware(AttemptMiddleware):
             try:
                 self._resources.execute(work)
             except NotRecordedError as error:
-                log.warning("task_waits_to_be_recorded", cause=str(error))
+                log.warning("task_outcome_not_recorded", cause=str(error))
                 time.sleep(RETRY_SECONDS)
             else:
                 return
