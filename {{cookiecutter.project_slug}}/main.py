@@ -9,7 +9,7 @@ from src.api import (
     idempotency,
     openapi,
     # % if cookiecutter.cache_backend != "none"
-    response_shortcut,
+    response_cache_middleware,
     # % endif
 )
 from src.api.metrics import MetricsMiddleware, metrics
@@ -55,7 +55,7 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
     """The last one added is outermost, and sees a request first."""
     app.add_middleware(idempotency.IdempotencyMiddleware, handlers=app.exception_handlers)
     # % if cookiecutter.cache_backend != "none"
-    app.add_middleware(response_shortcut.CacheMiddleware)
+    app.add_middleware(response_cache_middleware.CacheMiddleware)
     # % endif
     app.add_middleware(BodyLimitMiddleware, limit=MAX_BODY_BYTES)
     if not settings.DEBUG:  # there Starlette shows a page with the traceback

@@ -37,7 +37,7 @@ class _Transaction:
             if self.invalidate is not None:
                 await self.invalidate(*sorted(self.key_patterns), tags=sorted(self.tags))
         except Exception:
-            log.exception("invalidation_failed")  # to raise would say that nothing was committed
+            log.exception("cache_invalidation_failed")  # to raise would say that nothing was committed
 
 
 _TRANSACTION = "cache_transaction"

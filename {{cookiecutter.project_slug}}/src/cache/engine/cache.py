@@ -270,7 +270,7 @@ class Cache:
         def check(task: asyncio.Task[Any]) -> None:
             del self._refreshes[read.key]
             if not task.cancelled() and (error := task.exception()):
-                log.error("refresh_failed", key=read.key, exc_info=error)
+                log.error("cache_refresh_failed", key=read.key, exc_info=error)
 
         if read.key not in self._refreshes and read.key not in self._computations:
             task = asyncio.create_task(self._compute(read, deadline=0))

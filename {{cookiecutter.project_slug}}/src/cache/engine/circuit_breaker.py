@@ -25,16 +25,16 @@ log = structlog.get_logger(__name__)
 
 OPERATION_DURATION = Histogram(
     "cache_operation_duration_seconds",
-    "Duration of a backend's operation.",
+    "Duration of cache backend operations.",
     ["backend", "operation"],
     buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
 )
 ERRORS = Counter(
-    "cache_errors_total", "Operations of a backend that failed.", ["backend", "operation"]
+    "cache_errors_total", "Failed cache backend operations.", ["backend", "operation"]
 )
 AVAILABLE = Gauge(
     "cache_available",
-    "1 while the circuit is closed, else 0; the worst of all processes.",
+    "1 while the circuit breaker of every process is closed, else 0.",
     ["backend"],
     multiprocess_mode="livemin",
 )

@@ -68,7 +68,7 @@ class Json(Generic[T]):
             reason = str(error)
         if not self._warned:
             self._warned = True
-            log.warning("not_cached", function=self.name, reason=reason)
+            log.warning("value_not_cached", function=self.name, reason=reason)
         return None
 
 

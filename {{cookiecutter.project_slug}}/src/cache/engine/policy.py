@@ -14,7 +14,7 @@ from src.cache.engine.codec import Codec
 # Keys are never labels: there is no end to them.
 REQUESTS = Counter(
     "cache_requests_total",
-    "Values asked for; the result is hit, miss, stale or bypass.",
+    "Cache lookups by result: hit, miss, stale or bypass.",
     ["cache", "result"],
 )
 

@@ -9,8 +9,9 @@ from src.schemas.cache import CacheInfo
 router = APIRouter(prefix="/cache", tags=["cache"], dependencies=[ApiKey])
 
 
-@router.get("/info")
+@router.get("/info", summary="Inspect the cache")
 async def cache_info(request: Request) -> CacheInfo:
+    """Return the cache backend, whether it is available, and how many entries it holds."""
     cache: Cache = request.state.cache
     backend = cache.backend
     state = await backend.info()
@@ -19,7 +20,10 @@ async def cache_info(request: Request) -> CacheInfo:
     )
 
 
-@router.post("/clear", status_code=status.HTTP_204_NO_CONTENT)
+@router.post("/clear", status_code=status.HTTP_204_NO_CONTENT, summary="Clear the cache")
 async def clear_cache(request: Request) -> None:
-    """Delete all cached values. If the cache is unavailable: once it has recovered."""
+    """Delete all cached values of this service.
+
+    If the cache backend is unavailable, the values are deleted as soon as it recovers.
+    """
     await request.state.cache.backend.flush()
