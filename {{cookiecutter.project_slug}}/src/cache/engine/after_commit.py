@@ -1,7 +1,7 @@
-"""Invalidation that waits for the commit, in every session that writes.
+"""After-commit callbacks: a transaction invalidates cached values once it has committed.
 
-Over-invalidation is safe. So a savepoint that is rolled back takes nothing back, and a commit that
-fails counts as one, for it may have succeeded before its connection was lost.
+Invalidating too much is always safe. Rolling back to a savepoint therefore cancels no invalidation.
+A commit that fails still invalidates, because it may have succeeded before the connection was lost.
 """
 
 from collections.abc import Awaitable, Callable, Generator, Iterable
@@ -24,7 +24,7 @@ Invalidate = Callable[..., Awaitable[None]]  # Cache.invalidate
 
 @dataclass
 class _Transaction:
-    """What a session's transaction has done so far, and what its commit invalidates."""
+    """The state of a session's transaction, and what to invalidate after its commit."""
 
     has_written: bool = False
     is_committing: bool = False
@@ -37,18 +37,19 @@ class _Transaction:
             if self.invalidate is not None:
                 await self.invalidate(*sorted(self.key_patterns), tags=sorted(self.tags))
         except Exception:
-            log.exception("cache_invalidation_failed")  # to raise would say that nothing was committed
+            # Do not raise: the caller would think that the commit had failed.
+            log.exception("cache_invalidation_failed")
 
 
 _TRANSACTION = "cache_transaction"
-# The sessions that this task has used to write; most of their transactions have ended.
+# Sessions that this asyncio task has used to write. Their transactions may have ended.
 _sessions: ContextVar[tuple[Session, ...]] = ContextVar("writing_sessions", default=())
 _commits: ContextVar[list[Session] | None] = ContextVar("commits", default=None)
 
 
 @contextmanager
 def watch_commits() -> Generator[list[Session]]:
-    """Yield a list of the sessions that have committed in the block, or in tasks that it started."""
+    """Yield a list that receives each session that commits in the block or in its tasks."""
     outer = _commits.get()
     commits: list[Session] = []
     _commits.set(commits)
@@ -61,23 +62,28 @@ def watch_commits() -> Generator[list[Session]]:
 
 
 def has_uncommitted_changes() -> bool:
-    """Whether this task has a transaction open that has written, so that it alone sees the change."""
+    """Return whether this asyncio task has written in a transaction that is still open."""
     sessions = _sessions.get()
-    if not sessions:  # every hit asks
+    if not sessions:  # fast path: every cache hit calls this
         return False
-    return any(_TRANSACTION in each.info and _transaction(each).has_written for each in sessions)
+    return any(
+        _TRANSACTION in session.info and _transaction(session).has_written for session in sessions
+    )
 
 
 def open_transactions(sessions: Iterable[Session]) -> list[Session]:
-    """Return those of the sessions, or else of this task, that may still commit something."""
-    writing = [each for each in sessions if not isinstance(each, ReadOnlySession)]
-    return [each for each in writing or _sessions.get() if each.in_transaction()]
+    """Return the given sessions that are in a transaction and can write.
+
+    If no given session can write, use the sessions of this asyncio task.
+    """
+    writing = [session for session in sessions if not isinstance(session, ReadOnlySession)]
+    return [session for session in writing or _sessions.get() if session.in_transaction()]
 
 
 def invalidate_after_commit(
     session: Session, invalidate: Invalidate, key_patterns: Iterable[str], tags: Iterable[str]
 ) -> None:
-    """Invalidate right after the commit, before the caller of `commit` continues."""
+    """Invalidate right after the commit, before `commit()` returns to its caller."""
     transaction = _transaction(session)
     transaction.invalidate = invalidate
     transaction.key_patterns.update(key_patterns)
@@ -89,21 +95,22 @@ def _transaction(session: Session) -> _Transaction:
     return transaction
 
 
-def _remember(session: Session) -> None:
-    known = _sessions.get()
-    if session not in known and not isinstance(session, ReadOnlySession):
-        _sessions.set((*(each for each in known if each.in_transaction()), session))
+def _track(session: Session) -> None:
+    tracked = _sessions.get()
+    if session not in tracked and not isinstance(session, ReadOnlySession):
+        still_open = (other for other in tracked if other.in_transaction())
+        _sessions.set((*still_open, session))
 
 
 @event.listens_for(Session, "after_transaction_create")
 def _on_begin(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
-        _remember(session)
+        _track(session)
 
 
 @event.listens_for(Session, "after_flush")
 def _on_flush(session: Session, _context: object) -> None:
-    _remember(session)  # another task may have begun the transaction
+    _track(session)  # another asyncio task may have begun the transaction
     _transaction(session).has_written = True
 
 

@@ -1,4 +1,4 @@
-"""A circuit breaker: while the cache fails, the service is slower and otherwise as ever."""
+"""Circuit breaker: while the cache backend fails, the service is slower but keeps working."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,9 +29,7 @@ OPERATION_DURATION = Histogram(
     ["backend", "operation"],
     buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
 )
-ERRORS = Counter(
-    "cache_errors_total", "Failed cache backend operations.", ["backend", "operation"]
-)
+ERRORS = Counter("cache_errors_total", "Failed cache backend operations.", ["backend", "operation"])
 AVAILABLE = Gauge(
     "cache_available",
     "1 while the circuit breaker of every process is closed, else 0.",
@@ -41,17 +39,17 @@ AVAILABLE = Gauge(
 
 
 class Circuit(Enum):
-    CLOSED = "closed"  # everything reaches the backend
-    OPEN = "open"  # nothing does, but a ping now and then
-    HALF_OPEN = "half-open"  # it answers again, and is flushed if it missed a deletion
+    CLOSED = "closed"  # all operations are sent to the backend
+    OPEN = "open"  # no operation is sent; a probe pings the backend regularly
+    HALF_OPEN = "half-open"  # the ping succeeded; the probe flushes if a deletion was missed
 
 
 class CircuitBreakerBackend(CacheBackend):
-    """Behaves like an empty cache for as long as the inner backend is unavailable.
+    """Behaves like an empty cache while the inner backend is unavailable.
 
     Only `ping` raises CacheError. An outage opens the circuit, so that no request waits for a
-    server that does not answer; a task probes it in the background. If a deletion was missed
-    meanwhile, the namespace is flushed before anything is read from it again.
+    server that does not respond. An asyncio task probes the server until it recovers. If a deletion
+    was missed during the outage, the namespace is flushed before the next read.
     """
 
     def __init__(self, inner: CacheBackend, *, retry_seconds: float = RETRY_SECONDS) -> None:
@@ -65,7 +63,7 @@ class CircuitBreakerBackend(CacheBackend):
         self._missed_deletions = 0
         self._probe_task: asyncio.Task[None] | None = None
         self._warn_after: dict[str, float] = {}
-        # Looked up once per operation: it costs more than observing.
+        # Cached, because `labels()` takes longer than `observe()`.
         self._duration_of = cache(partial(OPERATION_DURATION.labels, inner.name))
         AVAILABLE.labels(inner.name).set(1)
 
@@ -74,20 +72,20 @@ class CircuitBreakerBackend(CacheBackend):
         return self._circuit is Circuit.CLOSED
 
     async def aclose(self) -> None:
-        self._circuit = Circuit.OPEN  # what fails from now on starts no probe
+        self._circuit = Circuit.OPEN  # a failure after this line starts no probe
         try:
             if self._probe_task is not None:
                 self._probe_task.cancel()
                 await asyncio.wait([self._probe_task])
             try:
                 async with asyncio.timeout(LAST_FLUSH_SECONDS):
-                    await self._flush_missed()
+                    await self._flush_if_deletion_missed()
             except (CacheError, TimeoutError) as error:
-                number, cause = self._missed_deletions, _text(error)
+                number, cause = self._missed_deletions, _error_text(error)
                 log.warning("cache_deletions_lost", backend=self.name, number=number, cause=cause)
             await self._inner.aclose()
         except CacheError as error:
-            self._count("aclose", error)
+            self._record_error("aclose", error)
 
     async def get(self, key: str) -> Value | None:
         return await self._attempt(self._inner.get, None, key)
@@ -97,16 +95,16 @@ class CircuitBreakerBackend(CacheBackend):
 
     async def set(self, key: str, value: Value, ex: float | None = None) -> None:
         if await self._attempt(self._inner.set, False, key, value, ex) is False:
-            await self.delete(key)  # the value that it replaces is outdated
+            await self.delete(key)  # the old value is outdated
 
     async def add(self, key: str, value: Value, ex: float | None = None) -> bool:
         return await self._attempt(self._inner.add, True, key, value, ex)
 
     async def delete(self, *keys: str) -> int:
-        return await self._attempt(self._inner.delete, 0, *keys, deletes=True)
+        return await self._attempt(self._inner.delete, 0, *keys, is_deletion=True)
 
     async def delete_matching(self, pattern: str) -> int:
-        return await self._attempt(self._inner.delete_matching, 0, pattern, deletes=True)
+        return await self._attempt(self._inner.delete_matching, 0, pattern, is_deletion=True)
 
     async def scan(self, pattern: str = "*") -> AsyncIterator[str]:
         keys = self._inner.scan(pattern)
@@ -118,10 +116,10 @@ class CircuitBreakerBackend(CacheBackend):
             yield key
 
     async def flush(self) -> None:
-        await self._attempt(self._inner.flush, None, deletes=True)
+        await self._attempt(self._inner.flush, None, is_deletion=True)
 
     async def acquire_lease(self, key: str, token: str, seconds: float) -> bool:
-        # False would mean that somebody else has it, and is to be waited for.
+        # On failure, return True: False would make the caller wait for another lease holder.
         return await self._attempt(self._inner.acquire_lease, True, key, token, seconds)
 
     async def renew_lease(self, key: str, token: str, seconds: float) -> bool:
@@ -140,17 +138,22 @@ class CircuitBreakerBackend(CacheBackend):
             raise CacheUnavailableError(f"The cache ({self.name}) is unavailable.")
 
     async def info(self) -> dict[str, Any]:
-        """Describe the inner backend too, unless it is unavailable."""
-        nothing: dict[str, Any] = {}
-        return await self._attempt(self._inner.info, nothing)
+        """Return the inner backend's information, or `{}` if it is unavailable."""
+        empty: dict[str, Any] = {}
+        return await self._attempt(self._inner.info, empty)
 
     async def _attempt(
-        self, call: Callable[[*Args], Awaitable[T]], default: D, *args: *Args, deletes: bool = False
+        self,
+        call: Callable[[*Args], Awaitable[T]],
+        default: D,
+        *args: *Args,
+        is_deletion: bool = False,
     ) -> T | D:
         """Call the inner backend, or return the default if it is unavailable or fails."""
-        # While the namespace is flushed, deletions do not queue up behind: it might never end.
-        if not (self.available or (deletes and self._circuit is Circuit.HALF_OPEN)):
-            self._missed_deletions += deletes
+        # Deletions are sent during the flush too. If each counted as missed and required another
+        # flush, the circuit might never close.
+        if not (self.available or (is_deletion and self._circuit is Circuit.HALF_OPEN)):
+            self._missed_deletions += is_deletion
             return default
         operation = call.__name__
         outages = self._outages
@@ -158,25 +161,25 @@ class CircuitBreakerBackend(CacheBackend):
         try:
             return await call(*args)
         except CacheError as error:
-            self._count(operation, error)
-            if deletes:
+            self._record_error(operation, error)
+            if is_deletion:
                 self._missed_deletions += 1
                 self._open(error)
-            # If it has failed and recovered since this call started, that is no news.
+            # Ignore an error from an outage that has already ended.
             elif isinstance(error, CacheUnavailableError) and outages == self._outages:
                 self._open(error)
             return default
         except asyncio.CancelledError as error:
-            if deletes:  # it may not have been done
+            if is_deletion:  # the backend may not have executed it
                 self._missed_deletions += 1
                 self._open(error)
             raise
         finally:
             self._duration_of(operation).observe(perf_counter() - started)
 
-    def _count(self, operation: str, error: CacheError) -> None:
+    def _record_error(self, operation: str, error: CacheError) -> None:
         ERRORS.labels(self.name, operation).inc()
-        # An outage has a log line of its own.
+        # `_open` logs outages.
         is_due = monotonic() >= self._warn_after.get(operation, 0)
         if is_due and not isinstance(error, CacheUnavailableError):
             self._warn_after[operation] = monotonic() + WARN_SECONDS
@@ -189,25 +192,25 @@ class CircuitBreakerBackend(CacheBackend):
         self._opened_at = monotonic()
         self._outages += 1
         AVAILABLE.labels(self.name).set(0)
-        log.warning("cache_unavailable", backend=self.name, cause=_text(error))
-        # If it answers, and only a deletion is due, there is nothing to wait for.
+        log.warning("cache_unavailable", backend=self.name, cause=_error_text(error))
+        # If the backend responds and has only missed a deletion, probe without a delay.
         delay = self._retry_seconds if isinstance(error, CacheUnavailableError) else 0
-        # In a context of its own, it neither logs under the id of the request that met the failure
-        # nor keeps alive what that request has in its context.
+        # With an empty context, the task does not log the id of the request that failed, and does
+        # not keep the objects in that request's context alive.
         self._probe_task = asyncio.create_task(self._probe(delay), context=Context())
 
     async def _probe(self, delay: float) -> None:
-        """Close the circuit once the backend answers, and has been flushed if that is due."""
+        """Ping the backend until it responds, flush it if it missed a deletion, close the circuit."""
         while self._circuit is not Circuit.CLOSED:
             await asyncio.sleep(delay)
             delay = self._retry_seconds
             try:
                 await self._inner.ping()
                 self._circuit = Circuit.HALF_OPEN
-                await self._flush_missed()
+                await self._flush_if_deletion_missed()
             except CacheError as error:
                 self._circuit = Circuit.OPEN
-                self._count("probe", error)
+                self._record_error("probe", error)
             except Exception:
                 self._circuit = Circuit.OPEN
                 log.exception("cache_probe_failed", backend=self.name)
@@ -217,12 +220,12 @@ class CircuitBreakerBackend(CacheBackend):
         seconds = round(monotonic() - self._opened_at, 3)
         log.info("cache_recovered", backend=self.name, unavailable_seconds=seconds)
 
-    async def _flush_missed(self) -> None:
-        """Flush the namespace until no deletion is missed; other ones may be, meanwhile."""
+    async def _flush_if_deletion_missed(self) -> None:
+        """Flush the namespace; again if another deletion is missed during the flush."""
         while missed := self._missed_deletions:
             await self._inner.flush()
             self._missed_deletions -= missed
 
 
-def _text(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     return str(error) or type(error).__name__
