@@ -1,7 +1,6 @@
-"""Drop what was not chosen, then say what to do next.
+"""Delete the files of features that were not selected, then print the next steps.
 
-May run any number of times in the same folder, as ``cruft update`` makes it do.
-Standard library only.
+It is safe to run again in the same folder: ``cruft update`` does that.  Standard library only.
 """
 
 import re
@@ -10,9 +9,9 @@ import sys
 from pathlib import Path
 
 SLUG = "{{ cookiecutter.project_slug }}"
-BY_COOKIECUTTER = "{{ '_output_dir' in cookiecutter }}"  # and not by cruft
+BY_COOKIECUTTER = "{{ '_output_dir' in cookiecutter }}"  # False when cruft renders
 
-# The paths below a condition stay where it holds.  To add a feature, add a row.
+# Files are deleted unless their condition is true.  To add a feature, add a row.
 FEATURES = [
     ("{{ cookiecutter.example }}", """
         alembic/versions/*_create_item.py  docs/example.md  src/**/item.py  src/**/items.py
@@ -60,25 +59,24 @@ FEATURES = [
         .github/dependabot.yml  .github/packages  .github/python-version
         .github/workflows/ci.yml  .github/workflows/lock.yml"""),
     ("{{ cookiecutter.ci_provider == 'gitlab' }}", ".gitlab-ci.yml  renovate.json"),
-    # What tools leave behind when they run in the template's own folder; they make it again.
-    # (``_copy_without_render`` keeps Jinja off their binary files.)
+    # Caches of tools that ran in the template's folder: always deleted.
+    # (``_copy_without_render`` stops Jinja from rendering their binary files.)
     ("", "**/__pycache__  .*_cache  .hypothesis  .coverage  .coverage.*"),
 ]  # fmt: skip
 
-# What a migration is called, and which one it follows.
 REVISION = re.compile(r"""^revision\b.*= ["'](\w+)""", re.MULTILINE)
-FOLLOWED = re.compile(r"""^(down_revision\b.*= )["']?(\w+)["']?""", re.MULTILINE)
+DOWN_REVISION = re.compile(r"""^(down_revision\b.*= )["']?(\w+)["']?""", re.MULTILINE)
 
-WHAT_NOW = """
-%s is ready. What now:
+NEXT_STEPS = """
+%s is ready. Next steps:
 
   cd %s
-  make dev     starts it, with a database of its own
-  make test    runs its tests"""
+  make dev     start the service and the servers that it needs
+  make test    run the tests"""
 
 
 def drop(path):
-    """Remove a file or a folder, if it is there, and the folders that this leaves empty."""
+    """Delete a file or folder if it exists, and the parent folders that become empty."""
     if path.is_dir():
         shutil.rmtree(path)
     elif path.exists():
@@ -90,34 +88,34 @@ def drop(path):
 
 
 def migrations():
-    """Return of each migration its file, its source, its name and the one that it follows."""
+    """Yield the path, source, revision and down revision of each migration."""
     for path in Path().glob("alembic/versions/*.py"):
         source = path.read_bytes().decode("utf-8")
-        revision, followed = REVISION.search(source), FOLLOWED.search(source)
-        if revision and followed:  # one that merges others follows several
-            yield path, source, revision.group(1), followed.group(2)
+        revision, down = REVISION.search(source), DOWN_REVISION.search(source)
+        if revision and down:  # a merge has several down revisions: skip it
+            yield path, source, revision.group(1), down.group(2)
 
 
 def relink_migrations(before):
-    """Let a migration that followed a dropped one follow the nearest one that is left."""
-    left = {revision for _, _, revision, _ in migrations()}
-    for path, source, _, followed in list(migrations()):
-        nearest = followed
-        while nearest in before and nearest not in left:
+    """Point each migration that followed a deleted one to its nearest remaining ancestor."""
+    remaining = {revision for _, _, revision, _ in migrations()}
+    for path, source, _, down in list(migrations()):
+        nearest = down
+        while nearest in before and nearest not in remaining:
             nearest = before[nearest]
-        if nearest != followed:
+        if nearest != down:
             name = nearest if nearest == "None" else '"%s"' % nearest
-            path.write_bytes(FOLLOWED.sub(r"\g<1>" + name, source).encode("utf-8"))
+            path.write_bytes(DOWN_REVISION.sub(r"\g<1>" + name, source).encode("utf-8"))
 
 
-def own_dependency():
-    """Tell whether a pinned dependency has the project's name: uv cannot lock such a project."""
+def is_named_like_a_dependency():
+    """uv cannot lock a project that has the name of one of its dependencies."""
     pin = re.compile(r"^%s==" % re.escape(SLUG), re.MULTILINE)
     return any(pin.search(path.read_text("utf-8")) for path in Path().glob("requirements*.txt"))
 
 
 def main():
-    before = {revision: followed for _, _, revision, followed in migrations()}
+    before = {revision: down for _, _, revision, down in migrations()}
     for condition, paths in FEATURES:
         if condition in {"", "False"}:
             for pattern in paths.split():
@@ -126,14 +124,14 @@ def main():
     relink_migrations(before)
     for path in Path().glob("src/*/jobs_without_example.py"):
         path.replace(path.with_name("jobs.py"))
-    if own_dependency():
-        return "project_slug cannot be %r, the name of a package it needs; use another." % SLUG
+    if is_named_like_a_dependency():
+        return "project_slug cannot be %r: a dependency has this name; use another one." % SLUG
     if BY_COOKIECUTTER == "True":
-        print(WHAT_NOW % (SLUG, SLUG))
+        print(NEXT_STEPS % (SLUG, SLUG))
     return None
 
 
 if __name__ == "__main__":
-    verdict = main()
-    Path(__file__).unlink()  # the rendered copy, which cookiecutter leaves in the temporary folder
-    sys.exit(verdict)
+    error = main()
+    Path(__file__).unlink()  # cookiecutter leaves this rendered copy in the temporary folder
+    sys.exit(error)

@@ -1,4 +1,4 @@
-"""Refuse free text that would not work, one plain sentence each, before a file is written.
+"""Check the answers that are free text, before any file is written.
 
 cookiecutter itself checks choices and booleans.  Standard library only.
 """
@@ -10,14 +10,14 @@ import sys
 import unicodedata
 from pathlib import Path
 
-ANSWERS = r"""{{ cookiecutter | tojson }}"""  # tojson leaves no quote bare: it cannot end early
+ANSWERS = r"""{{ cookiecutter | tojson }}"""  # tojson escapes every quote
 
 OLDEST_COOKIECUTTER = (2, 6)
 LENGTHS = {"project_name": 80, "description": 300, "author_name": 100}  # in characters
 MAY_BE_EMPTY = {"description"}
 SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-SLUG_LENGTH = 63  # it becomes a DNS label
-# Windows has no such files, and Docker no such image.
+SLUG_LENGTH = 63  # the limit of a DNS label
+# Windows does not allow files with these names; Docker reserves the image name "scratch".
 RESERVED = re.compile(r"aux|con|nul|prn|com[0-9]|lpt[0-9]|scratch")
 EMAIL = re.compile(
     r"[\w!#$%&'*+/=?^~-]+(\.[\w!#$%&'*+/=?^~-]+)*"
@@ -25,62 +25,68 @@ EMAIL = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 EMAIL_LENGTH = 254
-# Each ends or begins something in a file that holds the text, or when the project is updated.
+# Syntax in a rendered file (TOML, Markdown, shell) or in Jinja, which renders the text again in an
+# update.
 FORBIDDEN = ("\\", "`", "<", ">", "{" + "{", "{" + "%", "{" + "#")
 HIDDEN = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}  # Unicode categories of invisible characters
-JOINERS = "\u200c\u200d\u200e\u200f"  # invisible too, but parts of words and of emoji
+JOINERS = "\u200c\u200d\u200e\u200f"  # invisible too, but valid inside words and emoji
 
 
-def slug_fault(slug):
+def slug_error(slug):
     if len(slug) > SLUG_LENGTH:
         return "has %d characters; use at most %d" % (len(slug), SLUG_LENGTH)
     if not SLUG.fullmatch(slug):
         return (
-            "cannot be %r; use small letters, digits and single dashes, beginning with a letter, "
-            "such as my-service" % slug
+            "cannot be %r; use lowercase letters, digits and single dashes, starting with a letter, "
+            "for example my-service" % slug
         )
     if RESERVED.fullmatch(slug):
-        return "cannot be %r, which Windows or Docker reserves; use another name" % slug
+        return "cannot be %r: Windows or Docker reserves this name; use another one" % slug
     return ""
 
 
-def text_fault(question, text):
+def text_error(question, text):
     visible = any(character.isprintable() and not character.isspace() for character in text)
     if not visible and question not in MAY_BE_EMPTY:
-        return "has no visible character; use one or more"
+        return "is empty; type at least one visible character"
     if len(text) > LENGTHS[question]:
         return "has %d characters; use at most %d" % (len(text), LENGTHS[question])
     for character in text:
         if unicodedata.category(character) in HIDDEN and character not in JOINERS:
-            return "contains the hidden character U+%04X; use visible ones only" % ord(character)
+            return "contains the invisible character U+%04X; remove it" % ord(character)
     for mark in FORBIDDEN:
         if mark in text:
-            return "contains %s; use any text without %s" % (mark, " ".join(FORBIDDEN))
+            return "contains %s; remove it (not allowed: %s)" % (mark, " ".join(FORBIDDEN))
     if text != text.strip() or text.startswith("# %"):
-        return "begins or ends with white space, or begins with # %; use it without"
+        return "starts or ends with a space, or starts with # %; remove it"
     return ""
 
 
-def email_fault(email):
+def email_error(email):
     if len(email) <= EMAIL_LENGTH and EMAIL.fullmatch(email):
         return ""
-    return "cannot be %r; use one address, such as name@example.com" % email[:EMAIL_LENGTH]
+    return (
+        "cannot be %r; use one email address, for example name@example.com" % email[:EMAIL_LENGTH]
+    )
 
 
-def refusal(answers):
-    """Return the sentences that refuse the answers, or None."""
+def find_errors(answers):
+    """Return an error message, one line for each invalid answer, or None."""
     version = importlib.metadata.version("cookiecutter")
     if tuple(map(int, version.split(".")[:2])) < OLDEST_COOKIECUTTER:
-        return "This template needs cookiecutter 2.6 or newer, and this is %s." % version
+        return (
+            "This template needs cookiecutter 2.6 or newer; you have %s. "
+            "Upgrade it, for example with: pip install --upgrade cookiecutter" % version
+        )
     texts = {key: "" if answer is None else str(answer) for key, answer in answers.items()}
-    faults = {"project_slug": slug_fault(texts["__typed_slug"])}
-    faults.update((question, text_fault(question, texts[question])) for question in LENGTHS)
-    faults["author_email"] = email_fault(texts["author_email"])
-    found = ["%s %s." % (question, fault) for question, fault in faults.items() if fault]
+    errors = {"project_slug": slug_error(texts["__typed_slug"])}
+    errors.update((question, text_error(question, texts[question])) for question in LENGTHS)
+    errors["author_email"] = email_error(texts["author_email"])
+    found = ["%s %s." % (question, error) for question, error in errors.items() if error]
     return "\n".join(found) or None
 
 
 if __name__ == "__main__":
-    verdict = refusal(json.loads(ANSWERS))
-    Path(__file__).unlink()  # the rendered copy, which cookiecutter leaves in the temporary folder
-    sys.exit(verdict)
+    error = find_errors(json.loads(ANSWERS))
+    Path(__file__).unlink()  # cookiecutter leaves this rendered copy in the temporary folder
+    sys.exit(error)

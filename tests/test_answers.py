@@ -1,4 +1,4 @@
-"""Good answers come out right in every file; bad ones are refused and leave nothing."""
+"""Valid answers are rendered correctly; invalid ones are rejected and leave no files."""
 
 import json
 from collections.abc import Callable
@@ -45,11 +45,8 @@ def named(bake: Bake, name: str) -> BakedProject:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_in_any_script_and_with_any_sign_comes_out_right(bake: Bake, name: str) -> None:
-    """TOML reads the text back as it was typed, and it stands word for word in the licence.
-
-    No script, YAML or .env file holds what a person typed freely.
-    """
+def test_names_in_any_script_are_rendered_unchanged(bake: Bake, name: str) -> None:
+    """TOML and the license hold the text as typed; scripts, YAML and .env files never hold it."""
     project = named(bake, name)
     settings = project.read_toml("pyproject.toml")
     assert settings["project"]["description"] == name
@@ -60,13 +57,12 @@ def test_a_name_in_any_script_and_with_any_sign_comes_out_right(bake: Bake, name
     assert carriers <= TEXT_FILES
 
 
-def test_the_readme_is_headed_by_the_name(bake: Bake) -> None:
-    """As it was typed."""
+def test_the_title_of_the_readme_is_the_project_name(bake: Bake) -> None:
     assert named(bake, NAMES[1]).read_file("README.md").startswith(f"# {NAMES[1]}\n")
 
 
 def asked(template: Path, **answers: object) -> dict[str, Any]:
-    """Return all the answers, derived ones too, as cookiecutter has them before it renders."""
+    """Return all answers, including derived ones."""
     context = generate_context(str(template / "cookiecutter.json"), extra_context=answers)
     return dict(prompt_for_config(context, no_input=True))
 
@@ -83,13 +79,13 @@ def asked(template: Path, **answers: object) -> dict[str, Any]:
     ],
 )
 def test_the_slug_is_derived_from_the_name(template: Path, name: str, slug: str) -> None:
-    """In small Latin letters and at most 63 of them, whatever the name is written in."""
+    """The slug has at most 63 lowercase Latin letters, digits and dashes, whatever the script."""
     assert asked(template, project_name=name)["project_slug"] == slug
 
 
 @pytest.mark.parametrize(("license_", "words"), LICENSES.items())
-def test_the_licence_is_the_chosen_one(bake: Bake, license_: str, words: str) -> None:
-    """In full, with the author and, where the licence has a place for it, the year."""
+def test_the_license_is_the_selected_one(bake: Bake, license_: str, words: str) -> None:
+    """The full text, with the author and the year."""
     text = bake(license=license_, author_name="Zoë O'Neil").read_file("LICENSE")
     assert words in text
     assert "Zoë O'Neil" in text
@@ -99,16 +95,15 @@ def test_the_licence_is_the_chosen_one(bake: Bake, license_: str, words: str) ->
 
 
 @pytest.mark.parametrize("provider", ["github", "gitlab", "none"])
-def test_only_the_chosen_pipeline_is_there(bake: Bake, provider: str) -> None:
-    """Of the others not even an empty folder stays."""
+def test_only_the_selected_pipeline_exists(bake: Bake, provider: str) -> None:
     project = bake(ci_provider=provider)
     assert project.has_file(".github") == (provider == "github")
     assert project.has_file(".gitlab-ci.yml") == (provider == "gitlab")
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
-def test_the_pipeline_runs_the_chosen_python(bake: Bake, version: str) -> None:
-    """So does GitHub's, which reads it from a file, and GitLab's, whose image it names."""
+def test_the_pipeline_runs_the_selected_python(bake: Bake, version: str) -> None:
+    """GitHub Actions reads the version from a file; GitLab CI uses it as the image tag."""
     assert bake(python_version=version).read_file(".github/python-version") == f"{version}\n"
     pipeline = yaml.safe_load(
         bake(python_version=version, ci_provider="gitlab").read_file(".gitlab-ci.yml")
@@ -117,7 +112,6 @@ def test_the_pipeline_runs_the_chosen_python(bake: Bake, version: str) -> None:
 
 
 def test_the_default_answers_give_well_formed_files(bake: Bake) -> None:
-    """Every TOML and YAML file parses."""
     project = bake()
     for file in project.files():
         if file.suffix == ".toml":
@@ -130,9 +124,9 @@ def text(project: BakedProject, file: Path) -> str:
     return (project.path / file).read_bytes().decode("utf-8", "replace")
 
 
-SLUG = "use small letters, digits and single dashes"
+SLUG = "use lowercase letters, digits and single dashes"
 BAD_ANSWERS = [
-    # question, answer, what the sentence says
+    # question, answer, expected part of the message
     *(
         ("project_slug", slug, SLUG)
         for slug in [
@@ -142,29 +136,29 @@ BAD_ANSWERS = [
         ]
     ),
     ("project_slug", "x" * 64, "has 64 characters; use at most 63"),
-    ("project_slug", "con", "which Windows or Docker reserves"),
-    ("project_slug", "lpt1", "which Windows or Docker reserves"),
-    ("project_slug", "scratch", "which Windows or Docker reserves"),
-    ("project_name", "", "no visible character"),
-    ("project_name", " \u00a0 ", "no visible character"),
-    ("project_name", "\u200d\u200d", "no visible character"),
-    ("project_name", " Lamp ", "white space"),
+    ("project_slug", "con", "Windows or Docker reserves this name"),
+    ("project_slug", "lpt1", "Windows or Docker reserves this name"),
+    ("project_slug", "scratch", "Windows or Docker reserves this name"),
+    ("project_name", "", "is empty; type at least one visible character"),
+    ("project_name", " \u00a0 ", "is empty; type at least one visible character"),
+    ("project_name", "\u200d\u200d", "is empty; type at least one visible character"),
+    ("project_name", " Lamp ", "starts or ends with a space"),
     ("project_name", "x" * 81, "has 81 characters; use at most 80"),
-    ("project_name", "a\nb", "hidden character U+000A"),
-    ("project_name", "a\n", "hidden character U+000A"),
-    ("project_name", "\x1b[31mred", "hidden character U+001B"),
-    ("project_name", "a\u2028b", "hidden character U+2028"),
-    ("project_name", "a\u202eb", "hidden character U+202E"),
-    ("project_name", "a\udcffb", "hidden character U+DCFF"),
-    ("project_name", "a\0b", "hidden character U+0000"),
+    ("project_name", "a\nb", "contains the invisible character U+000A"),
+    ("project_name", "a\n", "contains the invisible character U+000A"),
+    ("project_name", "\x1b[31mred", "contains the invisible character U+001B"),
+    ("project_name", "a\u2028b", "contains the invisible character U+2028"),
+    ("project_name", "a\u202eb", "contains the invisible character U+202E"),
+    ("project_name", "a\udcffb", "contains the invisible character U+DCFF"),
+    ("project_name", "a\0b", "contains the invisible character U+0000"),
     ("project_name", "a\\b", "contains \\"),
     ("project_name", "<b>", "contains <"),
     ("description", "`id`", "contains `"),
     ("description", "x" * 301, "has 301 characters; use at most 300"),
-    ("author_name", "", "no visible character"),
-    ("author_name", "a\tb", "hidden character U+0009"),
+    ("author_name", "", "is empty; type at least one visible character"),
+    ("author_name", "a\tb", "contains the invisible character U+0009"),
     *(
-        ("author_email", email, "use one address, such as name@example.com")
+        ("author_email", email, "use one email address, for example name@example.com")
         for email in [
             "", "me", "me@", "@example.com", "me@localhost", "me@@example.com", "a b@example.com",
             "me@example..com", ".me@example.com", 'me"@example.com', "me@-example.com",
@@ -176,37 +170,37 @@ BAD_ANSWERS = [
 
 
 @pytest.fixture
-def refuse(
+def reject(
     template: Path,
     cookies: Cookies,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Callable[[dict[str, str]], str]:
-    """Return a function that gives answers, sees them refused without a trace, and returns stderr.
+    """Return a function that asserts that answers are rejected and leave no files; returns stderr.
 
-    It calls cookiecutter within this process, which takes a tenth of the command's time.
+    It calls cookiecutter in this process, which is ten times as fast as the command.
     """
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
 
-    def refuse(answers: dict[str, str]) -> str:
+    def reject(answers: dict[str, str]) -> str:
         result = cookies.bake(answers, template=str(template))
         assert isinstance(result.exception, FailedHookException)
         assert list(scratch.iterdir()) == []
         assert list((tmp_path / "cookies" / "bake00").iterdir()) == []
         return capfd.readouterr().err
 
-    return refuse
+    return reject
 
 
 @pytest.mark.parametrize(("question", "answer", "says"), BAD_ANSWERS)
-def test_a_bad_answer_is_refused(
-    refuse: Callable[[dict[str, str]], str], question: str, answer: str, says: str
+def test_an_invalid_answer_is_rejected(
+    reject: Callable[[dict[str, str]], str], question: str, answer: str, says: str
 ) -> None:
-    """One sentence on stderr names the question and what is accepted; nothing stays on disk."""
-    assert_refused(refuse({question: answer}), question, says)
+    """One line on stderr names the question and what to use instead."""
+    assert_rejected(reject({question: answer}), question, says)
 
 
 @pytest.mark.parametrize(
@@ -218,18 +212,17 @@ def test_a_bad_answer_is_refused(
         ("author_email", "me"),
     ],
 )
-def test_the_command_refuses_it_too(
+def test_the_command_rejects_an_invalid_answer(
     template: Path, terminal: Terminal, question: str, answer: str
 ) -> None:
-    """With exit status 1, and nothing left in the working or temporary folder."""
     done = terminal.cookiecutter(template, **{question: answer})
     assert done.returncode == 1
-    assert_refused(done.stderr, question, "; ")
+    assert_rejected(done.stderr, question, "; ")
     assert terminal.leftovers() == []
 
 
-def test_a_wrong_key_is_asked_again_at_once(template: Path, terminal: Terminal) -> None:
-    """At each choice and each yes or no; digits select, and no other answer is lost."""
+def test_an_invalid_choice_is_asked_again(template: Path, terminal: Terminal) -> None:
+    """cookiecutter repeats the question immediately and keeps the other answers."""
     keys = {
         "project_name": ["Lamp Shop"],
         "license": ["BSD", "2"],
@@ -263,10 +256,10 @@ def test_a_wrong_key_is_asked_again_at_once(template: Path, terminal: Terminal) 
 
 
 @pytest.mark.parametrize("answer", ["license=BSD", "cache_backend=", "scheduler=maybe"])
-def test_an_unknown_choice_on_the_command_line_leaves_nothing(
+def test_an_unknown_choice_on_the_command_line_leaves_no_files(
     template: Path, terminal: Terminal, answer: str
 ) -> None:
-    """cookiecutter itself refuses it, and names the question."""
+    """cookiecutter itself rejects it and names the question."""
     question, _, word = answer.partition("=")
     done = terminal.cookiecutter(template, **{question: word})
     assert done.returncode == 1
@@ -274,49 +267,47 @@ def test_an_unknown_choice_on_the_command_line_leaves_nothing(
     assert terminal.leftovers() == []
 
 
-def test_typed_answers_that_jinja_would_read_are_refused(
-    template: Path, terminal: Terminal
-) -> None:
-    """They would be rendered when the project is updated from its template."""
+def test_answers_with_jinja_syntax_are_rejected(template: Path, terminal: Terminal) -> None:
+    """An update of the project would render them."""
     done = terminal.cookiecutter_typed(template, "{{ 1 }}", "my-service", "{% if x", "# % if x")
     assert done.returncode == 1
     for question in ("project_name", "description", "author_name"):
-        assert_refused(done.stderr, question, "; use ")
+        assert_rejected(done.stderr, question, "; remove it")
     assert terminal.leftovers() == []
 
 
-def test_every_bad_answer_is_named_at_once(template: Path, terminal: Terminal) -> None:
-    """A person corrects them all in one go."""
+def test_all_invalid_answers_are_reported_together(template: Path, terminal: Terminal) -> None:
     done = terminal.cookiecutter(template, project_slug="A", author_email="me")
-    refusals = [line for line in done.stderr.splitlines() if "; use " in line]
-    assert [line.split()[0] for line in refusals] == ["project_slug", "author_email"]
+    messages = [line for line in done.stderr.splitlines() if "; use " in line]
+    assert [line.split()[0] for line in messages] == ["project_slug", "author_email"]
 
 
-def test_a_refusal_spares_a_folder_that_was_there(template: Path, terminal: Terminal) -> None:
-    """Even if it may be overwritten."""
+def test_an_invalid_answer_leaves_an_existing_folder_unchanged(
+    template: Path, terminal: Terminal
+) -> None:
     kept = terminal.work / "my-service" / "precious"
     kept.parent.mkdir()
     kept.touch()
     done = terminal.cookiecutter(template, "--overwrite-if-exists", author_email="me")
     assert done.returncode == 1
-    assert_refused(done.stderr, "author_email", "use one address")
+    assert_rejected(done.stderr, "author_email", "use one email address")
     assert list(kept.parent.iterdir()) == [kept]
 
 
 @pytest.mark.parametrize("slug", ["", ".", ".."])
-def test_a_slug_that_names_a_folder_above_spares_it(
+def test_a_slug_cannot_name_the_working_folder_or_its_parent(
     template: Path, terminal: Terminal, slug: str
 ) -> None:
-    """The working folder and its parent stay as they were, even if they may be overwritten."""
+    """The files there are unchanged, even with `--overwrite-if-exists`."""
     kept = terminal.work / "precious"
     kept.touch()
     done = terminal.cookiecutter(template, "--overwrite-if-exists", project_slug=slug)
     assert done.returncode == 1
-    assert_refused(done.stderr, "project_slug", SLUG)
+    assert_rejected(done.stderr, "project_slug", SLUG)
     assert terminal.leftovers() == [kept]
 
 
-def assert_refused(stderr: str, question: str, says: str) -> None:
+def assert_rejected(stderr: str, question: str, says: str) -> None:
     (sentence,) = [line for line in stderr.splitlines() if line.startswith(f"{question} ")]
     assert says in sentence
     assert sentence.endswith(".")

@@ -1,4 +1,4 @@
-"""The hooks by themselves: old tools, their traces, and what they drop."""
+"""The hooks: what they need, what they delete and what they leave."""
 
 import ast
 import json
@@ -17,8 +17,8 @@ HOOKS = sorted((REPOSITORY / "hooks").glob("*.py"))
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.stem)
-def test_a_hook_needs_an_old_python_and_its_standard_library(hook: Path) -> None:
-    """cookiecutter's environment promises nothing else."""
+def test_a_hook_needs_python_3_8_and_the_standard_library_only(hook: Path) -> None:
+    """Hooks run in cookiecutter's environment, which may have no other package."""
     tree = ast.parse(hook.read_text("utf-8"), feature_version=(3, 8))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
     packages = {alias.name.partition(".")[0] for node in imports for alias in node.names}
@@ -26,7 +26,7 @@ def test_a_hook_needs_an_old_python_and_its_standard_library(hook: Path) -> None
 
 
 def test_the_answers_reach_the_hook_unchanged() -> None:
-    """Quotes, backslashes, line ends and any script."""
+    """Quotes, backslashes, line ends and text in any script."""
     answers = {
         "name": 'a"""b\\"\\',
         "empty": "",
@@ -43,22 +43,21 @@ def test_the_answers_reach_the_hook_unchanged() -> None:
     assert json.loads(passed) == answers
 
 
-def test_an_old_cookiecutter_is_refused(
+def test_an_old_cookiecutter_is_rejected(
     template: Path, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a sentence that names the version it needs."""
     metadata = tmp_path / "old/cookiecutter-2.5.0.dist-info/METADATA"
     metadata.parent.mkdir(parents=True)
     metadata.write_text("Metadata-Version: 2.1\nName: cookiecutter\nVersion: 2.5.0\n", "utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "old"))
     done = terminal.cookiecutter(template)
     assert done.returncode == 1
-    assert "This template needs cookiecutter 2.6 or newer, and this is 2.5.0." in done.stderr
+    assert "This template needs cookiecutter 2.6 or newer; you have 2.5.0." in done.stderr
     assert terminal.leftovers() == []
 
 
-def test_a_scaffold_leaves_nothing_but_the_project(template: Path, terminal: Terminal) -> None:
-    """Not even the copies of the hooks that cookiecutter runs, and it says what to do next."""
+def test_only_the_project_is_left_after_generation(template: Path, terminal: Terminal) -> None:
+    """The rendered copies of the hooks are deleted, and the next steps are printed."""
     done = terminal.cookiecutter(template)
     assert done.returncode == 0, done.stderr
     assert terminal.leftovers() == [terminal.work / "my-service"]
@@ -66,10 +65,10 @@ def test_a_scaffold_leaves_nothing_but_the_project(template: Path, terminal: Ter
         assert words in done.stdout
 
 
-def test_the_caches_of_tools_do_not_reach_a_project(
+def test_caches_of_tools_are_not_copied_into_a_project(
     own_template: Path, terminal: Terminal, bake: Bake
 ) -> None:
-    """A project scaffolded from a folder that was worked in equals one from a clean clone."""
+    """A project made from a working folder equals one from a clean clone."""
     for name in (".ruff_cache", ".mypy_cache/3.13", "src/__pycache__", "src/gone/__pycache__"):
         cache = own_template / SERVICE / name
         cache.mkdir(parents=True, exist_ok=True)
@@ -82,23 +81,23 @@ def test_the_caches_of_tools_do_not_reach_a_project(
     assert not project.has_file("src/gone")
 
 
-def test_a_project_named_as_its_dependency_is_refused(
+def test_a_project_with_the_name_of_a_dependency_is_rejected(
     own_template: Path, terminal: Terminal
 ) -> None:
-    """uv could not lock it: it would depend on itself."""
+    """uv cannot lock a project that depends on itself."""
     (own_template / SERVICE / "requirements.txt").write_text(
         "fastapi==0.165.0\nother==1\n", "utf-8"
     )
     done = terminal.cookiecutter(own_template, project_slug="fastapi")
     assert done.returncode == 1
-    assert "project_slug cannot be 'fastapi', the name of a package it needs;" in done.stderr
+    assert "project_slug cannot be 'fastapi': a dependency has this name;" in done.stderr
     assert terminal.leftovers() == []
 
 
-def test_a_second_run_over_a_project_with_other_answers_drops_what_is_no_longer_chosen(
+def test_a_second_run_with_other_answers_deletes_unselected_files(
     template: Path, terminal: Terminal
 ) -> None:
-    """And keeps the user's own files, in the same folders too."""
+    """The user's own files are kept, including those in the same folders."""
     terminal.cookiecutter(template)
     own = terminal.work / "my-service" / ".github" / "CODEOWNERS"
     own.touch()
@@ -115,10 +114,10 @@ def migrations(project: Path) -> ScriptDirectory:
 @pytest.mark.parametrize("scheduler", ["yes", "no"])
 @pytest.mark.parametrize("task_queue", ["redis", "none"])
 @pytest.mark.parametrize("example", ["yes", "no"])
-def test_the_migrations_that_are_left_are_one_chain(
+def test_the_remaining_migrations_form_one_chain(
     render: Bake, example: str, task_queue: str, scheduler: str
 ) -> None:
-    """One first, one last and all of them in between; Alembic writes the SQL of every one."""
+    """There is one base and one head, and Alembic can write the SQL of every revision."""
     project = render(example=example, task_queue=task_queue, scheduler=scheduler)
     chain = migrations(project.path)
     assert len(chain.get_bases()) == len(chain.get_heads()) == 1
@@ -129,10 +128,10 @@ def test_the_migrations_that_are_left_are_one_chain(
     assert all(f"version_num='{revision}'" in sql for revision in revisions[:-1])
 
 
-def test_a_migration_of_the_user_s_follows_what_the_dropped_one_did(
+def test_a_user_migration_is_relinked_to_the_nearest_remaining_one(
     template: Path, terminal: Terminal
 ) -> None:
-    """And one more run changes nothing."""
+    """Another run changes nothing."""
     terminal.cookiecutter(template)
     project = terminal.work / "my-service"
     (head,) = migrations(project).get_heads()
