@@ -1,4 +1,4 @@
-"""The service's command line: `python cli.py --help`."""
+"""The command line of the service: `python cli.py --help`."""
 
 import asyncio
 import os
@@ -29,18 +29,18 @@ SHUTDOWN_SECONDS = 25
 
 # % if cookiecutter.cache_backend != "none"
 SEPARATE_CACHES = (
-    "CACHE_BACKEND_TYPE=memory: each worker has a separate cache, and may return values"
-    " that another worker changed up to {} s ago."
+    "Warning: with CACHE_BACKEND_TYPE=memory each worker has a separate cache. After a change,"
+    " other workers may return the old value for up to {} s."
 )
 
 # % endif
 app = typer.Typer(
-    help="Run the service and migrate its database.",
+    help="Run the service and manage its database.",
     no_args_is_help=True,
-    add_completion=False,  # it would complete `python`
+    add_completion=False,  # completion would be installed for `python`, not for this file
     pretty_exceptions_enable=False,
 )
-migrations = typer.Typer(help="Create and migrate the database.", no_args_is_help=True)
+migrations = typer.Typer(help="Create the database and run migrations.", no_args_is_help=True)
 # % if cookiecutter.scheduler
 app.add_typer(schedulers.cli.app, name="scheduler")
 # % endif
@@ -49,26 +49,30 @@ app.add_typer(migrations, name="db")
 
 @app.command()
 def api(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.  [HOST]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind to.  [HOST]")] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any.  [PORT]")
+        int | None,
+        typer.Option(min=0, max=65535, help="Port to bind to; 0 picks a free one.  [PORT]"),
     ] = None,
     *,
     reload: Annotated[bool, typer.Option("--reload", help="Restart when code changes.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="API processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of API processes.")] = 1,
     # % if cookiecutter.scheduler
     scheduler_enabled: Annotated[
         bool | None,
         typer.Option(
             "--scheduler-enabled/--scheduler-disabled",
-            help="Run scheduled jobs too, or not.  [SCHEDULER_ENABLED]",
+            help="Also run scheduled jobs in this process, or not.  [SCHEDULER_ENABLED]",
         ),
     ] = None,
     # % endif
 ) -> None:
-    """Serve the API. A flag overrides the variable in brackets, and that overrides .env."""
+    """Serve the API.
+
+    A variable in brackets sets the default of an option, in the environment or in .env.
+    """
     if reload and workers > 1:
-        raise typer.BadParameter("choose either --reload or --workers")
+        raise typer.BadParameter("use either --reload or --workers, not both")
     # % if cookiecutter.scheduler
     config.override_setting("SCHEDULER_ENABLED", scheduler_enabled)
     # % endif
@@ -94,7 +98,7 @@ def api(
 
 @contextmanager
 def _metrics_folder() -> Iterator[None]:
-    """Let each process write its metrics to files, so that one of them can report them all."""
+    """Share metrics between processes through files, so that each process can report the total."""
     with tempfile.TemporaryDirectory(prefix="metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         yield
@@ -102,15 +106,18 @@ def _metrics_folder() -> Iterator[None]:
 
 @app.command()
 def dev() -> None:
-    """Run everything for development: servers, migrations, and the API with reload.
+    """Run the whole service for development, with reload.
 
-    A server is started unless the settings name one, as POSTGRES_HOST or DATABASE_URL do.
-    PostgreSQL keeps its data in .data/. Ctrl-C stops everything.
+    Starts the servers that the settings do not name, runs migrations, and starts the service.
+    For example, it starts PostgreSQL unless POSTGRES_HOST or DATABASE_URL is set. Data are stored
+    in .data/. Ctrl-C stops everything.
     """
     try:
-        from dev.stack import run_stack  # noqa: PLC0415 - no production image has it
+        from dev.stack import run_stack  # noqa: PLC0415 - not installed in production
     except ModuleNotFoundError:
-        typer.echo("`dev` needs the development requirements and the folder dev/.", err=True)
+        typer.echo(
+            "`dev` needs the packages of requirements-dev.txt and the folder dev/.", err=True
+        )
         raise typer.Exit(1) from None
     raise typer.Exit(run_stack())
 
@@ -130,7 +137,7 @@ def worker(
         typer.Option(
             min=0,
             max=65535,
-            help="Port of the health checks and metrics; 0 takes any.  [DRAMATIQ_HEALTH_PORT]",
+            help="Port for health checks and metrics; 0 picks a free one.  [DRAMATIQ_HEALTH_PORT]",
         ),
     ] = None,
     *,
@@ -172,29 +179,38 @@ def tasks(context: typer.Context) -> None:
 # % endif
 @migrations.command()
 def migrate(
-    revision: Annotated[str, typer.Option(help="Target revision; +1 for the next one.")] = "head",
+    revision: Annotated[str, typer.Option(help="Target revision; `+1` is the next one.")] = "head",
 ) -> None:
-    """Apply migrations. Replicas may run this at once: one migrates, the others wait."""
+    """Apply migrations.
+
+    Several replicas may run this at the same time: one migrates, the others wait.
+    """
     command.upgrade(_alembic_config(), revision)
     _print_revision()
 
 
 @migrations.command()
 def downgrade(
-    revision: Annotated[str, typer.Option(help="Target revision; `base` undoes all.")] = "-1",
+    revision: Annotated[
+        str, typer.Option(help="Target revision; `base` undoes all migrations.")
+    ] = "-1",
 ) -> None:
-    """Undo migrations, by default the last one."""
+    """Undo migrations; by default, only the last one."""
     command.downgrade(_alembic_config(), revision)
     _print_revision()
 
 
 @migrations.command()
 def revision(
-    message: Annotated[str, typer.Option("--message", "-m", help="Name of the change.")],
+    message: Annotated[
+        str, typer.Option("--message", "-m", help="Short description of the change.")
+    ],
     *,
-    empty: Annotated[bool, typer.Option("--empty", help="Write an empty migration.")] = False,
+    empty: Annotated[
+        bool, typer.Option("--empty", help="Do not compare; write an empty migration.")
+    ] = False,
 ) -> None:
-    """Write a migration from the difference between the models and the database."""
+    """Generate a migration by comparing the models with the database."""
     command.revision(_alembic_config(), message, autogenerate=not empty)
 
 
@@ -203,12 +219,12 @@ def init() -> None:
     """Create the database if it is missing, then apply all migrations."""
     url = config.get_settings().database_url
     created = asyncio.run(create_database(url))
-    typer.echo(f"Database {url.database} {'created' if created else 'exists'}.")
+    typer.echo(f"Database {url.database} {'created' if created else 'already exists'}.")
     migrate()
 
 
 def _print_revision() -> None:
-    typer.echo("The database is at: ", nl=False)
+    typer.echo("Current revision: ", nl=False)
     command.current(_alembic_config())
 
 

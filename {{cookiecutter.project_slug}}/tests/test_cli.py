@@ -48,7 +48,7 @@ def test_reload_and_workers_exclude_each_other(run: Run) -> None:
     result = run("api", "--reload", "--workers", "2")
 
     assert result.status == 2
-    assert "either --reload or --workers" in result.err
+    assert "either --reload or --workers, not both" in result.err
 
 
 @pytest.mark.parametrize("command", ["api", "db migrate"])
@@ -73,7 +73,7 @@ def test_production_does_not_start_on_defaults_under_uvicorn() -> None:
     )
 
     assert result.returncode == 1
-    assert "API_KEYS must hold" in result.stderr
+    assert "API_KEYS must contain" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -103,5 +103,5 @@ def test_init_creates_the_database_and_migrates(run: Run) -> None:
     asyncio.run(drop_database(url))
 
     assert f"Database {name} created." in first.out
-    assert f"Database {name} exists." in second.out
+    assert f"Database {name} already exists." in second.out
     assert (first.status, second.status) == (0, 0)

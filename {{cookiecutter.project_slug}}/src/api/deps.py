@@ -1,4 +1,4 @@
-"""Dependencies of endpoints: database sessions, settings, API key, expected versions."""
+"""Dependencies for endpoints: database sessions, settings, the API key, `If-Match`."""
 
 import re
 import secrets
@@ -13,7 +13,7 @@ from src.core.config import Settings
 from src.core.events import State
 from src.db.session import ReadOnlyAsyncSession
 
-# The headers that say who calls.
+# Headers that identify the caller.
 CREDENTIAL_HEADERS = (b"authorization", b"cookie", b"x-api-key")
 
 
@@ -22,7 +22,7 @@ def _state_of(request: Request) -> State:
 
 
 async def _transaction(request: Request) -> AsyncGenerator[AsyncSession]:
-    """Commit at the end, unless `IdempotencyMiddleware` has opened the transaction to commit it."""
+    """Open a transaction, unless `IdempotencyMiddleware` has opened it and will commit it."""
     state = _state_of(request)
     session = state.get("transaction")
     if session is None:
@@ -32,15 +32,15 @@ async def _transaction(request: Request) -> AsyncGenerator[AsyncSession]:
     try:
         yield session
     except Exception:
-        await session.rollback()  # whatever response an exception handler returns
+        await session.rollback()  # an exception handler may still return a response below 400
         raise
 
 
 async def get_db_session(
-    # scope="function" commits before the response is sent: a failed commit is never a lost 201.
+    # scope="function" commits before the response is sent, so a failed commit never sends a 201.
     session: Annotated[AsyncSession, Depends(_transaction, scope="function")],
 ) -> AsyncSession:
-    """The request's transaction, which commits before the response is sent."""
+    """Return the request's session. It commits before the response is sent."""
     return session
 
 
@@ -48,12 +48,12 @@ DbSession = Annotated[AsyncSession, Depends(get_db_session)]
 
 
 async def get_read_session(request: Request) -> AsyncGenerator[ReadOnlyAsyncSession]:
-    """A session that only reads, each statement by itself, without a transaction."""
+    """Open a session for reads only. Each statement runs by itself, without a transaction."""
     session = _state_of(request)["database"].reads()
     try:
         yield session
     finally:
-        # FastAPI shields this from cancellation; `async with` would start a task for that as well.
+        # FastAPI already shields this from cancellation. `async with` would add a task to do it.
         await session.close()
 
 
@@ -67,16 +67,16 @@ async def get_app_settings(request: Request) -> Settings:
 AppSettings = Annotated[Settings, Depends(get_app_settings)]
 
 _api_key_header = APIKeyHeader(
-    name="X-API-Key", auto_error=False, description="One of the keys in API_KEYS."
+    name="X-API-Key", auto_error=False, description="One of the keys in the setting `API_KEYS`."
 )
 
 
 async def require_api_key(
     settings: AppSettings, given: Annotated[str | None, Security(_api_key_header)]
 ) -> None:
-    """Answer 401 to requests without a valid key, if any key is configured.
+    """Reject requests without a valid key with 401, if API_KEYS is not empty.
 
-    `Settings` allows an empty API_KEYS in development and tests alone.
+    Only development and tests may start with an empty API_KEYS (see `Settings`).
     """
     if not settings.API_KEYS:
         return
@@ -86,7 +86,7 @@ async def require_api_key(
     if not any(matches):
         raise HTTPException(
             status.HTTP_401_UNAUTHORIZED,
-            "Send a valid key in X-API-Key.",
+            "Send a valid API key in the X-API-Key header.",
             headers={"WWW-Authenticate": 'ApiKey header="X-API-Key"'},
         )
 
@@ -99,12 +99,13 @@ _VERSION_TAG = re.compile(r'"([1-9][0-9]{0,8})"')
 async def get_expected_versions(
     request: Request,
     if_match: Annotated[
-        str | None, Header(description='The ETag that the change is based on, such as `"3"`.')
+        str | None,
+        Header(description="The `ETag` of the version that you want to change.", examples=['"3"']),
     ] = None,
 ) -> frozenset[int] | None:
-    """Read `If-Match`: None if it is absent or `*`, else the versions in it.
+    """Parse `If-Match`. Returns None if the header is absent or `*`.
 
-    Foreign and weak tags match no version (RFC 9110, 13.1.1).
+    Weak tags and tags in another format match no version (RFC 9110, section 13.1.1).
     """
     if if_match is None or if_match.strip() == "*":
         return None

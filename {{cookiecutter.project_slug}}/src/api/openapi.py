@@ -1,4 +1,4 @@
-"""The OpenAPI document: which errors an operation may return, derived from what it takes."""
+"""The OpenAPI document, with the error responses that follow from each operation's parameters."""
 
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -19,13 +19,13 @@ _IDEMPOTENCY_KEY = {
     "in": "header",
     "required": False,
     "description": (
-        "Makes it safe to send the request again: for 24 hours, the same key gets the same"
-        " response, with `Idempotency-Replayed: true`."
+        "A unique value that makes retries safe. For 24 hours, a second request with the same key"
+        " changes nothing. It gets the first response again, with `Idempotency-Replayed: true`."
     ),
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 }
-# What `IdempotencyMiddleware` may return for every POST, and FastAPI for every body.
+# Responses of `IdempotencyMiddleware` to a POST, and of FastAPI to a request with a body.
 _STATUSES_OF_POST = {400, 409, 413, 422, 503}
 _STATUSES_OF_BODY = {400, 413}
 _STATUS_OF_DEPENDENCY: dict[Callable[..., Any], int] = {
@@ -37,9 +37,10 @@ _STATUS_OF_DEPENDENCY: dict[Callable[..., Any], int] = {
 
 
 def problems(*errors: type[DomainError] | int) -> dict[int | str, dict[str, Any]]:
-    """Declare errors for `responses=`: domain errors, or statuses of an `HTTPException`.
+    """Declare the errors of an endpoint, for `responses=`.
 
-    Leave out what `ProblemOpenAPI` derives from parameters, body and dependencies.
+    Pass domain errors, or status codes of an `HTTPException`. `ProblemOpenAPI` adds the errors that
+    follow from parameters, body and dependencies.
     """
     titles: dict[int, list[str]] = {}
     for error in errors:
@@ -57,13 +58,13 @@ def problems(*errors: type[DomainError] | int) -> dict[int | str, dict[str, Any]
 
 
 class ProblemOpenAPI(FastAPI):
-    """FastAPI, with a document that describes the errors as `application/problem+json`."""
+    """FastAPI with an OpenAPI document that describes errors as `application/problem+json`."""
 
     _described: dict[str, Any] | None = None
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
-        if document is not self._described:  # FastAPI keeps it until routes are added
+        if document is not self._described:  # FastAPI caches it until routes change
             for route in iter_route_contexts(self.routes):
                 for method in route.methods or ():
                     path = document["paths"].get(route.path_format, {})
@@ -79,7 +80,7 @@ def _describe_errors(operation: dict[str, Any], method: str, dependant: Dependan
     known = _STATUS_OF_DEPENDENCY
     statuses = {known[call] for each in walk(dependant) if (call := each.call) in known}
     if responses.get("422", {}).get("description") == "Validation Error":
-        del responses["422"]  # FastAPI's own, for whatever takes parameters or a body
+        del responses["422"]  # added by FastAPI; has another media type
         statuses.add(422)
     if "requestBody" in operation:
         statuses |= _STATUSES_OF_BODY
@@ -92,14 +93,14 @@ def _describe_errors(operation: dict[str, Any], method: str, dependant: Dependan
 
 
 def walk(dependant: Dependant) -> Iterator[Dependant]:
-    """Yield it and all that it depends on."""
+    """Yield the dependant and all its dependencies."""
     yield dependant
     for each in dependant.dependencies:
         yield from walk(each)
 
 
 def _describe_problem(schemas: dict[str, Any]) -> None:
-    """Replace FastAPI's schemas of errors with ours."""
+    """Replace FastAPI's error schemas with `Problem`."""
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
     problem = Problem.model_json_schema(ref_template=_SCHEMAS + "{model}")

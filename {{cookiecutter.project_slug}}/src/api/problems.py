@@ -1,7 +1,7 @@
 """The body of every error response: RFC 9457 `application/problem+json`.
 
-It holds nothing internal: of exceptions only the messages of the domain's own errors, no input and
-no SQL. Its request id leads to the log, which has the rest.
+It never contains internals such as SQL, input values or messages of unexpected exceptions. The
+log has them, under the same request ID.
 """
 
 import http.client
@@ -34,30 +34,39 @@ _STATUS: dict[type[DomainError], HTTPStatus] = {
 
 
 class InvalidField(BaseModel):
-    location: str = Field(examples=["body.name"])
-    detail: str = Field(examples=["Field required"])
+    location: str = Field(
+        description="The part of the request, and the name of the field.", examples=["body.name"]
+    )
+    detail: str = Field(description="What is wrong with the value.", examples=["Field required"])
 
 
 class Problem(BaseModel):
-    """The body of every error (RFC 9457)."""
+    """The body of every error response (RFC 9457)."""
 
     type: str = Field(
         default="about:blank",
-        description="Names the kind of problem; `about:blank` says no more than the status.",
-        examples=["urn:problem-type:conflict"],
+        description="Identifies the problem. `about:blank` means: see `status`.",
+        examples=["urn:problem-type:stale-version"],
     )
-    title: str = Field(examples=["Conflict"])
-    status: int = Field(examples=[409])
-    detail: str | None = Field(default=None, examples=["Another request has changed it."])
-    instance: str = Field(description="The path of the request.")
-    request_id: str | None = Field(description="The X-Request-ID under which the log has more.")
+    title: str = Field(description="The problem in a few words.", examples=["Version conflict"])
+    status: int = Field(description="The HTTP status code.", examples=[412])
+    detail: str | None = Field(
+        default=None,
+        description="What went wrong in this request.",
+        examples=["The current version is 4."],
+    )
+    instance: str = Field(description="The path of the request.", examples=["/api/v1/app-info"])
+    request_id: str | None = Field(
+        description="The request's ID, as in `X-Request-ID` and in the logs.",
+        examples=["4f8a2b61c0d94c5f8e7a3b2c1d0e9f86"],
+    )
     errors: list[InvalidField] | None = Field(
-        default=None, description="The invalid parts of the request."
+        default=None, description="The invalid fields of the request (status 422)."
     )
 
 
 def status_of(error: type[DomainError]) -> HTTPStatus:
-    """The nearest class of the error's ancestry decides."""
+    """Return the status of the error's nearest base class in `_STATUS`."""
     return next(_STATUS[kind] for kind in error.__mro__ if kind in _STATUS)
 
 

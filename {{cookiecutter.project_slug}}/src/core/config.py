@@ -1,7 +1,7 @@
-"""Settings: one typed object, read from the environment and `.env`.
+"""Settings, read from environment variables and `.env`.
 
-A variable of the environment wins over the same name in `.env`; a command line flag of `cli.py`
-wins over both. `.env.example` lists every name and what it does.
+An environment variable wins over the same name in `.env`, and an option of `cli.py` wins over both.
+`.env.example` describes every setting.
 """
 
 import json
@@ -43,9 +43,9 @@ ROOT = Path(__file__).resolve().parents[2]
 _MANIFEST = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 _PROJECT = _MANIFEST["project"]
 
-# `cli.py dev` writes the address of its PostgreSQL here, so that a second terminal finds it.
+# `cli.py dev` writes the URLs of its servers here, so that commands in other terminals find them.
 DEV_ENV_FILE = ROOT / ".data" / "dev.env"
-# Docker and Kubernetes mount one file per secret here, named after the variable.
+# Docker and Kubernetes mount secrets here, one file per setting, with its name.
 SECRETS_DIR = Path("/run/secrets")
 
 _DEFAULT_PASSWORD = "postgres"  # noqa: S105 - the default that production refuses
@@ -53,7 +53,7 @@ _SHORTEST_API_KEY = 16
 
 
 def _split(value: object) -> object:
-    """Take `a,b` as well as the JSON list `["a", "b"]`."""
+    """Parse `a,b`, or the JSON list `["a", "b"]`."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -70,10 +70,10 @@ def _checked_by(parse: Callable[[str], object]) -> AfterValidator:
 
 
 class InvalidSettingsError(SystemExit):
-    """The process must not start with these settings.
+    """The settings are invalid or unsafe.
 
-    As a `SystemExit` it ends `uvicorn main:app` and every command with the message, one error a
-    line, and status 1, rather than with a traceback.
+    As a `SystemExit` it ends the process with the message and status 1, without a traceback. The
+    message has one line for each error.
     """
 
 
@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
-        # A validation error would otherwise print its input, which may be a secret.
+        # The input of a validation error may be a secret.
         hide_input_in_errors=True,
     )
 
@@ -166,54 +166,54 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _refuse_cluster(self) -> Self:
         if self.queue_redis_url.kind == "cluster" and self.DRAMATIQ_BROKER == "redis":
-            raise ValueError("DRAMATIQ_REDIS_URL: a task queue cannot be in a Redis Cluster")
+            raise ValueError("DRAMATIQ_REDIS_URL: the task queue does not support Redis Cluster")
         return self
 
     # % endif
     @model_validator(mode="after")
     def _refuse_unsafe(self) -> Self:
         if self.is_deployed and (errors := list(self._production_errors())):
-            raise ValueError("\n  ".join([f"ENV={self.ENV} does not allow this:", *errors]))
+            raise ValueError("\n  ".join([f"Unsafe with ENV={self.ENV}:", *errors]))
         return self
 
     def _production_errors(self) -> Iterator[str]:
         if self.DEBUG:
             yield "DEBUG must be false"
         if (self.database_url.password or "") in {"", _DEFAULT_PASSWORD}:
-            yield "POSTGRES_PASSWORD must be neither empty nor the default"
+            yield "POSTGRES_PASSWORD must be set, and not to the default"
         # % if cookiecutter.cache_backend in ["redis", "all"]
         if self.CACHE_BACKEND_TYPE == "redis" and not self.redis_url.is_protected:
-            yield "REDIS_PASSWORD must be set, unless Redis is on this machine"
+            yield "REDIS_PASSWORD must be set unless Redis runs on this machine"
         # % endif
         # % if cookiecutter.__queue_redis
         if not self.queue_redis_url.is_protected and self.DRAMATIQ_BROKER == "redis":
-            yield "the task queue's Redis must have a password, unless it is on this machine"
+            yield "DRAMATIQ_REDIS_URL must have a password unless Redis runs on this machine"
         # % endif
         # % if cookiecutter.__queue_rabbitmq
         rabbitmq = self.RABBITMQ_URL.get_secret_value()
         if not rabbitmq_url.is_protected(rabbitmq) and self.DRAMATIQ_BROKER == "rabbitmq":
-            yield "RABBITMQ_URL must name a user and a password that is not the default"
+            yield "RABBITMQ_URL must have a user and a password that is not the default"
         # % endif
         if "*" in self.CORS_ORIGINS:
-            yield "CORS_ORIGINS must name the origins, not '*'"
+            yield "CORS_ORIGINS must list the allowed origins instead of '*'"
         if not self.API_KEYS:
-            yield "API_KEYS must hold at least one key"
+            yield "API_KEYS must contain at least one key"
         elif any(len(key.get_secret_value()) < _SHORTEST_API_KEY for key in self.API_KEYS):
-            yield f"API_KEYS must each have {_SHORTEST_API_KEY} characters or more"
+            yield f"Each key in API_KEYS must have at least {_SHORTEST_API_KEY} characters"
 
     @property
     def is_deployed(self) -> bool:
-        """Whether unsafe values are refused."""
+        """Whether the process refuses to start with unsafe settings."""
         return self.ENV in {"staging", "production"}
 
     def is_set(self, *names: str) -> bool:
-        """Whether one of the names is in the environment or a file."""
+        """Whether any of these settings has a value in the environment or in a file."""
         return not self.model_fields_set.isdisjoint(names)
 
     # % if cookiecutter.__queue_redis
     @cached_property
     def queue_redis_url(self) -> redis_url.RedisURL:
-        """`DRAMATIQ_REDIS_URL`, or else `redis_url`."""
+        """`DRAMATIQ_REDIS_URL`, or `redis_url` if it is not set."""
         if self.DRAMATIQ_REDIS_URL is None:
             return self.redis_url
         return redis_url.parse(self.DRAMATIQ_REDIS_URL.get_secret_value())
@@ -222,7 +222,7 @@ class Settings(BaseSettings):
     # % if cookiecutter.__redis
     @cached_property
     def redis_url(self) -> redis_url.RedisURL:
-        """`REDIS_URL`, or the `REDIS_*` parts."""
+        """`REDIS_URL`, or the URL of `REDIS_HOST` and the other parts."""
         if self.REDIS_URL is not None:
             return redis_url.parse(self.REDIS_URL.get_secret_value())
         password = self.REDIS_PASSWORD.get_secret_value() if self.REDIS_PASSWORD else ""
@@ -232,13 +232,13 @@ class Settings(BaseSettings):
     # % if cookiecutter.cache_backend in ["file", "all"]
     @property
     def cache_folder(self) -> Path:
-        """`CACHE_FILE_PATH`, within the project unless it is absolute."""
+        """`CACHE_FILE_PATH`; a relative path starts at the project's root."""
         return ROOT / self.CACHE_FILE_PATH
 
     # % endif
     @cached_property
     def database_url(self) -> URL:
-        """`DATABASE_URL`, or the `POSTGRES_*` parts, for SQLAlchemy's asyncpg dialect."""
+        """`DATABASE_URL`, or the URL of `POSTGRES_HOST` and the other parts, for asyncpg."""
         if self.DATABASE_URL is not None:
             return postgres_url.parse(self.DATABASE_URL.get_secret_value())
         return URL.create(
@@ -252,12 +252,11 @@ class Settings(BaseSettings):
 
 
 def load_settings(*, dev_server: bool = True) -> Settings:
-    """Read the settings, with the address of the server of `cli.py dev` by default.
+    """Read the settings. Raises InvalidSettingsError.
 
-    `ENV_FILE` names another file than `.env` (`ENV_FILE=.env.prod python cli.py db migrate`);
-    an empty `ENV_FILE` means no file at all.
-
-    Raises InvalidSettingsError, which lists all malformed values, or else all unsafe ones.
+    `ENV_FILE` names a file to read instead of `.env` (`ENV_FILE=.env.prod python cli.py db
+    migrate`). If it is empty, no file is read. With `dev_server`, the URLs of the servers of
+    `cli.py dev` are read too.
     """
     files = _env_files(dev_server=dev_server)
     secrets = SECRETS_DIR if SECRETS_DIR.is_dir() else None
@@ -268,19 +267,19 @@ def load_settings(*, dev_server: bool = True) -> Settings:
 
 
 def _env_files(*, dev_server: bool) -> tuple[Path, ...]:
-    """The files to read; a later one wins."""
+    """Return the files to read. Later files win."""
     named = os.environ.get("ENV_FILE")
     if named is None:
         return (DEV_ENV_FILE, ROOT / ".env") if dev_server else (ROOT / ".env",)
     if not named:
         return ()
     if not (ROOT / named).is_file():
-        raise InvalidSettingsError(f"ENV_FILE names {named}, which does not exist.")
+        raise InvalidSettingsError(f"ENV_FILE is {named}, but this file does not exist.")
     return (ROOT / named,)
 
 
 def _describe(error: ValidationError) -> str:
-    lines = ["The settings are not valid:"]
+    lines = ["Invalid settings:"]
     for fault in error.errors(include_input=False):
         name = ".".join(str(part) for part in fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")
@@ -294,7 +293,7 @@ def get_settings() -> Settings:
 
 
 def override_setting(name: str, value: object) -> None:
-    """Let a flag win over the environment, in child processes too; None changes nothing."""
+    """Override a setting, in child processes too, unless `value` is None."""
     if value is not None:
         os.environ[name] = str(value).lower()
         get_settings.cache_clear()

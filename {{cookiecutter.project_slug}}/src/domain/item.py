@@ -1,4 +1,4 @@
-"""The status of an item: draft, then active, then archived, and never back."""
+"""The status of an item, and the rules for changing it."""
 
 from enum import StrEnum
 
@@ -6,6 +6,8 @@ from src.domain.errors import ConflictError, NotFoundError
 
 
 class ItemStatus(StrEnum):
+    """The status moves forward only, from `draft` to `active` to `archived`."""
+
     DRAFT = "draft"
     ACTIVE = "active"
     ARCHIVED = "archived"
@@ -26,18 +28,18 @@ class ItemNotFoundError(NotFoundError):
 
 class ItemArchivedError(ConflictError):
     code = "item-archived"
-    title = "Item is archived"
+    title = "Item archived"
     message = "An archived item cannot be changed."
 
 
 class ItemTransitionError(ConflictError):
     code = "item-transition"
     title = "Invalid status transition"
-    message = "An item that is {current} cannot become {wanted}."
+    message = "An item with the status {current} cannot become {wanted}."
 
 
 def ensure_changeable(current: ItemStatus, wanted: ItemStatus | None = None) -> None:
-    """Check that an item may be changed at all, and may take the status `wanted`.
+    """Check that an item may change, and may get the status `wanted`.
 
     Raises ItemArchivedError or ItemTransitionError.
     """

@@ -7,13 +7,13 @@ Status = Literal["ok", "unavailable"]
 
 
 class Liveness(BaseModel):
-    status: Literal["ok"] = "ok"
+    status: Literal["ok"] = Field(default="ok", description="Always `ok`.")
 
 
 class Readiness(BaseModel):
-    status: Status
+    status: Status = Field(description="`ok` if every check passed.")
     checks: dict[str, Status] = Field(
-        description="Status of each dependency.", examples=[{"database": "ok"}]
+        description="The status of each dependency.", examples=[{"database": "ok"}]
     )
 
     @classmethod
@@ -25,10 +25,10 @@ class Readiness(BaseModel):
 
 
 class AppInfo(BaseModel):
-    name: str
-    description: str
-    version: str
-    environment: str
+    name: str = Field(description="The name of the service (`PROJECT_NAME`).")
+    description: str = Field(description="What the service does (`PROJECT_DESCRIPTION`).")
+    version: str = Field(description="The version of the service.", examples=["1.4.0"])
+    environment: str = Field(description="Where the service runs (`ENV`).", examples=["production"])
 
 
 def _status(passed: bool) -> Status:

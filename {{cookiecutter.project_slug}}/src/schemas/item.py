@@ -10,20 +10,19 @@ from src.schemas.text import Text
 ItemName = Annotated[
     Text,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
-    Field(description="Item name", examples=["Lamp"]),
+    Field(description="The item's name.", examples=["Lamp"]),
 ]
-ItemDescription = Annotated[
-    Text,
-    StringConstraints(max_length=10_000),
-    Field(description="Item description", examples=["Brass, with a green shade"]),
-]
+ItemDescription = Annotated[Text, StringConstraints(max_length=10_000)]
+_DESCRIPTION_EXAMPLES = ["Brass, with a green shade"]
 
 
 class ItemCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: ItemName
-    description: ItemDescription | None = None
+    description: ItemDescription | None = Field(
+        default=None, description="More about the item.", examples=_DESCRIPTION_EXAMPLES
+    )
 
 
 class ItemUpdate(BaseModel):
@@ -32,35 +31,57 @@ class ItemUpdate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: ItemName | MISSING = MISSING
-    description: ItemDescription | MISSING | None = MISSING
-    status: ItemStatus | MISSING = MISSING
+    description: ItemDescription | MISSING | None = Field(
+        default=MISSING,
+        description="More about the item. `null` removes it.",
+        examples=_DESCRIPTION_EXAMPLES,
+    )
+    status: ItemStatus | MISSING = Field(default=MISSING, description="The new status.")
 
 
 class ItemResponse(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
-    id: uuid.UUID
-    name: str
-    description: str | None
-    status: ItemStatus
-    version: int = Field(description="Increases with each change; the ETag.")
-    created_at: datetime
-    updated_at: datetime
+    id: uuid.UUID = Field(description="The item's ID, a UUIDv7.")
+    name: str = Field(description="The item's name.", examples=["Lamp"])
+    description: str | None = Field(
+        description="More about the item.", examples=_DESCRIPTION_EXAMPLES
+    )
+    status: ItemStatus = Field(description="The item's status.")
+    version: int = Field(
+        description="Increases with every change. The `ETag` header has the same number.",
+        examples=[3],
+    )
+    created_at: datetime = Field(description="When the item was created.")
+    updated_at: datetime = Field(description="When the item was last changed.")
 
 
 class _Slice(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(default=20, ge=1, le=100)
-    offset: int = Field(default=0, ge=0, le=10_000, description="For deep pages use `cursor`.")
+    limit: int = Field(default=20, ge=1, le=100, description="The most items to return.")
+    offset: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="The number of items to skip.",
+    )
 
 
 class ItemListQuery(_Slice):
     cursor: uuid.UUID | None = Field(
-        default=None, description="The `next_cursor` of the previous page; not with `offset`."
+        default=None,
+        description=(
+            "The `next_cursor` of the previous page. Stays fast on deep pages. Do not combine it"
+            " with `offset`."
+        ),
     )
-    status: ItemStatus | None = None
-    total: bool = Field(default=False, description="Count all items, with another query.")
+    status: ItemStatus | None = Field(
+        default=None, description="Return only items with this status."
+    )
+    total: bool = Field(
+        default=False, description="Count all matching items. This costs a second query."
+    )
 
     @model_validator(mode="after")
     def _one_way_to_page(self) -> Self:
@@ -71,17 +92,27 @@ class ItemListQuery(_Slice):
 
 class ItemSearchQuery(_Slice):
     q: Annotated[Text, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)] = (
-        Field(description="All words must match; the last one also as a prefix.")
+        Field(
+            description="Words that the name or description must contain. The last word may be"
+            " incomplete.",
+            examples=["brass lam"],
+        )
     )
 
 
 class ItemPage(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
-    items: list[ItemResponse]
-    next_cursor: uuid.UUID | None = Field(description="Null on the last page.")
-    total: int | None = Field(default=None, description="Only with `total=true`.")
+    items: list[ItemResponse] = Field(description="The items of this page, newest first.")
+    next_cursor: uuid.UUID | None = Field(
+        description="Pass this as `cursor` to get the next page. `null` on the last page."
+    )
+    total: int | None = Field(
+        default=None,
+        description="The number of all matching items. `null` unless `total=true`.",
+        examples=[42],
+    )
 
 
 class ItemMatches(BaseModel):
-    items: list[ItemResponse]
+    items: list[ItemResponse] = Field(description="The matching items, best match first.")

@@ -139,7 +139,7 @@ class TestProduction:
             load_settings()
 
     def test_applies_to_settings_made_in_code(self) -> None:
-        with pytest.raises(ValidationError, match="API_KEYS must hold"):
+        with pytest.raises(ValidationError, match="API_KEYS must contain"):
             Settings(ENV="production")
 
 

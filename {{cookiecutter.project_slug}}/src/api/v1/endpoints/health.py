@@ -1,4 +1,4 @@
-"""Probes for an orchestrator, and what this service is."""
+"""Liveness and readiness probes, and information about the service."""
 
 from fastapi import APIRouter, Request, Response, status
 
@@ -9,19 +9,23 @@ from src.services.health import ping_database, run_checks
 router = APIRouter()
 
 
-@router.get("/health/live", tags=["health"])
+@router.get("/health/live", tags=["health"], summary="Check Liveness")
 async def live() -> Liveness:
-    """Liveness: restart the process if this fails."""
+    """Use this as the liveness probe. It needs no database or other server."""
     return Liveness()
 
 
 @router.get(
     "/health/ready",
     tags=["health"],
+    summary="Check Readiness",
     responses={503: {"model": Readiness, "description": "A dependency is unavailable."}},
 )
 async def ready(request: Request, response: Response) -> Readiness:
-    """Readiness: send no requests while a dependency is unavailable."""
+    """Use this as the readiness probe: it fails while the database is unavailable.
+
+    The response arrives within two seconds.
+    """
     results = await run_checks({"database": ping_database(request.state.database)})
     readiness = Readiness.of(results)
     if readiness.status != "ok":
@@ -29,8 +33,9 @@ async def ready(request: Request, response: Response) -> Readiness:
     return readiness
 
 
-@router.get("/app-info", tags=["service"])
+@router.get("/app-info", tags=["service"], summary="Get Service Information")
 async def app_info(settings: AppSettings) -> AppInfo:
+    """Return the name, version and environment of the service."""
     return AppInfo(
         name=settings.PROJECT_NAME,
         description=settings.PROJECT_DESCRIPTION,

@@ -1,4 +1,4 @@
-"""Items: the example of a resource."""
+"""The items API: an example of a complete resource."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -44,6 +44,10 @@ router = APIRouter(
 async def create_item(
     item_data: ItemCreate, db: DbSession, request: Request, response: Response
 ) -> Item:
+    """Create an item with the status `draft`.
+
+    The `Location` header has the URL of the new item, `ETag` its version.
+    """
     item = await ItemService.create_item(db, item_data)
     response.headers["Location"] = f"{request.url.path}{item.id}"
     response.headers["ETag"] = _etag(item)
@@ -58,7 +62,11 @@ async def create_item(
     # % endif
 )
 async def list_items(query: Annotated[ItemListQuery, Query()], db: ReadSession) -> Page:
-    """Newest first. Follow `next_cursor` for deep pages."""
+    """List items, newest first.
+
+    To get the next page, pass the `next_cursor` of the response as `cursor`. `offset` jumps to a
+    page directly, but becomes slower with every page.
+    """
     return await ItemService.list_items(db, query)
 
 
@@ -72,7 +80,11 @@ async def list_items(query: Annotated[ItemListQuery, Query()], db: ReadSession) 
 async def search_items(
     query: Annotated[ItemSearchQuery, Query()], db: ReadSession
 ) -> dict[str, Sequence[Item]]:
-    """Best match first; the last word matches as a prefix too."""
+    """Search names and descriptions, best match first.
+
+    An item matches if it contains every word of `q`. The last word also matches as a prefix, which
+    allows search-as-you-type.
+    """
     return {"items": await ItemService.search_items(db, query)}
 
 
@@ -85,6 +97,7 @@ async def search_items(
     responses=openapi.problems(ItemNotFoundError),
 )
 async def get_item(item_id: UUID, db: ReadSession, response: Response) -> Item:
+    """Return an item. The `ETag` header has its version, for `If-Match`."""
     item = await ItemService.get_item(db, item_id)
     response.headers["ETag"] = _etag(item)
     return item
@@ -103,7 +116,14 @@ async def update_item(
     expected_versions: ExpectedVersions,
     response: Response,
 ) -> Item:
-    """Change the fields that are given. With `If-Match`, only at that version."""
+    """Change only the fields in the request.
+
+    To avoid overwriting the change of another client, send the item's `ETag` as `If-Match`. If the
+    item has changed since, the response is 412 and nothing changes.
+
+    The status can only move forward, from `draft` to `active` to `archived`. An archived item
+    cannot change.
+    """
     item = await ItemService.update_item(db, item_id, changes, expected_versions)
     response.headers["ETag"] = _etag(item)
     return item
@@ -116,6 +136,7 @@ async def update_item(
     responses=openapi.problems(ItemNotFoundError),
 )
 async def delete_item(item_id: UUID, db: DbSession, expected_versions: ExpectedVersions) -> None:
+    """Delete an item. With `If-Match`, only if the item still has that version."""
     await ItemService.delete_item(db, item_id, expected_versions)
 
 
