@@ -1,4 +1,4 @@
-"""The application. `uvicorn main:app` serves it, as does `python cli.py api`."""
+"""The ASGI application. Run it with `python cli.py api` or `uvicorn main:app`."""
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
@@ -46,25 +46,25 @@ def create_application(settings: Settings | None = None) -> FastAPI:
     add_exception_handlers(app)
     app.include_router(v1_router, prefix=f"{settings.API_PREFIX}/v1")
     app.add_api_route("/metrics", metrics, include_in_schema=False)
-    # Serve the files of Swagger UI and ReDoc ourselves; by default they come from a CDN.
+    # Serve the assets of Swagger UI and ReDoc from this process instead of a CDN.
     StandaloneDocs(app)
     return app
 
 
 def add_middleware(app: FastAPI, settings: Settings) -> None:
-    """The last one added is outermost, and sees a request first."""
+    """Add the middleware. The last one added is the outermost: it sees each request first."""
     app.add_middleware(idempotency.IdempotencyMiddleware, handlers=app.exception_handlers)
     # % if cookiecutter.cache_backend != "none"
     app.add_middleware(response_cache_middleware.CacheMiddleware)
     # % endif
     app.add_middleware(BodyLimitMiddleware, limit=MAX_BODY_BYTES)
-    if not settings.DEBUG:  # there Starlette shows a page with the traceback
+    if not settings.DEBUG:  # with DEBUG, Starlette returns a page with the traceback
         app.add_middleware(UnexpectedErrorMiddleware)
     if settings.CORS_ORIGINS:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.CORS_ORIGINS,
-            # Browsers refuse credentials together with "*".
+            # Browsers reject credentials in combination with "*".
             allow_credentials="*" not in settings.CORS_ORIGINS,
             allow_methods=["*"],
             allow_headers=["*"],

@@ -1,4 +1,4 @@
-"""Alembic's environment, for `alembic …` and `python cli.py db …`."""
+"""The migration environment, used by `alembic` and `python cli.py db`."""
 
 import asyncio
 
@@ -14,12 +14,12 @@ from src.db.base import Base
 from src.db.models import load_models
 from src.db.session import CONNECT_TIMEOUT_SECONDS, DatabaseUnavailableError, connect
 
-# A number that no other user of the database locks. Of replicas that start together one gets this
-# lock and migrates; the others wait, and then have nothing to do.
+# If replicas start together, one gets this lock and migrates. The others wait, and then find nothing
+# to migrate. The number is arbitrary; other uses of advisory locks must choose other numbers.
 ADVISORY_LOCK = 7_246_193_048
 LOCK_POLL_SECONDS = 0.1
 log = structlog.get_logger(__name__)
-HINT = "`python cli.py dev` runs one, or name yours in POSTGRES_HOST or DATABASE_URL."
+HINT = "Start one with `python cli.py dev`, or set POSTGRES_HOST or DATABASE_URL to yours."
 
 load_models()
 
@@ -41,30 +41,30 @@ async def connect_and_run() -> None:
         connect_args={"async_creator_fn": connect, "timeout": CONNECT_TIMEOUT_SECONDS},
     )
     try:
-        async with engine.connect() as guard, engine.connect() as connection:
-            await _lock(guard)
+        async with engine.connect() as lock, engine.connect() as connection:
+            await _acquire(lock)
             await connection.run_sync(run_migrations)
     except DatabaseUnavailableError as error:
-        # Alembic prints this as one sentence, and other errors with a traceback.
+        # Alembic prints a CommandError without a traceback.
         hint = "" if settings.is_set("DATABASE_URL", "POSTGRES_HOST") else f"\n{HINT}"
         raise CommandError(f"{error}{hint}") from error
     finally:
         await engine.dispose()
 
 
-async def _lock(guard: AsyncConnection) -> None:
-    """Lock out other migrations until the connection `guard` is closed.
+async def _acquire(connection: AsyncConnection) -> None:
+    """Acquire the advisory lock. PostgreSQL releases it when the connection is closed.
 
-    The lock needs a separate connection, to PostgreSQL itself or to a pooler in session mode:
-    `autocommit_block()` ends transactions. And it is polled: CREATE INDEX CONCURRENTLY would wait
-    for a transaction that waits for the lock.
+    The lock needs its own connection, since a migration may end its transaction in
+    `autocommit_block()`. A pooler between here and PostgreSQL must be in session mode. The lock is
+    polled, since CREATE INDEX CONCURRENTLY waits for transactions that wait for a lock.
     """
-    await guard.execution_options(isolation_level="AUTOCOMMIT")
-    ask = text("SELECT pg_try_advisory_lock(:key)")
-    if await guard.scalar(ask, {"key": ADVISORY_LOCK}):
+    await connection.execution_options(isolation_level="AUTOCOMMIT")
+    attempt = text("SELECT pg_try_advisory_lock(:key)")
+    if await connection.scalar(attempt, {"key": ADVISORY_LOCK}):
         return
-    log.info("waiting for another migration to end")
-    while not await guard.scalar(ask, {"key": ADVISORY_LOCK}):  # noqa: ASYNC110 - others hold it
+    log.info("waiting_for_migration_lock")
+    while not await connection.scalar(attempt, {"key": ADVISORY_LOCK}):  # noqa: ASYNC110 - nothing to await
         await asyncio.sleep(LOCK_POLL_SECONDS)
 
 

@@ -1,8 +1,8 @@
-"""`Idempotency-Key`: a POST that is sent again gets the first response, and happens once.
+"""`Idempotency-Key`: a repeated POST changes nothing and gets the response of the first one.
 
-The key is inserted first in the transaction that the endpoint then works in, and the response is
-stored in it, so that all of it commits or none. Of two requests with one key the second waits in
-PostgreSQL for the first. A request that fails leaves no key behind, and may be tried again.
+The key, the endpoint's changes and the response commit in one transaction. If two requests with the
+same key run at the same time, the second one waits in PostgreSQL for the first. A failed request
+stores no key, so the client can retry it.
 """
 
 import re
@@ -29,19 +29,20 @@ HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
 
 _VISIBLE = re.compile(rb"[!-~]{1,255}")
-_BAD_KEY = f"{HEADER} must have 1 to 255 visible ASCII characters, in quotes or without."
+_BAD_KEY = f"{HEADER} must have 1 to 255 visible ASCII characters. Quotes around them are optional."
 _FIRST_ERROR_STATUS = 400
 
 
 class _CommitError(Exception):
-    """Carries an error through the application, which believes that its response was sent."""
+    """Carries a commit error through the application, past its exception handlers."""
 
 
 class IdempotencyMiddleware:
-    """Answer a repeated POST with the stored response of the first.
+    """Replay the stored response to a repeated POST.
 
-    It buffers the request's body and the response: add it inside the limit of the body. `handlers`
-    are the application's: Starlette calls them for errors inside all middleware, not for those here.
+    It reads the whole request body into memory, so `BodyLimitMiddleware` must be outside of it.
+    `handlers` are the application's exception handlers: Starlette does not call them for errors in
+    middleware.
     """
 
     def __init__(self, app: ASGIApp, handlers: Mapping[Any, Any]) -> None:
@@ -52,7 +53,7 @@ class IdempotencyMiddleware:
         if scope["type"] == "http" and scope["method"] == "POST" and _keys_of(scope):
             route = _route_of(scope)
             if route is not None:
-                scope["route"] = route  # for the metrics: a replay never reaches the router
+                scope["route"] = route  # for the metrics: no router sees a replay
                 await self._with_error_handlers(scope, receive, send)
                 return
         await self.app(scope, receive, send)
@@ -71,7 +72,7 @@ class IdempotencyMiddleware:
             if stored is None:
                 response = _BufferedResponse(session, key, send)
                 scope["state"] = State(**{**state, "transaction": session})
-                scope.pop("extensions", None)  # responses sent through them could not be stored
+                scope.pop("extensions", None)  # they could send a response that cannot be stored
                 try:
                     await self.app(scope, _replay_body(body, receive), response.buffer)
                 except _CommitError as error:
@@ -84,9 +85,9 @@ class IdempotencyMiddleware:
 
 
 class _BufferedResponse:
-    """Holds the response back until it is stored and committed, then sends it.
+    """Buffers the response until it is stored and committed, then sends it.
 
-    `BackgroundTasks` run after that, as they do without a key.
+    `BackgroundTasks` run after that, like without an idempotency key.
     """
 
     def __init__(self, session: AsyncSession, key: bytes, send: Send) -> None:
@@ -107,7 +108,7 @@ class _BufferedResponse:
 
     async def _end_transaction(self) -> None:
         start, *parts = self.messages
-        # After an error with a handler there is no transaction: `get_db_session` rolled it back.
+        # An exception handler may return 200; `get_db_session` has rolled back then.
         if start["status"] >= _FIRST_ERROR_STATUS or not self.session.in_transaction():
             await self.session.rollback()
             return
@@ -122,13 +123,13 @@ class _BufferedResponse:
 
 
 def _route_of(scope: Scope) -> RouteContext | None:
-    """Without a route nothing can happen twice, and there is nothing to store."""
+    """Return the route of the request, or None: an unknown path changes nothing."""
     routes = iter_route_contexts(scope["app"].routes)
     return next((route for route in routes if route.matches(scope)[0] is Match.FULL), None)
 
 
 def _replay_body(body: bytes, receive: Receive) -> Receive:
-    """Receive the body again, and then what the server sends."""
+    """Return a `receive` that first repeats the body that was read already."""
     unread: list[Message] = [{"type": "http.request", "body": body}]
 
     async def replay() -> Message:
@@ -142,9 +143,9 @@ def _keys_of(scope: Scope) -> list[bytes]:
 
 
 def _hash_key(scope: Scope) -> bytes:
-    """Hash path, key and caller: no caller gets the response of another.
+    """Hash the path, the key and the caller's credentials, so that each caller has separate keys.
 
-    The standard puts the key in quotes, many clients do not.
+    The IETF draft has quotes around the key; many clients omit them.
     """
     key, *others = _keys_of(scope)
     if len(key) > 1 and key.startswith(b'"') and key.endswith(b'"'):
@@ -156,6 +157,6 @@ def _hash_key(scope: Scope) -> bytes:
 
 
 def _digest(*parts: bytes) -> bytes:
-    """Hash the parts and their lengths."""
+    """Hash the parts with their lengths, so that parts cannot shift into each other."""
     lengths = ",".join(str(len(part)) for part in parts).encode()
     return sha256(b"".join((lengths, b":", *parts))).digest()

@@ -1,7 +1,7 @@
-"""Prometheus metrics: requests by method, route and status, and their duration.
+"""Prometheus metrics: the number of HTTP requests, and their duration.
 
-The label is the route's template (`/api/v1/notes/{note_id}`), never the path: a client that invents
-paths would create time series without end.
+The label `route` is the route's template (`/api/v1/notes/{note_id}`). With the path as a label,
+clients could create an unlimited number of time series.
 """
 
 import os
@@ -20,13 +20,13 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Each series would have a second one with its creation time.
+# Without this, every series has a second one with its creation time.
 disable_created_metrics()
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-REQUESTS = Counter("http_requests_total", "Requests answered.", ["method", "route", "status"])
+REQUESTS = Counter("http_requests_total", "Completed HTTP requests.", ["method", "route", "status"])
 DURATION = Histogram(
-    "http_request_duration_seconds", "From request to last byte.", ["method", "route"]
+    "http_request_duration_seconds", "Duration of HTTP requests in seconds.", ["method", "route"]
 )
 
 
@@ -57,9 +57,9 @@ class MetricsMiddleware:
 
 
 def route_template(scope: Scope) -> str:
-    """Return the template of the route that matched, prefixes included.
+    """Return the template of the matched route, including the prefixes of routers.
 
-    `scope["route"]` of an included router has its own part of the path only; FastAPI keeps the whole.
+    For a route of an included router, `scope["route"]` lacks these prefixes.
     """
     context = scope.get("fastapi", {}).get("effective_route_context")
     route = context or scope.get("route")
@@ -68,7 +68,7 @@ def route_template(scope: Scope) -> str:
 
 
 def metrics() -> Response:
-    """With `PROMETHEUS_MULTIPROC_DIR` set, the metrics of all worker processes together."""
+    """Return the metrics; of all processes if `PROMETHEUS_MULTIPROC_DIR` is set."""
     registry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""Plain ASGI middleware: each `BaseHTTPMiddleware` of Starlette's would halve the throughput."""
+"""Plain ASGI middleware. Each `BaseHTTPMiddleware` of Starlette would halve the throughput."""
 
 from http import HTTPStatus
 
@@ -19,15 +19,15 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 _NOTHING_ALLOWED = "default-src 'none'; frame-ancestors 'none'"
-# Swagger UI and ReDoc start from a script in the page, style themselves, and ReDoc uses a worker.
-_OWN_PAGES_ALLOWED = (
+# Swagger UI and ReDoc use inline scripts and styles, and ReDoc starts a web worker.
+_DOCS_PAGES_ALLOWED = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
 
 
 class TraceMiddleware:
-    """Keep the trace that the caller names in `traceparent`, for logs and for tasks."""
+    """Store the caller's `traceparent` header for log lines and tasks."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -40,9 +40,9 @@ class TraceMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Refuse a body of more than `limit` bytes, whatever its Content-Length says, with 413.
+    """Reject a body of more than `limit` bytes with 413, with or without a Content-Length.
 
-    FastAPI's own `max_body_size` answers outside all middleware, and not with a problem.
+    FastAPI's `max_body_size` acts outside all middleware and does not return a problem document.
     """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
@@ -57,16 +57,16 @@ class BodyLimitMiddleware:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.limit:
-                raise HTTPException(413, f"The body may have {self.limit} bytes at most.")
+                raise HTTPException(413, f"The request body must not exceed {self.limit} bytes.")
             return message
 
         await self.app(scope, count, send)
 
 
 class UnexpectedErrorMiddleware:
-    """Log an error that has no handler, once, and answer 500.
+    """Log an unhandled error and respond with 500.
 
-    Starlette's own last resort is outside all middleware: its response has no request id, no
+    Starlette's own handler for this is outside all middleware: its response has no request ID, no
     security headers and no CORS headers.
     """
 
@@ -92,13 +92,13 @@ class UnexpectedErrorMiddleware:
 
 
 class SecurityHeadersMiddleware:
-    """Add OWASP's headers for APIs; only the pages at `page_paths` may load their own scripts."""
+    """Add the headers that OWASP recommends for APIs. `page_paths` are pages with scripts."""
 
     def __init__(self, app: ASGIApp, page_paths: tuple[str, ...] = ()) -> None:
         self.app = app
         self.page_paths = page_paths
         self.headers = self._encode(_NOTHING_ALLOWED)
-        self.page_headers = self._encode(_OWN_PAGES_ALLOWED)
+        self.page_headers = self._encode(_DOCS_PAGES_ALLOWED)
 
     @staticmethod
     def _encode(policy: str) -> list[tuple[bytes, bytes]]:

@@ -1,4 +1,4 @@
-"""Which brokers the task queue may use."""
+"""The brokers that this service supports."""
 
 from typing import Final, Literal, get_args
 

@@ -1,4 +1,4 @@
-"""Which cache backends there are to choose from."""
+"""The cache backends that this service supports."""
 
 from typing import Final, Literal, get_args
 

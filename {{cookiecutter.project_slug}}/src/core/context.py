@@ -1,4 +1,4 @@
-"""What tasks and jobs find besides their arguments: there are no globals."""
+"""The settings and the database for tasks and scheduled jobs, without global variables."""
 
 from collections.abc import Generator
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -22,7 +22,7 @@ _current: ContextVar[Context] = ContextVar("context")
 
 @contextmanager
 def use_context(context: Context) -> Generator[None]:
-    """Let the tasks and jobs that the block calls find this context."""
+    """Provide the context to tasks and jobs that run inside the `with` block."""
     token = _current.set(context)
     try:
         yield
@@ -35,7 +35,7 @@ def set_context(context: Context) -> None:
 
 
 def current_context() -> Context:
-    """Return the context. Raises LookupError outside tasks, jobs and `use_context`."""
+    """Return the context. Raises LookupError outside of tasks, jobs and `use_context`."""
     return _current.get()
 
 
@@ -44,5 +44,5 @@ def current_settings() -> Settings:
 
 
 def transaction() -> AbstractAsyncContextManager[AsyncSession]:
-    """Open a session that commits when the block ends, and rolls back when it raises."""
+    """Open a session that commits at the end of the block, and rolls back on an exception."""
     return _current.get().database.transaction()

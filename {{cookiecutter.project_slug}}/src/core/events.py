@@ -1,4 +1,4 @@
-"""The lifespan: what a process opens when it starts and closes, in reverse, when it stops."""
+"""The application's lifespan: opens resources at startup, and closes them in reverse order."""
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -31,7 +31,7 @@ class State(TypedDict):
     cache: cache.Cache
     # % endif
     database: db.Database
-    transaction: NotRequired[AsyncSession]  # of `IdempotencyMiddleware`, which commits it
+    transaction: NotRequired[AsyncSession]  # set and committed by `IdempotencyMiddleware`
 
 
 @asynccontextmanager
@@ -59,13 +59,13 @@ def build_lifespan(settings: Settings) -> Lifespan[FastAPI]:
             state = await stack.enter_async_context(open_resources(settings))
             # % if cookiecutter.scheduler
             if settings.SCHEDULER_ENABLED:
-                from src.schedulers import scheduler  # noqa: PLC0415 - it imports all that jobs need
+                from src.schedulers import scheduler  # noqa: PLC0415 - loaded if used
 
                 jobs = scheduler.open_scheduler(settings, state["database"])
                 await stack.enter_async_context(jobs)
             # % endif
             if not settings.API_KEYS:
-                log.warning("api_unauthenticated", reason="API_KEYS is empty: anyone may write")
+                log.warning("api_unauthenticated", reason="API_KEYS is empty: no key is needed")
             log.info(
                 "started",
                 env=settings.ENV,

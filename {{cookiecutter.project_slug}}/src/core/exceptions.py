@@ -1,4 +1,4 @@
-"""Which error becomes which response; `src.api.problems` writes its body."""
+"""Exception handlers, which turn errors into problem responses."""
 
 from http import HTTPStatus
 
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 def add_exception_handlers(app: FastAPI) -> None:
-    """Bugs are not handled here: `UnexpectedErrorMiddleware` answers 500."""
+    """Add the handlers. `UnexpectedErrorMiddleware` handles all other exceptions."""
     app.exception_handler(DomainError)(_domain_error)
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(RequestValidationError)(_invalid_request)
@@ -43,17 +43,17 @@ async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods_of(request)):
         headers["Allow"] = ", ".join(methods)
-    says_more = error.detail != phrase_of(error.status_code)
+    has_detail = error.detail != phrase_of(error.status_code)
     return problem_response(
         request.scope,
         error.status_code,
-        detail=str(error.detail) if says_more else None,
+        detail=str(error.detail) if has_detail else None,
         headers=headers,
     )
 
 
 def _methods_of(request: Request) -> list[str]:
-    """Return all methods of the path; Starlette names those of one route alone."""
+    """Return the methods of all routes with this path; Starlette's `Allow` has those of one."""
     routes = iter_route_contexts(request.app.routes)
     matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     return sorted({method for route in matching for method in route.methods or ()})
@@ -63,7 +63,7 @@ async def _invalid_request(request: Request, error: RequestValidationError) -> J
     return problem_response(
         request.scope,
         HTTPStatus.UNPROCESSABLE_ENTITY,
-        detail="The request is not valid.",
+        detail="The request has invalid fields; see `errors`.",
         errors=[
             InvalidField(location=".".join(map(str, fault["loc"])), detail=fault["msg"])
             for fault in error.errors()

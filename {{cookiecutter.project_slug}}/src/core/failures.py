@@ -1,4 +1,4 @@
-"""How errors and outages are recorded and logged."""
+"""Helpers to store and log errors and outages."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ MAX_LENGTH = 2000
 
 
 def describe(error: BaseException) -> str:
-    """Return the error's name and message, as a text column can store them."""
+    """Return the error's class and message as text that PostgreSQL can store."""
     text = f"{type(error).__qualname__}: {error}"[:MAX_LENGTH]
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass
 class Outage:
-    """Logs once that a server is unavailable, however often it is tried, and once its recovery."""
+    """Logs the start and the end of an outage once, not every failed attempt."""
 
-    unavailable: str  # the log event of an outage
-    recovered: str
+    unavailable: str  # log event at the start of an outage
+    recovered: str  # log event at its end
     is_on: bool = False
 
     def begin(self, error: BaseException) -> None:

@@ -1,6 +1,6 @@
-"""One stream of log lines for the service and its libraries: uvicorn, SQLAlchemy, Alembic.
+"""Logging for the service and its libraries (uvicorn, SQLAlchemy, Alembic), in one format.
 
-JSON, one object a line; in development aligned and coloured.
+Each line is a JSON object; in development, lines are colored text.
 """
 
 import logging
@@ -23,13 +23,13 @@ _SECRET_NAME = re.compile(
     r"passw|passphrase|secret|token|api[-_]?key|authorization|cookie|credential|dsn", re.IGNORECASE
 )
 _URL_PASSWORD = re.compile(r"""(://[^:/\s"']*:)[^\s"']+@""")
-# Duplicates of other lines, or of no interest.
+# Loggers that repeat other lines or say nothing useful.
 _SILENCED = ("alembic.runtime.plugins", "alembic.util.messaging", "watchfiles.main")
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic", "sqlalchemy.engine")
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send all logging through structlog; calling it again changes nothing."""
+    """Send all logging through structlog. It is safe to call this again."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -69,18 +69,18 @@ def configure_logging(settings: Settings) -> None:
 def _renderers(settings: Settings) -> list[Processor]:
     if settings.ENV == "development":
         plain = structlog.dev.plain_traceback
-        colours = "FORCE_COLOR" in os.environ or sys.stderr.isatty()  # `dev` sets it
-        return [structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)]
-    # Local variables may hold secrets.
+        colors = "FORCE_COLOR" in os.environ or sys.stderr.isatty()  # `dev` sets it
+        return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+    # Local variables may contain secrets.
     tracebacks = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
     return [tracebacks, structlog.processors.JSONRenderer()]
 
 
 def _adopt_library_loggers() -> None:
-    """Send the records of libraries that bring handlers to the root instead."""
+    """Replace the handlers of libraries with the root handler."""
     for name in _OWN_HANDLERS:
         logger = logging.getLogger(name)
-        # Without handlers and not propagating, it was switched off: `uvicorn --no-access-log`.
+        # No handlers means that logging was disabled, as `uvicorn --no-access-log` does.
         if logger.handlers:
             logger.handlers = []
             logger.propagate = True
@@ -100,7 +100,7 @@ def _add_origin(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 
 def _mask_secrets(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Mask each value with the name of a secret, at any depth."""
+    """Mask the values of fields with a name like `password`, in nested data too."""
     return {name: _masked(name, value) for name, value in event.items()}
 
 
@@ -115,5 +115,5 @@ def _masked(name: str, value: Any) -> Any:
 
 
 def _mask_urls(_logger: object, _method: str, line: Any) -> Any:
-    """Mask passwords in URLs anywhere in the finished line, tracebacks included."""
+    """Mask passwords in URLs anywhere in the rendered line, tracebacks included."""
     return _URL_PASSWORD.sub(r"\1**********@", line) if "://" in line else line

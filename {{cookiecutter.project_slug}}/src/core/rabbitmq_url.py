@@ -1,4 +1,4 @@
-"""Where RabbitMQ is, and whether others on the network may use it too."""
+"""Checks of RabbitMQ URLs."""
 
 from urllib.parse import urlsplit
 
@@ -7,17 +7,17 @@ _LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
 def check(text: str) -> None:
-    """Raise ValueError for what is no URL of RabbitMQ; the URL is not in its message."""
+    """Raise ValueError if this is not a RabbitMQ URL. The message does not contain the URL."""
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError:
-        raise ValueError("its port must be a number up to 65535") from None
+        raise ValueError("the port must be a number up to 65535") from None
     if parts.scheme not in {"amqp", "amqps"} or not parts.hostname or port == 0:
-        raise ValueError("it must be like amqp://user:password@host:5672/vhost, or amqps://...")
+        raise ValueError("must be a URL like amqp://user:password@host:5672/vhost, or amqps://...")
 
 
 def is_protected(text: str) -> bool:
-    """Whether nobody else on the network can use it: it knows us, or is on this machine."""
+    """Whether the server is on this machine, or the URL has a password other than the default."""
     parts = urlsplit(text)
     return parts.hostname in _LOCAL or (parts.password or "") not in {"", "guest"}

@@ -1,4 +1,4 @@
-"""The trace of a request (W3C Trace Context), for logs and for tasks."""
+"""The trace ID of a request (W3C Trace Context), for log lines and tasks."""
 
 import re
 from contextvars import ContextVar
@@ -12,6 +12,6 @@ traceparent: ContextVar[str | None] = ContextVar("traceparent", default=None)
 
 
 def trace_id_of(value: str) -> str | None:
-    """Return the trace id of a `traceparent`, None if it is invalid."""
+    """Return the trace ID of a `traceparent` header, or None if the header is invalid."""
     match = _TRACEPARENT.fullmatch(value)
     return match and match[1]

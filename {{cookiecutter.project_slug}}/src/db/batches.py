@@ -10,7 +10,10 @@ async def in_batches(
     *,
     limit: int,
 ) -> int:
-    """Call `batch(db, limit=limit)`, each in a transaction, until one is not full; return the sum."""
+    """Process rows in batches, each in its own transaction; return their number.
+
+    `batch(db, limit=limit)` returns how many rows it processed. Fewer than `limit` ends the loop.
+    """
     total = 0
     while True:
         async with transaction() as db:

@@ -1,4 +1,4 @@
-"""The engine and its two kinds of session: one writes, one only reads."""
+"""The engine, with sessions for transactions and sessions for reads only."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -32,28 +32,28 @@ _CLIENT_ERRORS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class DatabaseUnavailableError(Exception):
-    """PostgreSQL cannot serve this now; the same request may succeed later."""
+    """PostgreSQL is unavailable, or failed in a way that a retry may fix."""
 
 
 class InvalidTextError(SQLAlchemyError):
-    """A text holds a character that PostgreSQL cannot store: NUL."""
+    """A text contains a NUL character, which PostgreSQL cannot store."""
 
 
 class ReadOnlySessionError(Exception):
-    """A session that only reads was asked to write."""
+    """A read-only session has changes to write."""
 
 
 class ReadOnlySession(Session):
     def flush(self, objects: Any = None) -> None:
         if self.new or self.dirty or self.deleted:
-            raise ReadOnlySessionError("This session only reads; take `DbSession` to write.")
+            raise ReadOnlySessionError("This session is read-only. Use `DbSession` to write.")
         super().flush(objects)
 
 
 class ReadOnlyAsyncSession(AsyncSession):
-    """Each statement is its own transaction: no BEGIN and ROLLBACK, one round trip a read.
+    """A session in autocommit mode: each read is one round trip, without BEGIN and ROLLBACK.
 
-    It refuses to flush changed objects, but executes an explicit UPDATE as any statement.
+    It refuses to flush changed objects. It does not stop an explicit UPDATE statement.
     """
 
     sync_session_class = ReadOnlySession
@@ -61,15 +61,15 @@ class ReadOnlyAsyncSession(AsyncSession):
 
 @dataclass(frozen=True)
 class Database:
-    """The process's sessions; the lifespan opens and disposes of them."""
+    """Creates sessions. Each process has one `Database`, which the lifespan opens and closes."""
 
     writes: async_sessionmaker[AsyncSession]
     reads: async_sessionmaker[ReadOnlyAsyncSession]
 
     @classmethod
     def bound_to(cls, write: AsyncEngine | AsyncConnection, **options: Any) -> Self:
-        """Take sessions from an engine, or all from one connection, as tests do."""
-        load_models()  # a relationship may name a model that nothing else has imported
+        """Create sessions on an engine, or, for tests, all on one connection."""
+        load_models()  # relationships refer to models by name
         read = write
         if isinstance(write, AsyncEngine):
             read = write.execution_options(isolation_level="AUTOCOMMIT")
@@ -81,7 +81,7 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncSession]:
-        """Commit when the block ends, roll back when it raises; nothing else commits."""
+        """Open a session that commits at the end of the block, and rolls back on an exception."""
         async with self.writes.begin() as session:
             yield session
 
@@ -92,33 +92,33 @@ async def connect(**options: Any) -> asyncpg.Connection:
         return await asyncpg.connect(**options)
     except (OSError, UnicodeError, asyncpg.PostgresError, *_CLIENT_ERRORS) as error:
         where = f"{options.get('host', 'localhost')}:{options.get('port', 5432)}"
-        cause = str(error) or "no answer in time"
+        cause = str(error) or "no response in time"
         raise DatabaseUnavailableError(f"PostgreSQL at {where} is unavailable: {cause}") from error
 
 
 def _map_error(context: ExceptionContext) -> Exception | None:
-    """Name the errors that are not bugs: those that pass, and text that cannot be stored."""
+    """Return our exception for a temporary error or invalid text, or None for other errors."""
     error = context.original_exception
     if not isinstance(error, Exception):
-        return None  # a cancellation: SQLAlchemy takes it for a lost connection
+        return None  # a cancellation, which SQLAlchemy takes for a disconnect
     if isinstance(error, TimeoutError):
-        return DatabaseUnavailableError(f"PostgreSQL took over {COMMAND_TIMEOUT_SECONDS} s.")
+        return DatabaseUnavailableError(f"A statement took more than {COMMAND_TIMEOUT_SECONDS} s.")
     if context.is_disconnect:
         return DatabaseUnavailableError("The connection to PostgreSQL was lost.")
     sqlstate = getattr(error, "sqlstate", None)
     if sqlstate in {DEADLOCK, SERIALIZATION_FAILURE}:
-        return DatabaseUnavailableError("The transaction lost against another one.")
+        return DatabaseUnavailableError("The transaction conflicted with another one.")
     if isinstance(error.__cause__, asyncpg.InvalidCachedStatementError):
-        return DatabaseUnavailableError("A migration has just changed the table.")
+        return DatabaseUnavailableError("A migration has just changed the table. Try again.")
     is_text = sqlstate == CHARACTER_NOT_IN_REPERTOIRE
-    return InvalidTextError("The text holds a NUL.") if is_text else None
+    return InvalidTextError("The text contains a NUL character.") if is_text else None
 
 
 def create_engine(url: URL, **options: Any) -> AsyncEngine:
-    """An engine that raises DatabaseUnavailableError and InvalidTextError."""
+    """Create an engine that raises DatabaseUnavailableError and InvalidTextError."""
     engine = create_async_engine(
         url,
-        hide_parameters=True,  # else errors, and so the log, show values
+        hide_parameters=True,  # error messages must not contain values
         connect_args={
             "async_creator_fn": connect,
             "timeout": CONNECT_TIMEOUT_SECONDS,
@@ -132,11 +132,11 @@ def create_engine(url: URL, **options: Any) -> AsyncEngine:
 
 @asynccontextmanager
 async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]:
-    """Connect lazily: the service may start before its database.
+    """Open a connection pool. It connects on first use, so the database may start later.
 
-    The pool opens connections up to `pool_size` and keeps them: under load an overflow would open
-    and close them all the time. A connection that the server has closed fails on its next use;
-    testing each before use would cost a round trip.
+    There is no overflow, since that opens and closes connections all the time under load. There is
+    no test before each use, since that costs a round trip: a connection that the server has closed
+    fails once.
     """
     engine = create_engine(
         url,

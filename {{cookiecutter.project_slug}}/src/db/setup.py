@@ -1,4 +1,4 @@
-"""Create and drop whole databases. May raise DatabaseUnavailableError."""
+"""Create and drop databases. Both functions may raise DatabaseUnavailableError."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -13,9 +13,9 @@ _EXISTS = text("SELECT true FROM pg_database WHERE datname = :name")
 
 
 async def create_database(url: URL, *, template: str = "template1") -> bool:
-    """Create the database that `url` names, as a copy of `template`, unless it exists.
+    """Create the database of `url` as a copy of `template`, unless it exists.
 
-    Returns whether it was missing. The user of `url` needs the right to create databases.
+    Returns whether it was created. The user of `url` needs the privilege CREATEDB.
     """
     async with _maintenance(url) as connection:
         if await connection.scalar(_EXISTS, {"name": url.database}):
@@ -26,7 +26,7 @@ async def create_database(url: URL, *, template: str = "template1") -> bool:
 
 
 async def drop_database(url: URL) -> None:
-    """Drop the database that `url` names, and its connections."""
+    """Drop the database of `url` and close its connections."""
     async with _maintenance(url) as connection:
         name = _quoted(connection, str(url.database))
         await connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))

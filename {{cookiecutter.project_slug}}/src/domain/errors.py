@@ -1,7 +1,7 @@
-"""The errors that a rule of the domain may raise.
+"""Errors of domain rules, which become error responses.
 
-`code` names the problem for programs, `title` and `message` explain it to people. The class decides
-the HTTP status: see `src.api.problems`.
+`code` is for programs; `title` and `message` are for people. The base class determines the HTTP
+status: see `src.api.problems`.
 """
 
 from typing import ClassVar
@@ -19,7 +19,7 @@ class DomainError(Exception):
 class NotFoundError(DomainError):
     code = "not-found"
     title = "Not found"
-    message = "There is nothing with the key {id}."
+    message = "There is no record with the ID {id}."
 
 
 class ConflictError(DomainError):
@@ -42,7 +42,7 @@ class IdempotencyKeyReusedError(DomainError):
 
 
 class StaleVersionError(DomainError):
-    """The caller decided on a version that is no longer the current one."""
+    """The caller based a change on an outdated version."""
 
     code = "stale-version"
     title = "Version conflict"

@@ -1,4 +1,4 @@
-"""The base of repositories; a concrete one names its `model` and adds its own queries."""
+"""The base class of repositories. A subclass sets `model` and adds its queries."""
 
 from collections.abc import Sequence
 from typing import Generic, TypeVar
@@ -15,13 +15,13 @@ M = TypeVar("M", bound=UUIDMixin)
 
 class Repository(Generic[M]):
     model: type[M]
-    # Built once per class: composing a statement costs more than sending it.
+    # Built once per class: building a statement costs more than executing it.
     _by_id: Select[M]
     _by_id_locked: Select[M]
 
     def __init_subclass__(cls) -> None:
         cls._by_id = select(cls.model).where(cls.model.id == bindparam("id"))
-        # Without populate_existing the session would return the row as read before the lock.
+        # Without populate_existing, the session may return values that it read before the lock.
         cls._by_id_locked = cls._by_id.with_for_update().execution_options(populate_existing=True)
 
     def __init__(self, session: AsyncSession) -> None:
@@ -31,7 +31,7 @@ class Repository(Generic[M]):
         return await self.session.scalar(self._by_id, {"id": key})
 
     async def get_for_update(self, key: UUID) -> M | None:
-        """Lock the row until the transaction ends, so that what is read here stays true."""
+        """Read the row and lock it until the transaction ends."""
         return await self.session.scalar(self._by_id_locked, {"id": key})
 
     async def get_or_raise(
@@ -45,12 +45,12 @@ class Repository(Generic[M]):
     async def paginate(
         self, statement: Select[M], *, limit: int, cursor: UUID | None = None, offset: int = 0
     ) -> tuple[Sequence[M], UUID | None]:
-        """Return a page, the newest row first, and the cursor of the next page, if there is one.
+        """Return a page, newest rows first, and the cursor of the next page, if there is one.
 
-        UUIDv7 keys are in order of creation. `cursor` starts right behind that key, which costs the
-        same on any page; `offset` reads and drops the rows that it skips.
+        The cursor is the ID of the last row: UUIDv7 keys sort by creation time. A page by cursor
+        has the same cost at any depth; `offset` reads all rows that it skips.
         """
-        # One row more than asked for tells whether there is a next page.
+        # Fetch one more row to find out if there is a next page.
         statement = statement.order_by(self.model.id.desc()).offset(offset).limit(limit + 1)
         if cursor is not None:
             statement = statement.where(self.model.id < cursor)

@@ -10,9 +10,9 @@ from src.db.models.idempotency import IdempotencyKey
 from src.domain.errors import IdempotencyKeyInUseError, IdempotencyKeyReusedError
 
 LIFETIME = timedelta(hours=24)
-# How long a second request waits for the first, while it holds a connection.
+# How long a second request waits for the first. It occupies a connection while it waits.
 LOCK_TIMEOUT_SECONDS = 5.0
-PRUNED_AT_ONCE = 10
+PRUNE_LIMIT = 10
 LOCK_NOT_AVAILABLE = "55P03"  # SQLSTATE
 
 _TABLE = cast(Table, IdempotencyKey.__table__)
@@ -24,21 +24,21 @@ class IdempotencyRepository:
         self.session = session
 
     async def acquire(self, key: bytes, fingerprint: bytes) -> IdempotencyKey | None:
-        """Acquire the key for this transaction; if it was used before, return the stored response.
+        """Acquire the key in this transaction, or return the response that is stored for it.
 
         Raises IdempotencyKeyInUseError or IdempotencyKeyReusedError.
         """
         if await self._insert(key, fingerprint):
             return None
         stored = await self.session.get(IdempotencyKey, key)
-        if stored is None or stored.status is None:  # just expired, or committed without a response
+        if stored is None or stored.status is None:  # just expired, or has no response
             raise IdempotencyKeyInUseError
         if stored.fingerprint != fingerprint:
             raise IdempotencyKeyReusedError
         return stored
 
     async def _insert(self, key: bytes, fingerprint: bytes) -> bool:
-        """Insert the key, or renew an expired one. Wait for a transaction that inserts it now."""
+        """Insert the key or replace an expired one. Waits for another transaction that inserts it."""
         new = insert(_TABLE).values(id=key, fingerprint=fingerprint)
         renewed = {name: new.excluded[name] for name in ("fingerprint", "status", "created_at")}
         statement = new.on_conflict_do_update(
@@ -52,19 +52,19 @@ class IdempotencyRepository:
             if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
                 raise
             raise IdempotencyKeyInUseError from error
-        if inserted is not None:  # the limit is not for the work that follows
+        if inserted is not None:  # the endpoint needs no timeout for locks
             await self.session.execute(text("SET LOCAL lock_timeout TO DEFAULT"))
         return inserted is not None
 
     async def store_response(
         self, key: bytes, status: int, headers: list[tuple[str, str]], body: bytes
     ) -> None:
-        """Store the response with its key, and delete a few expired keys."""
+        """Store the response, and delete a few expired keys."""
         expired = (
             select(_TABLE.c.id)
             .where(_EXPIRED)
             .order_by(_TABLE.c.created_at)
-            .limit(PRUNED_AT_ONCE)
+            .limit(PRUNE_LIMIT)
             .with_for_update(skip_locked=True)
         )
         await self.session.execute(

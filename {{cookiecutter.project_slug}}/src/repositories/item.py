@@ -18,7 +18,7 @@ class ItemRepository(Repository[Item]):
         return await self.paginate(statement, cursor=cursor, offset=offset, limit=limit)
 
     async def add_all(self, items: Sequence[Item]) -> None:
-        """Add up to a thousand items with one INSERT; their keys are in the order of `items`."""
+        """Add up to 1,000 items with one INSERT. Their IDs have the order of `items`."""
         self.session.add_all(items)
         await self.session.flush()
 
@@ -27,7 +27,7 @@ class ItemRepository(Repository[Item]):
         return await self.session.scalar(statement) or 0
 
     async def search(self, text: str, *, offset: int, limit: int) -> Sequence[Item]:
-        """Return items with all words of `text`, the best match first. The last may be a prefix."""
+        """Return items with all words of `text`, best match first. The last word may be a prefix."""
         query = func.to_tsquery(SEARCH_CONFIG, _prefix_query(text))
         statement = (
             select(Item)
@@ -44,7 +44,7 @@ def _has(status: ItemStatus | None) -> list[ColumnElement[bool]]:
 
 
 def _prefix_query(text: str) -> str:
-    """Write words as a `tsquery`, each quoted, so that none is an operator."""
-    # No words, an empty query: Python strips some characters that Pydantic does not.
+    """Convert words to a `tsquery`. Quotes prevent words from being operators."""
+    # There may be no word: Python strips some characters that Pydantic does not.
     words = [word.replace("\\", "\\\\").replace("'", "''") for word in text.split()]
     return " & ".join(f"'{word}'" for word in words) + (":*" if words else "")

@@ -1,6 +1,6 @@
-"""Deletes rows that have served their time.
+"""Deletes rows after a retention period.
 
-A model names the setting with the number of days, and the column that they are counted from:
+A model names the setting that has the number of days, and the column with the start of the period:
 
     __retention__ = ("TASK_HISTORY_DAYS", "finished_at")
 """
@@ -18,7 +18,7 @@ from src.core.config import Settings
 from src.db.base import Base
 from src.db.batches import in_batches
 
-BATCH = 500  # rows in a transaction: a short one blocks no other for long
+BATCH = 500  # rows per transaction; short transactions hold locks only briefly
 
 
 async def delete_expired(
@@ -26,7 +26,7 @@ async def delete_expired(
     settings: Settings,
     setting: str,
 ) -> int:
-    """Delete what is older than `setting` says, of each model that names it; return how many."""
+    """Delete the expired rows of each model that names `setting`; return their number."""
     before = datetime.now(UTC) - timedelta(days=getattr(settings, setting))
     total = 0
     for mapper in Base.registry.mappers:

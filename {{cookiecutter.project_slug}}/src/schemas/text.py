@@ -2,5 +2,5 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-# Any text that PostgreSQL can store: without NUL.
+# Text without NUL characters, which PostgreSQL cannot store.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]

@@ -21,9 +21,9 @@ async def ping_database(database: Database) -> None:
 async def run_checks(
     checks: Mapping[str, Awaitable[None]], *, errors: tuple[type[Exception], ...] = ()
 ) -> dict[str, bool]:
-    """Run all checks at once, for two seconds at most; return which passed.
+    """Run the checks concurrently, for at most two seconds; return which ones passed.
 
-    A check fails by raising an error of the database, or one of `errors`.
+    A check fails if it raises DatabaseUnavailableError, SQLAlchemyError or one of `errors`.
     """
     errors = (DatabaseUnavailableError, SQLAlchemyError, *errors)
     tasks = {
@@ -34,7 +34,7 @@ async def run_checks(
         return {name: task.done() and task.result() for name, task in tasks.items()}
     finally:
         for name, task in tasks.items():
-            # Not awaited: to close a connection that hangs takes seconds more.
+            # Not awaited: closing a connection that hangs takes more seconds.
             if task.cancel():
                 log.warning("not_ready", part=name, cause="timeout")
 

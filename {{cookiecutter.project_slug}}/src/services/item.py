@@ -19,7 +19,7 @@ class Page:
 
 
 class ItemService:
-    """The use cases of items; none commits: that is up to the caller's transaction."""
+    """Use cases for items. They never commit: the caller's transaction does."""
 
     @staticmethod
     async def create_item(db: AsyncSession, item_data: ItemCreate) -> Item:
@@ -50,7 +50,7 @@ class ItemService:
         changes: ItemUpdate,
         expected_versions: frozenset[int] | None = None,
     ) -> Item:
-        """Change the given fields, if the item is at one of `expected_versions`.
+        """Change the given fields, if the item has one of `expected_versions`.
 
         Raises ItemNotFoundError, StaleVersionError, ItemArchivedError or ItemTransitionError.
         """
@@ -74,7 +74,7 @@ class ItemService:
 async def _lock(
     repository: ItemRepository, item_id: UUID, expected_versions: frozenset[int] | None
 ) -> Item:
-    """Lock the item until the transaction ends, if it is at one of the expected versions."""
+    """Read and lock the item, if it has one of the expected versions."""
     item = await repository.get_or_raise(item_id, ItemNotFoundError, for_update=True)
     if expected_versions is not None and item.version not in expected_versions:
         raise StaleVersionError(version=item.version)

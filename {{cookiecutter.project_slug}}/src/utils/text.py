@@ -4,5 +4,5 @@ _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def snake_case(name: str) -> str:
-    """`OrderLine` becomes `order_line`, `HTTPCall` becomes `http_call`."""
+    """Convert `OrderLine` to `order_line`, and `HTTPCall` to `http_call`."""
     return _WORD_START.sub("_", name).lower()

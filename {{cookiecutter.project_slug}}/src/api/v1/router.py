@@ -1,4 +1,4 @@
-"""Version 1 of the API: every resource's router is registered here."""
+"""Version 1 of the API. Register the router of each resource here."""
 
 from fastapi import APIRouter
 

@@ -1,10 +1,10 @@
-"""One module per model, found without registration."""
+"""Database models. Add a module here; it needs no registration."""
 
 import importlib
 import pkgutil
 
 
 def load_models() -> None:
-    """Import every module of this package, so that `Base.metadata` knows all tables."""
+    """Import all models, so that `Base.metadata` has every table."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")

@@ -7,7 +7,7 @@ from src.db.base import Base, TableNameMixin
 
 
 class IdempotencyKey(Base, TableNameMixin):
-    """A request and its response, committed with the work itself."""
+    """The stored response to a request with an idempotency key."""
 
     id: Mapped[bytes] = mapped_column(primary_key=True)  # a hash of caller, path and key
     fingerprint: Mapped[bytes] = mapped_column()  # a hash of the request

@@ -5,7 +5,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from src.db.base import Base, TableNameMixin, TimestampMixin, UUIDMixin, text_enum
 from src.domain.item import ItemStatus
 
-# The configuration `simple` neither stems words nor drops any.
+# `simple` uses words as they are. `english`, for example, stems words and drops stop words.
 SEARCH_CONFIG = "simple"
 _WEIGHTED_WORDS = (
     f"setweight(to_tsvector('{SEARCH_CONFIG}', name), 'A') || "
@@ -30,8 +30,8 @@ class Item(Base, UUIDMixin, TableNameMixin, TimestampMixin):
         Index("ix_item_search", "search", postgresql_using="gin"),
         CheckConstraint("length(name) > 0", name="name_not_empty"),
     )
-    # SQLAlchemy increments `version` with each UPDATE, and refuses to update an old version.
-    # Objects leave `search` out, which each INSERT and UPDATE would fetch otherwise.
+    # SQLAlchemy increments `version` with each UPDATE, and refuses to update an outdated version.
+    # `search` is not an attribute; otherwise every INSERT and UPDATE would fetch it.
     __mapper_args__ = {  # noqa: RUF012 - as in Base
         **Base.__mapper_args__,
         "version_id_col": version,
