@@ -1,7 +1,7 @@
-"""`python cli.py worker`: Dramatiq's own command line, with our settings.
+"""Runs Dramatiq's command line for `python cli.py worker`.
 
-It is not in `src.tasks`, which creates the broker when it is imported: this process only starts
-others, and a broker that they inherit, with the thread of its time limit, does not work in them.
+This module is not in `src.tasks`, because importing that package creates a broker. The worker
+processes would inherit the broker without its threads, and it would not work.
 """
 
 import os
@@ -17,17 +17,21 @@ from src.core.config import ROOT, Settings
 
 
 def check_health_port(settings: Settings) -> None:
-    """Refuse a port that is taken, rather than work without probes. Raises SystemExit."""
+    """Raise SystemExit if the health port is not free, before any worker process starts."""
     port = settings.DRAMATIQ_HEALTH_PORT
     try:
         if port is not None:
             socket.create_server((settings.HOST, port)).close()
     except OSError as error:
-        raise SystemExit(f"Cannot listen on port {port} of {settings.HOST}: {error}") from None
+        address = f"{settings.HOST}:{port}"
+        raise SystemExit(f"DRAMATIQ_HEALTH_PORT: cannot listen on {address}: {error}") from None
 
 
 def run(*, processes: int, threads: int, queues: Sequence[str], shutdown_seconds: int) -> int:
-    """Work until SIGTERM or Ctrl-C, and then for `shutdown_seconds` at most; return the status."""
+    """Run workers until SIGTERM or Ctrl-C, and return the exit status.
+
+    Running tasks then get `shutdown_seconds` to finish.
+    """
     arguments = [
         *("src.tasks.jobs", "--skip-logging"),
         *("--processes", str(processes), "--threads", str(threads)),
@@ -36,7 +40,8 @@ def run(*, processes: int, threads: int, queues: Sequence[str], shutdown_seconds
     if queues:
         arguments += ["--queues", *queues]
     if hasattr(signal, "SIGHUP"):
-        # A closed terminal stops the worker: Dramatiq would start itself again, and not find itself.
+        # Stop when the terminal closes. On SIGHUP, Dramatiq would restart its own command, which
+        # this process is not.
         cli.HANDLED_SIGNALS.discard(signal.SIGHUP)
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     status: int = cli.main(cli.make_argument_parser().parse_args(arguments))
@@ -44,7 +49,7 @@ def run(*, processes: int, threads: int, queues: Sequence[str], shutdown_seconds
 
 
 def run_with_reload(**options: Any) -> int:
-    """Run with the options of `run`, and restart when code changes."""
+    """Call `run` with these options, and restart it when code in src/ changes."""
     run_process(
         ROOT / "src",
         target=run,

@@ -10,7 +10,7 @@ class ItemImportRepository(Repository[ItemImport]):
     model = ItemImport
 
     async def get_content_for_update(self, key: UUID) -> ItemImport | None:
-        """As `get_for_update`, with the file, which other queries leave out."""
+        """Like `get_for_update`, but with `content`, which other queries do not load."""
         options = [undefer(ItemImport.content)]
         return await self.session.get(
             ItemImport, key, options=options, with_for_update=True, populate_existing=True

@@ -21,7 +21,7 @@ class OutboxRepository:
         await self.session.execute(insert(OutboxMessage).values(due_at=func.now() + delay), rows)
 
     async def take(self, *, limit: int) -> Sequence[bytes]:
-        """Delete and return the first `limit` messages that are due and not locked, in order."""
+        """Delete and return up to `limit` due messages in order, without those locked by others."""
         due = (
             select(OutboxMessage.id)
             .where(OutboxMessage.due_at <= func.now())
@@ -40,7 +40,7 @@ class OutboxRepository:
         return [row.body for row in rows]
 
     async def oldest_seconds(self) -> float:
-        """Return for how long the first message is due; 0 if there is none."""
+        """Return for how many seconds the oldest message is due; 0 if no message is due."""
         first = select(func.min(OutboxMessage.due_at)).scalar_subquery()
         age = func.greatest(func.extract("epoch", func.now() - first), 0)
         return float(await self.session.scalar(select(age)) or 0)
@@ -50,15 +50,15 @@ class TaskRepository(Repository[Task]):
     model = Task
 
     async def add_all(self, actors: Sequence[str]) -> Sequence[UUID]:
-        """Add a queued task for each actor's name; return their ids in the same order."""
+        """Add a queued task for each actor name. Return the task ids in the same order."""
         rows = [{"actor": actor} for actor in actors]
         added = insert(Task).returning(Task.id, sort_by_parameter_order=True)
         return (await self.session.scalars(added, rows)).all()
 
     async def start(self, task_id: UUID, actor: str) -> int | None:
-        """Record an attempt; return its number, or None if the task has ended.
+        """Record the start of an attempt. Return its number, or None if the task has ended.
 
-        A task that was sent without the outbox gets its row here.
+        If the message was sent without the outbox, this adds the row of the task.
         """
         row = upsert(Task).values(
             id=task_id, actor=actor, status=TaskStatus.RUNNING, attempts=1, started_at=func.now()
@@ -76,7 +76,7 @@ class TaskRepository(Repository[Task]):
         )
 
     async def mark_queued(self, task_id: UUID, attempt: int) -> None:
-        """Record that the attempt failed and another one follows, unless that one has started."""
+        """Record that this attempt failed and another follows, unless that one has started."""
         await self.session.execute(
             update(Task)
             .where(
@@ -109,13 +109,13 @@ class TaskRepository(Repository[Task]):
 
 
 class RedeliveryRepository:
-    """Messages that may have killed their workers."""
+    """Counts the starts of redelivered messages, to detect poison messages."""
 
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
 
     async def count_start(self, message_id: str) -> int:
-        """Count a start after a redelivery; return how many there were."""
+        """Count a start of a redelivered message. Return the number of its starts."""
         row = upsert(RedeliveredMessage).values(message_id=message_id, starts=1)
         starts = await self.session.scalar(
             row.on_conflict_do_update(

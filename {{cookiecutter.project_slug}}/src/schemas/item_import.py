@@ -5,16 +5,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Rejection(BaseModel):
-    row: int = Field(description="Row number; the header is row 1.")
-    detail: str
+    row: int = Field(description="Row number. The header is row 1.", examples=[3])
+    detail: str = Field(description="Why the row was rejected.", examples=["name: Field required"])
 
 
 class ItemImportResponse(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
-    id: uuid.UUID
-    total: int = Field(description="Rows of the file.")
-    done: int = Field(description="Rows processed.")
-    rejected: int = Field(description="Rows rejected.")
-    rejections: list[Rejection] = Field(description="The first hundred rejected rows.")
-    created_at: datetime
+    id: uuid.UUID = Field(description="Id of the import.")
+    total: int = Field(description="Number of rows in the file.", examples=[250])
+    done: int = Field(description="Number of rows imported or rejected so far.", examples=[100])
+    rejected: int = Field(description="Number of rows rejected so far.", examples=[1])
+    rejections: list[Rejection] = Field(description="The first 100 rejected rows.")
+    created_at: datetime = Field(description="When the file was uploaded.")

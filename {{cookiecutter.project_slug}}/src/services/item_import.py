@@ -24,7 +24,7 @@ from src.schemas.item import ItemCreate
 class ItemImportService:
     @staticmethod
     async def start(db: AsyncSession, content: bytes) -> ItemImport:
-        """Store a file for the task that imports its rows. Raises ImportFileError."""
+        """Store a CSV file, so that `import_batch` can import its rows. Raises ImportFileError."""
         return await ItemImportRepository(db).add(
             ItemImport(content=content, total=count_rows(content))
         )
@@ -36,10 +36,9 @@ class ItemImportService:
 
     @staticmethod
     async def import_batch(db: AsyncSession, import_id: UUID, *, limit: int) -> Progress:
-        """Import the next `limit` rows, if any is left.
+        """Import up to `limit` of the remaining rows. Raises ItemImportNotFoundError.
 
-        The import is locked until the transaction ends. Items and counts commit together. Raises
-        ItemImportNotFoundError.
+        The import is locked until the transaction ends. Items and counts commit together.
         """
         repository = ItemImportRepository(db)
         current = await repository.get_content_for_update(import_id)
@@ -54,7 +53,7 @@ class ItemImportService:
             total=current.total,
             created=current.done - current.rejected,
             rejected=current.rejected,
-            is_over=current.done == current.total,
+            is_finished=current.done == current.total,
         )
 
 
@@ -65,7 +64,7 @@ async def _import(db: AsyncSession, current: ItemImport, rows: Sequence[Row]) ->
         try:
             items.append(Item(**ItemCreate.model_validate(row.cells).model_dump()))
         except ValidationError as error:
-            rejections.append({"row": row.number, "detail": _readable(error)})
+            rejections.append({"row": row.number, "detail": _error_text(error)})
     await ItemRepository(db).add_all(items)
     current.done += len(rows)
     current.rejected += len(rejections)
@@ -74,10 +73,10 @@ async def _import(db: AsyncSession, current: ItemImport, rows: Sequence[Row]) ->
         current.content = b""
 
 
-def _readable(error: ValidationError) -> str:
+def _error_text(error: ValidationError) -> str:
     reasons = []
-    for fault in error.errors():
-        # Pydantic would name the pattern that a NUL does not match.
-        reason = "NUL is not allowed" if "\0" in str(fault["input"]) else fault["msg"]
-        reasons.append(f"{fault['loc'][0]}: {reason}")
+    for each in error.errors():
+        # Pydantic's own message for NUL contains a regular expression.
+        reason = "NUL is not allowed" if "\0" in str(each["input"]) else each["msg"]
+        reasons.append(f"{each['loc'][0]}: {reason}")
     return "; ".join(reasons)

@@ -1,7 +1,7 @@
-"""Background tasks with Dramatiq: docs/tasks.md.
+"""Background tasks with Dramatiq. See docs/tasks.md.
 
-Yours is `jobs.py`, with `enqueue` for endpoints and services, and `context.py` for tasks.
-Importing this package sets Dramatiq's broker, so that every actor is declared on ours.
+Write tasks in `jobs.py`, with the functions of `context.py`. Endpoints call `enqueue`.
+Importing this package sets Dramatiq's global broker, on which actors are declared.
 """
 
 from src.tasks.broker import broker

@@ -1,4 +1,4 @@
-"""The broker that the settings name, with the middleware that tasks pass."""
+"""Creates the broker that the settings select, with its middleware."""
 
 from typing import assert_never
 
@@ -28,15 +28,15 @@ from src.tasks.engine.middleware.poison import PoisonMessageMiddleware
 from src.tasks.engine.middleware.retries import RetriesMiddleware
 from src.tasks.engine.middleware.tracking import TaskTrackingMiddleware
 
-# Milliseconds, as all times of Dramatiq are.
-TIME_LIMIT = 600_000
 MAX_RETRIES = 10
+# Milliseconds
+TIME_LIMIT = 600_000
 MIN_BACKOFF = 1_000
 MAX_BACKOFF = 600_000
 
 
 def middleware(settings: Settings) -> list[Middleware]:
-    """List the middleware. Hooks named `after_` run from the last to the first."""
+    """Return the middleware. Dramatiq calls `after_` hooks in reverse order."""
     shared = resources.ResourcesMiddleware(settings)
     return [
         ContextMiddleware(shared),
@@ -50,11 +50,11 @@ def middleware(settings: Settings) -> list[Middleware]:
             max_retries=MAX_RETRIES, min_backoff=MIN_BACKOFF, max_backoff=MAX_BACKOFF
         ),
         CurrentMessage(),
-        # These two interrupt the thread: they are last, so that they do so in the task alone.
+        # These two raise exceptions in the thread. They come last, to interrupt only the task.
         ShutdownNotifications(),
         TimeLimit(time_limit=TIME_LIMIT),
         DaemonAsyncIO(),
-        shared,  # it needs the event loop of the one before
+        shared,  # needs the event loop of DaemonAsyncIO
         # % if cookiecutter.cache_backend != "none"
         caching.CachingMiddleware(shared),
         # % endif
@@ -62,17 +62,17 @@ def middleware(settings: Settings) -> list[Middleware]:
 
 
 def create_broker(settings: Settings) -> TaskBroker:
-    """Create the broker; it connects when it is first used."""
+    """Create the broker. It connects on first use."""
     # % if cookiecutter.__queue_rabbitmq
     if settings.DRAMATIQ_BROKER == "rabbitmq":
-        from src.tasks.engine.brokers.rabbitmq import RabbitmqTaskBroker  # noqa: PLC0415 - loaded if used
+        from src.tasks.engine.brokers.rabbitmq import RabbitmqTaskBroker  # noqa: PLC0415 - imported on use
 
         url = settings.RABBITMQ_URL.get_secret_value()
         return RabbitmqTaskBroker(url, middleware=middleware(settings))
     # % endif
     # % if cookiecutter.__queue_redis
     if settings.DRAMATIQ_BROKER == "redis":
-        from src.tasks.engine.brokers.redis import RedisTaskBroker  # noqa: PLC0415 - loaded if used
+        from src.tasks.engine.brokers.redis import RedisTaskBroker  # noqa: PLC0415 - imported on use
 
         return RedisTaskBroker(
             settings.queue_redis_url,

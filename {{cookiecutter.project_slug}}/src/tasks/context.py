@@ -1,4 +1,4 @@
-"""What a task finds besides its arguments. See also `src.core.context`."""
+"""Functions for use inside a task: transaction, settings, message id and progress."""
 
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -32,22 +32,25 @@ class TaskContext(Context):
 
 
 def message_id() -> str | None:
-    """Return the id that all deliveries of the message share; None outside a worker."""
+    """Return the message id, which is the same in every attempt. Return None outside a worker."""
     context = current_context()
     return context.message_id if isinstance(context, TaskContext) else None
 
 
 async def report_progress(db: AsyncSession, *, done: int, total: int | None = None) -> None:
-    """Show how far a tracked task is, once the transaction of `db` commits."""
+    """Store the progress of a tracked task. It is visible once the transaction of `db` commits.
+
+    Does nothing if the task is not tracked.
+    """
     context = current_context()
     if isinstance(context, TaskContext) and context.is_tracked:
         await TaskRepository(db).set_progress(UUID(context.message_id), done=done, total=total)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run the coroutine on the event loop of this worker process, from an actor that is not async."""
+    """Run the coroutine on the worker's event loop. For actors that are not `async def`."""
     thread = get_event_loop_thread()
     if thread is None:
         work.close()
-        raise RuntimeError("There is no event loop: run() is for actors in a worker.")
+        raise RuntimeError("run() needs the event loop of a worker: call it only from an actor.")
     return thread.run_coroutine(work)

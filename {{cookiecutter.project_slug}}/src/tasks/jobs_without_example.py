@@ -1,4 +1,4 @@
-"""Your tasks. docs/tasks.md says what a task can rely on.
+"""Your tasks. docs/tasks.md explains what a task can rely on.
 
 A task is a function with `@dramatiq.actor`; `transaction` comes from `src.tasks.context`:
 

@@ -1,6 +1,6 @@
-"""Messages that are sent if, and only if, the transaction commits that enqueues them.
+"""The transactional outbox: a message is sent if, and only if, its transaction commits.
 
-The transactional outbox: a message is a row of that transaction, and a relay sends it. See
+Enqueueing adds a row in the transaction, and a relay sends the message after the commit. See
 https://microservices.io/patterns/data/transactional-outbox.html.
 """
 
@@ -20,7 +20,7 @@ from src.repositories.task import OutboxRepository, TaskRepository
 P = ParamSpec("P")
 R = TypeVar("R")
 
-HAS_MESSAGES = "outbox_has_messages"  # in a session's `info`
+HAS_MESSAGES = "outbox_has_messages"  # key in `session.info`
 REQUEST_ID = "request_id"
 TRACEPARENT = "traceparent"
 TRACKED = "tracked"
@@ -28,10 +28,10 @@ MAX_BYTES = 256 * 1024
 
 
 async def enqueue(db: AsyncSession, actor: Actor[P, R], *args: P.args, **kwargs: P.kwargs) -> str:
-    """Call the actor in a worker once the transaction commits; return the message's id.
+    """Enqueue a task that a worker runs after the transaction commits. Return the message id.
 
-    For an actor with `tracked=True` it is the id of the task too. Raises ValueError for arguments
-    of more than MAX_BYTES.
+    If the actor has `tracked=True`, this is also the task id. Raises ValueError if the message is
+    larger than MAX_BYTES.
     """
     return (await enqueue_messages(db, [actor.message(*args, **kwargs)]))[0]
 
@@ -39,14 +39,14 @@ async def enqueue(db: AsyncSession, actor: Actor[P, R], *args: P.args, **kwargs:
 async def enqueue_message(
     db: AsyncSession, message: Message[Any], *, delay: timedelta = timedelta()
 ) -> str:
-    """Enqueue a message with options of Dramatiq's, or to send after a delay, which has no limit."""
+    """Enqueue a message that has Dramatiq options or a delay. The delay has no limit."""
     return (await enqueue_messages(db, [message], delay=delay))[0]
 
 
 async def enqueue_messages(
     db: AsyncSession, messages: Sequence[Message[Any]], *, delay: timedelta = timedelta()
 ) -> list[str]:
-    """Enqueue any number of messages with two statements at most; return their ids."""
+    """Enqueue any number of messages with at most two statements. Return the message ids."""
     if isinstance(db, ReadOnlyAsyncSession):
         raise ReadOnlySessionError("This session only reads; take `DbSession` to enqueue.")
     tracked = [message.actor_name for message in messages if is_tracked(message.actor_name)]
@@ -58,7 +58,7 @@ async def enqueue_messages(
         for message in messages
     ]
     await OutboxRepository(db).add_all([_encode(each, delay) for each in messages], delay=delay)
-    db.info[HAS_MESSAGES] = True  # a relay of this process sends them when the session commits
+    db.info[HAS_MESSAGES] = True  # the relay of this process sends them after the commit
     return [message.message_id for message in messages]
 
 
@@ -74,7 +74,7 @@ def _encode(message: Message[Any], delay: timedelta) -> bytes:
     body = replace(message.copy(options=options), message_timestamp=due).encode()
     if len(body) > MAX_BYTES:
         raise ValueError(
-            f"A message to {message.actor_name} has {len(body)} bytes, and may have {MAX_BYTES}:"
-            " put the data in a table, and send the key."
+            f"The message to {message.actor_name} has {len(body)} bytes; the limit is {MAX_BYTES}."
+            " Store the data in a table and pass its key."
         )
     return body

@@ -1,7 +1,7 @@
 import pytest
 
 from src.domain.item_import import (
-    BEYOND_HEADER,
+    EXTRA_COLUMN,
     MAX_ROWS,
     ImportFileError,
     Row,
@@ -44,7 +44,7 @@ def test_empty_rows_are_skipped_but_numbered_and_extra_cells_are_kept() -> None:
     assert rows == [
         Row(3, {"name": "Lamp"}),
         Row(6, {"description": "Brass"}),
-        Row(7, {"name": "Lamp", BEYOND_HEADER: "Brass"}),
+        Row(7, {"name": "Lamp", EXTRA_COLUMN: "Brass"}),
     ]
 
 
@@ -55,7 +55,7 @@ def test_empty_rows_are_skipped_but_numbered_and_extra_cells_are_kept() -> None:
         (b"description\nBrass\n", "name"),
         (b"name,name\nLamp,Light\n", "once"),
         (b"name;description\nLamp;Brass\n", "'name;description'"),
-        (b"x" * 100_000, "'" + "x" * 40 + "' "),
+        (b"x" * 100_000, "'" + "x" * 40 + "'. Use"),
         ("name\nLamp\n".encode("utf-16"), "UTF-8"),
         (b'name\n"Lamp\nLight\n', "Line 3"),
         (b"name,description\n\n,\n", "no rows"),

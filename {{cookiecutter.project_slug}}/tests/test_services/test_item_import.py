@@ -26,7 +26,7 @@ async def work(database: Database, import_id: UUID, *, limit: int) -> Progress:
     while True:
         async with database.transaction() as db:
             progress = await ItemImportService.import_batch(db, import_id, limit=limit)
-        if progress.is_over:
+        if progress.is_finished:
             return progress
 
 
@@ -70,7 +70,7 @@ async def test_a_bad_row_does_not_stop_the_others(database: Database) -> None:
         {"row": 4, "detail": "name: Field required"},
         {"row": 5, "detail": "name: String should have at most 200 characters"},
         {"row": 6, "detail": "description: NUL is not allowed"},
-        {"row": 7, "detail": "beyond the header: Extra inputs are not permitted"},
+        {"row": 7, "detail": "extra column: Extra inputs are not permitted"},
     ]
 
 
@@ -105,7 +105,7 @@ async def test_workers_at_once_import_each_row_once(committing_database: Databas
             *(work(committing_database, import_id, limit=7) for _ in range(4))
         )
 
-    assert seen == [Progress(done=200, total=200, created=200, rejected=0, is_over=True)] * 4
+    assert seen == [Progress(done=200, total=200, created=200, rejected=0, is_finished=True)] * 4
     assert await names(committing_database) == [f"Lamp {n}" for n in range(200)]
 
 

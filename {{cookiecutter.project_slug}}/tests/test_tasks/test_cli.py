@@ -139,7 +139,7 @@ async def test_without_a_broker_it_is_an_error_in_a_sentence(
 
     assert result.status == 1
     assert result.err.startswith("Error: R")
-    assert "cannot be used: " in result.err
+    assert "is unavailable: " in result.err
     assert "\n" not in result.err.strip()
 
 

@@ -97,7 +97,7 @@ async def test_an_actor_that_is_not_async_can_call_what_is(
 async def test_run_needs_a_worker() -> None:
     async def work() -> None: ...
 
-    with pytest.raises(RuntimeError, match="for actors in a worker"):
+    with pytest.raises(RuntimeError, match="needs the event loop of a worker"):
         context.run(work())
 
 

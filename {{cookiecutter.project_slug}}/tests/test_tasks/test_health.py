@@ -16,7 +16,7 @@ from src.core.config import Settings
 from src.db.session import Database
 from src.tasks.engine import health, maintenance
 from src.tasks.engine.brokers.base import TaskBroker
-from src.tasks.engine.maintenance import HEARTBEATS
+from src.tasks.engine.maintenance import SHARED_FOLDER
 from tests import proxy
 from tests.fixtures.commands import Process
 from tests.test_tasks.conftest import OpenBroker
@@ -102,7 +102,7 @@ async def test_live_means_that_each_process_has_a_heartbeat(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(HEARTBEATS, str(tmp_path))
+    monkeypatch.setenv(SHARED_FOLDER, str(tmp_path))
     monkeypatch.setattr(maintenance, "INTERVAL_SECONDS", 0.05)
     async with working(broker):
         (beat,) = await eventually(lambda: list(tmp_path.glob("*.heartbeat")), "a heartbeat")

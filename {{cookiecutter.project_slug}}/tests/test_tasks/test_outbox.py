@@ -55,7 +55,7 @@ async def test_what_is_rolled_back_is_never_sent(
         await enqueue(db, note, "path", "rolled back")
         await savepoint.rollback()
         await enqueue(db, note, "path", "last")
-        assert await relay.sweep() == 0
+        assert await relay.send_batch() == 0
         assert (await db.scalars(select(Task))).all() == []
 
     messages = await received(broker, 2)
@@ -110,7 +110,7 @@ async def test_delayed_messages_wait_in_the_database(
 @pytest.mark.parametrize(
     ("argument", "error", "words"),
     [
-        ("x" * MAX_BYTES, ValueError, "put the data in a table, and send the key"),
+        ("x" * MAX_BYTES, ValueError, "Store the data in a table"),
         (uuid4(), TypeError, "UUID is not JSON serializable"),
     ],
     ids=["large", "not JSON"],

@@ -104,7 +104,7 @@ async def test_the_server_ends_the_transaction_of_a_frozen_relay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Until then, another one sends what comes after."""
-    monkeypatch.setattr(relays, "FREEZE_SECONDS", 1.0)
+    monkeypatch.setattr(relays, "IDLE_TRANSACTION_SECONDS", 1.0)
     await send(committing_database, broker, "note", "path", "taken")
     has_taken, thawed = asyncio.Event(), asyncio.Event()
 
@@ -115,12 +115,12 @@ async def test_the_server_ends_the_transaction_of_a_frozen_relay(
 
     publisher = FakePublisher()
     async with open_database(queue_settings.database_url, pool_size=2) as database:
-        frozen = asyncio.create_task(Relay(database, FrozenPublisher()).sweep())
+        frozen = asyncio.create_task(Relay(database, FrozenPublisher()).send_batch())
         await has_taken.wait()
         await send(committing_database, broker, "note", "path", "later")
         other = Relay(database, publisher)
         for _ in range(2):
-            await eventually(other.sweep, "a message")
+            await eventually(other.send_batch, "a message")
         thawed.set()
         with pytest.raises(DatabaseUnavailableError):
             await frozen
@@ -137,7 +137,7 @@ async def test_concurrent_relays_send_each_message_once(
 
     async def drain(publisher: FakePublisher) -> None:
         relay = Relay(committing_database, publisher)
-        while await relay.sweep():
+        while await relay.send_batch():
             pass
 
     await asyncio.gather(*map(drain, publishers))
@@ -226,14 +226,14 @@ async def test_a_process_ends_in_time_without_a_broker(
     assert await unsent(committing_database) == 1
 
 
-async def sweep_and_die(when: str) -> None:
+async def send_batch_and_die(when: str) -> None:
     settings = get_settings()
     async with (
         open_database(settings.database_url, pool_size=1) as database,
         create_broker(settings).open_publisher() as publisher,
     ):
-        await Relay(database, KillingPublisher(publisher, when)).sweep()
+        await Relay(database, KillingPublisher(publisher, when)).send_batch()
 
 
 if __name__ == "__main__":
-    asyncio.run(sweep_and_die(sys.argv[1]))
+    asyncio.run(send_batch_and_die(sys.argv[1]))

@@ -36,7 +36,7 @@ from tests.test_tasks.workers import (
     ("actor", "options", "error"),
     [
         ("exit_process", {"max_retries": 0}, "SystemExit: A task must not end its worker."),
-        ("exit_process", {"max_age": 1}, "It was too old."),
+        ("exit_process", {"max_age": 1}, "The message is older than its max_age."),
     ],
     ids=["exit", "age"],
 )
@@ -187,7 +187,7 @@ async def test_a_message_that_kills_its_workers_dies_alone(
 
     letter = await dead_letter(broker)
     assert letter.message.actor_name == "kill_worker"
-    assert letter.message.options["error"] == "Its worker died 3 times as it ran."
+    assert letter.message.options["error"] == "Poison message: its worker died at least 3 times."
     assert words(path) == ["died"] * 4
     assert set(words(other)) == {str(number) for number in range(6)}
 
@@ -213,7 +213,7 @@ async def test_a_task_that_was_started_too_often_is_not_started_again(
 
     assert [task.status for task in tasks] == [TaskStatus.FAILED, TaskStatus.SUCCEEDED]
     assert tasks[0].problem is not None
-    assert tasks[0].problem["detail"] == "It was not completed."
+    assert tasks[0].problem["detail"] == "The task did not complete."
     assert words(path) == ["b"]
     async with committing_database.reads() as session:
         assert (await session.scalars(select(RedeliveredMessage))).all() == []

@@ -211,7 +211,7 @@ async def test_a_task_does_not_start_while_that_cannot_be_recorded(
     """Nor has it failed, however often it is tried."""
     broker = open_broker(url=db_proxy.url)
     monkeypatch.setattr(broker, "is_redelivered", lambda _: actor == "note")
-    monkeypatch.setattr(retries, "POSTPONED", 100)
+    monkeypatch.setattr(retries, "POSTPONE_MILLISECONDS", 100)
     path = tmp_path / "words"
     delays = Delays()
     broker.add_middleware(delays)

@@ -1,4 +1,4 @@
-"""What the task queue stores in PostgreSQL: messages to send, and tracked tasks."""
+"""The tables of the task queue: outbox, tracked tasks and redelivered messages."""
 
 from datetime import datetime
 from typing import Any
@@ -11,17 +11,17 @@ from src.domain.task import TaskStatus
 
 
 class OutboxMessage(Base, TableNameMixin):
-    """A message that the relay has not sent to the broker yet."""
+    """A message that the relay has not yet sent to the broker."""
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    body: Mapped[bytes] = mapped_column()  # as the broker stores it
+    body: Mapped[bytes] = mapped_column()  # the encoded message
     due_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
     __table_args__ = (Index("ix_outbox_message_due_at_id", "due_at", "id"),)
 
 
 class Task(Base, UUIDMixin, TableNameMixin):
-    """A tracked task. Its key is the id of its message."""
+    """A tracked task. Its primary key is the message id."""
 
     __retention__ = ("TASK_HISTORY_DAYS", "finished_at")
 
@@ -30,7 +30,7 @@ class Task(Base, UUIDMixin, TableNameMixin):
         text_enum(TaskStatus, name="status"), default=TaskStatus.QUEUED
     )
     attempts: Mapped[int] = mapped_column(SmallInteger, default=0)
-    done: Mapped[int | None] = mapped_column()  # of `total`; the task chooses the unit
+    done: Mapped[int | None] = mapped_column()  # of `total`, in a unit that the task chooses
     total: Mapped[int | None] = mapped_column()
     result: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
     problem: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
@@ -42,7 +42,7 @@ class Task(Base, UUIDMixin, TableNameMixin):
 
 
 class RedeliveredMessage(Base, TableNameMixin):
-    """A message that may have killed its worker, and how often it was started since."""
+    """A message that may have killed its worker, and the number of its starts since then."""
 
     __retention__ = ("TASK_HISTORY_DAYS", "started_at")
 

@@ -1,1 +1,1 @@
-"""The machinery of `src.tasks`: brokers, middleware, relay. Nothing here is yours to change."""
+"""Brokers, middleware and relay. You do not need to change this package."""

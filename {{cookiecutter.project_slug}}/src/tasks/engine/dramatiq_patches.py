@@ -1,6 +1,6 @@
-"""What corrects Dramatiq 2.2. Each part says with which release of Dramatiq it can go.
+"""Fixes for Dramatiq 2.2. The comment on each one says when it can be removed.
 
-The consumers in `brokers/` correct it too, where they say "Dramatiq 2.2".
+The consumers in `brokers/` have more fixes, with the comment "Dramatiq 2.2".
 """
 
 import logging
@@ -20,11 +20,11 @@ BOOT_SECONDS = 10.0
 DEBOUNCE_SECONDS = 1.0
 
 
-# Until Dramatiq starts its event loop in a daemon thread; 2.2.1 does not (dramatiq/asyncio.py).
+# Remove when Dramatiq starts its event loop in a daemon thread. 2.2.1 does not.
 class DaemonAsyncIO(AsyncIO):
-    """Dramatiq's event loop, in a thread that does not keep the process alive.
+    """Runs Dramatiq's event loop in a daemon thread, which does not keep the process alive.
 
-    A second SIGTERM ends a worker process without stopping the loop: the process would hang.
+    A second SIGTERM ends a worker process without stopping the loop, so the process would hang.
     """
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
@@ -34,30 +34,31 @@ class DaemonAsyncIO(AsyncIO):
         set_event_loop_thread(thread)
 
 
-# Until Dramatiq's event loop survives a task that raises SystemExit; that of 2.2.1 ends.
+# Remove when Dramatiq's event loop survives a task that raises SystemExit. In 2.2.1 it ends.
 class _LoopThread(EventLoopThread):
     def run(self) -> None:
-        """Run the loop again after a SystemExit: asyncio passes it to the task and ends the loop."""
+        """Run the loop, and run it again after SystemExit, which asyncio raises here too."""
         while True:
             try:
                 self.loop.run_forever()
             except SystemExit:
-                self.logger.exception("A task has raised SystemExit.")
+                self.logger.exception("A task raised SystemExit.")
             else:
                 break
         self.loop.close()
 
 
-# Until Dramatiq takes signals that come at once for one; 2.2.1 does not (dramatiq/cli.py).
+# Remove when Dramatiq ignores a repeated SIGTERM. 2.2.1 does not.
 def debounce_sigterm() -> None:
-    """Let a worker process stop in order when its whole group gets the signal, as from systemd.
+    """Ignore a SIGTERM that follows another one within DEBOUNCE_SECONDS.
 
-    It then gets one SIGTERM of its own and one that the main process passes on. Dramatiq takes the
-    second for a user who does not want to wait, and drops what the process works on.
+    systemd sends SIGTERM to all processes of a service. A worker process then gets that signal and
+    another one from Dramatiq's main process. Dramatiq treats the second signal as a request to stop
+    immediately, and drops the running tasks.
     """
     stop = signal.getsignal(signal.SIGTERM)
     if getattr(stop, "__module__", None) != "dramatiq.cli" or not callable(stop):
-        return  # no worker process: a test, say
+        return  # not a worker process, for example a test
     last = -math.inf
 
     def stop_once(number: int, frame: FrameType | None) -> None:
@@ -71,21 +72,18 @@ def debounce_sigterm() -> None:
             signal.signal(getattr(signal, name), stop_once)
 
 
-# Until Dramatiq can be told not to warn of results that no result backend stores; 2.2.1 cannot.
+# Remove when Dramatiq has an option to disable this warning. 2.2.1 has none.
 def silence_result_warnings() -> None:
-    """Drop the warning "returned a value that is not None": we keep results of tracked tasks."""
+    """Drop the warning "returned a value that is not None": tracked tasks store their results."""
     logger = logging.getLogger("dramatiq.worker.WorkerThread")
     logger.addFilter(lambda record: "returned a value that is not None" not in str(record.msg))
 
 
-# Until Dramatiq takes every fault of a broker's client for a lost connection; 2.2.1 knows some of
-# their errors only (Bogdanp/dramatiq#894).
+# Remove when Dramatiq treats all connection errors of a broker's client as such. 2.2.1 knows only
+# some of them (Bogdanp/dramatiq#894).
 @contextmanager
 def connection_errors(*errors: type[Exception]) -> Iterator[None]:
-    """Raise ConnectionFailed for any of the errors: Dramatiq then tries again later.
-
-    Of another error it logs a traceback, or passes it on.
-    """
+    """Raise ConnectionFailed instead of these errors, so that Dramatiq tries again later."""
     try:
         yield
     except errors as error:

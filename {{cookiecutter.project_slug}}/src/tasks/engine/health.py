@@ -1,4 +1,4 @@
-"""The health port of a worker: /health/live, /health/ready and /metrics."""
+"""The health server of a worker: /health/live, /health/ready and /metrics."""
 
 import asyncio
 import os
@@ -32,18 +32,18 @@ from src.repositories.task import OutboxRepository
 from src.schemas.health import Readiness
 from src.services.health import ping_database, run_checks
 from src.tasks.engine.brokers.base import BrokerUnavailableError, QueueState, TaskBroker
-from src.tasks.engine.maintenance import HEARTBEATS
+from src.tasks.engine.maintenance import SHARED_FOLDER
 
 log = structlog.get_logger(__name__)
 
-MAX_HEARTBEAT_AGE = 30.0  # seconds, that is ten heartbeats
+MAX_HEARTBEAT_AGE = 30.0  # seconds, or ten missed heartbeats
 
 
 def serve() -> int:
-    """Serve until the worker ends; Dramatiq runs this in a process beside the workers."""
+    """Serve until the worker ends. Dramatiq runs this function in a separate process."""
     settings = get_settings()
     configure_logging(settings)
-    import_module("src.tasks.jobs")  # it declares the queues, and imports this module
+    import_module("src.tasks.jobs")  # declares the queues; it imports this module too
     app = create_app(settings, cast(TaskBroker, get_broker()))
     with socket.create_server((settings.HOST, settings.DRAMATIQ_HEALTH_PORT or 0)) as listener:
         log.info("health_server_started", url=f"http://{settings.HOST}:{listener.getsockname()[1]}")
@@ -72,10 +72,11 @@ def create_app(settings: Settings, broker: TaskBroker) -> Starlette:
 
     async def metrics(request: Request) -> Response:
         registry = CollectorRegistry()
-        if HEARTBEATS in os.environ:
-            MultiProcessCollector(registry)  # what the worker processes count
+        if SHARED_FOLDER in os.environ:
+            MultiProcessCollector(registry)  # the metrics of the worker processes
         states = await asyncio.to_thread(_queue_states, broker)
-        registry.register(Gauges(states, await _outbox_age(request.state.database)))
+        outbox_age = await _outbox_age(request.state.database)
+        registry.register(BacklogCollector(states, outbox_age))
         return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     paths = {"/health/live": live, "/health/ready": ready, "/metrics": metrics}
@@ -83,31 +84,31 @@ def create_app(settings: Settings, broker: TaskBroker) -> Starlette:
 
 
 def is_alive() -> bool:
-    """Whether the event loop of each worker process has run lately."""
-    if HEARTBEATS not in os.environ:
+    """Return whether the event loop of every worker process has run recently."""
+    if SHARED_FOLDER not in os.environ:
         return True
-    beats = Path(os.environ[HEARTBEATS]).glob("*.heartbeat")
+    beats = Path(os.environ[SHARED_FOLDER]).glob("*.heartbeat")
     return all(time.time() - beat.stat().st_mtime < MAX_HEARTBEAT_AGE for beat in beats)
 
 
-class Gauges(Collector):
-    """What waits in the broker and in the outbox; nothing of one that is unavailable."""
+class BacklogCollector(Collector):
+    """Metrics of the broker and the outbox. Omits those of an unavailable server."""
 
     def __init__(self, states: Mapping[str, QueueState], outbox_age: float | None) -> None:
         self._states = states
         self._outbox_age = outbox_age
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        yield from self._family("tasks_waiting", "Messages to process or in process.", "waiting")
+        yield from self._family("tasks_waiting", "Due messages in the queue.", "waiting")
         yield from self._family("tasks_delayed", "Messages that are not yet due.", "delayed")
-        yield from self._family("tasks_dead", "Dead letters.", "dead")
+        yield from self._family("tasks_dead", "Dead letters of the queue.", "dead")
         yield from self._family(
-            "tasks_oldest_message_age_seconds", "Age of the first message.", "oldest_seconds"
+            "tasks_oldest_message_age_seconds", "Age of the oldest message.", "oldest_seconds"
         )
         if self._outbox_age is not None:
             yield GaugeMetricFamily(
                 "tasks_outbox_oldest_seconds",
-                "For how long the first unsent message is due.",
+                "Seconds since the oldest unsent message was due.",
                 self._outbox_age,
             )
 

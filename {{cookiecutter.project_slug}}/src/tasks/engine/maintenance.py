@@ -1,4 +1,4 @@
-"""What a worker process does besides tasks: broker maintenance, heartbeat, pruning."""
+"""Background work of a worker process: broker maintenance, heartbeat, pruning."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from src.tasks.engine.brokers.base import BrokerUnavailableError, TaskBroker
 
 log = structlog.get_logger(__name__)
 
-HEARTBEATS = "PROMETHEUS_MULTIPROC_DIR"  # the folder that the worker's processes share
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # variable of the folder for all worker processes
 INTERVAL_SECONDS = 3.0
 PRUNE_SECONDS = 3600.0
 
@@ -27,7 +27,7 @@ PRUNE_SECONDS = 3600.0
 async def open_maintenance(
     settings: Settings, broker: TaskBroker, database: Database
 ) -> AsyncGenerator[None]:
-    jobs = [
+    loops = [
         asyncio.create_task(_maintain_broker(broker)),
         asyncio.create_task(_heartbeat()),
         asyncio.create_task(_prune(settings, database)),
@@ -35,13 +35,13 @@ async def open_maintenance(
     try:
         yield
     finally:
-        for job in jobs:
-            job.cancel()
-        await asyncio.wait(jobs)
+        for loop in loops:
+            loop.cancel()
+        await asyncio.wait(loops)
 
 
 async def _maintain_broker(broker: TaskBroker) -> None:
-    with suppress(BrokerUnavailableError):  # consumers log it
+    with suppress(BrokerUnavailableError):  # the consumers log it
         await asyncio.to_thread(broker.warn_if_unsafe)
     while True:
         try:
@@ -49,13 +49,13 @@ async def _maintain_broker(broker: TaskBroker) -> None:
         except BrokerUnavailableError:
             pass
         except Exception:
-            # Whatever it is: this may be the only process that requeues what dead workers took.
+            # Continue: no other process may be left to requeue the messages of dead workers.
             log.exception("maintenance_failed")
         await asyncio.sleep(INTERVAL_SECONDS)
 
 
 async def _heartbeat() -> None:
-    if folder := os.environ.get(HEARTBEATS):
+    if folder := os.environ.get(SHARED_FOLDER):
         beat = Path(folder) / f"{os.getpid()}.heartbeat"
         try:
             while True:
@@ -67,9 +67,9 @@ async def _heartbeat() -> None:
 
 async def _prune(settings: Settings, database: Database) -> None:
     while True:
-        # At random, so that workers that start together do not all prune at once.
-        await asyncio.sleep(random.uniform(0.01, 1) * PRUNE_SECONDS)  # noqa: S311 - no secret
+        # A random time, so that workers that start together do not prune at the same time.
+        await asyncio.sleep(random.uniform(0.01, 1) * PRUNE_SECONDS)  # noqa: S311 - not a secret
         try:
             await delete_expired(database.transaction, settings, "TASK_HISTORY_DAYS")
         except (DatabaseUnavailableError, SQLAlchemyError) as error:
-            log.warning("pruning_failed", cause=str(error))  # the next try is within an hour
+            log.warning("pruning_failed", cause=str(error))  # tried again within an hour

@@ -1,4 +1,8 @@
-"""Sends what is in the outbox: this process's messages at once, those that others left later."""
+"""The relay, which sends messages from the outbox to the broker.
+
+It sends the messages of its own process right after their commit. It polls for messages that other
+processes did not send, and for delayed ones.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -22,15 +26,15 @@ from src.tasks.outbox import HAS_MESSAGES
 
 log = structlog.get_logger(__name__)
 
-SENT = Counter("tasks_sent_total", "Messages that the relay has sent to the broker.")
+SENT = Counter("tasks_sent_total", "Messages sent from the outbox to the broker.")
 BATCH = 500
 POLL_SECONDS = 1.0
-FREEZE_SECONDS = 60.0
+IDLE_TRANSACTION_SECONDS = 60.0  # then PostgreSQL ends the transaction of a frozen relay
 STOP_SECONDS = 5.0
 
 
 class Relay:
-    """Any number of relays can run: each message is taken by one of them.
+    """Sends due messages in batches. Any number of relays can run at the same time.
 
     A message is sent before the transaction that deletes it commits. A process that dies in between
     causes a second delivery, not a lost message.
@@ -48,26 +52,26 @@ class Relay:
             self._wake.set()
 
     def stop(self) -> None:
-        """Send what is in the outbox, then let `run` return."""
+        """Let `run` send the messages that are due, and then return."""
         self._is_stopping = True
         self._wake.set()
 
     async def run(self) -> None:
         while True:
             self._wake.clear()
-            is_last_sweep = self._is_stopping
+            is_last_round = self._is_stopping
             try:
-                while await self.sweep() == BATCH:
+                while await self.send_batch() == BATCH:
                     pass
             except (BrokerUnavailableError, DatabaseUnavailableError, SQLAlchemyError) as error:
                 self._outage.begin(error)
             except Exception as error:
-                # Whatever it is, the relay must go on, after a pause.
+                # Continue after any error: no other relay may be running.
                 log.exception("outbox_failed")
                 self._outage.begin(error)
             else:
                 self._outage.end()
-            if is_last_sweep:
+            if is_last_round:
                 return
             if self._outage.is_on:
                 await asyncio.sleep(POLL_SECONDS)
@@ -75,16 +79,16 @@ class Relay:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
 
-    async def sweep(self) -> int:
-        """Send what is due, BATCH messages at most; return how many.
+    async def send_batch(self) -> int:
+        """Send up to BATCH due messages, and return their number.
 
-        Raises BrokerUnavailableError, DatabaseUnavailableError or SQLAlchemyError; then the messages
-        are still in the outbox.
+        Raises BrokerUnavailableError, DatabaseUnavailableError or SQLAlchemyError. The messages
+        are then still in the outbox.
         """
         async with self._database.transaction() as db:
             bodies = await OutboxRepository(db).take(limit=BATCH)
             if bodies:
-                await set_idle_in_transaction_timeout(db, seconds=FREEZE_SECONDS)
+                await set_idle_in_transaction_timeout(db, seconds=IDLE_TRANSACTION_SECONDS)
                 await self._publisher.publish([Message.decode(body) for body in bodies])
         SENT.inc(len(bodies))
         return len(bodies)
@@ -94,7 +98,7 @@ class Relay:
 async def open_relay(settings: Settings, broker: TaskBroker) -> AsyncGenerator[Relay]:
     """Run a relay in the background until the block ends."""
     async with (
-        # A connection that requests cannot use up.
+        # A separate connection, which requests cannot use up.
         open_database(settings.database_url, pool_size=1) as database,
         broker.open_publisher() as publisher,
     ):

@@ -27,7 +27,7 @@ def serve() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         # A busy machine may take its time to answer; who is not there refuses at once.
         for module in (rabbitmq, rabbitmq_publisher):
-            patch.setattr(module, "ANSWER_SECONDS", LIMIT)
+            patch.setattr(module, "RESPONSE_SECONDS", LIMIT)
         for name in ("socket_timeout", "stack_timeout"):
             patch.setitem(rabbitmq.CONNECTION, name, str(LIMIT))
         yield url

@@ -35,8 +35,10 @@ def broker(make: Make) -> Any:
 
 
 @pytest.fixture
-async def distant(server: Server, make: Make, broker_proxy: Relay) -> AsyncGenerator[Any]:
+async def broker_behind_proxy(
+    server: Server, make: Make, broker_proxy: Relay
+) -> AsyncGenerator[Any]:
     """A broker behind the proxy."""
-    distant = make(server.via(broker_proxy.port).url)
-    yield distant
-    await asyncio.to_thread(distant.close)
+    broker_behind_proxy = make(server.via(broker_proxy.port).url)
+    yield broker_behind_proxy
+    await asyncio.to_thread(broker_behind_proxy.close)

@@ -23,7 +23,7 @@ from tests.test_tasks.test_brokers.messages import (
 )
 from tests.test_tasks.workers import eventually, working
 
-SENTENCE = r"^\w+ cannot be used: .*$"
+SENTENCE = r"^\w+ is unavailable: .*$"
 
 
 async def test_published_messages_are_on_their_queues_on_return(
@@ -54,72 +54,82 @@ async def test_published_messages_are_on_their_queues_on_return(
     ids=["ping", "queue_state", "dead_letters", "requeue_dead", "purge_dead"],
 )
 async def test_outage_is_reported(
-    distant: TaskBroker,
+    broker_behind_proxy: TaskBroker,
     server: Server,
     broker_proxy: Relay,
     queue: str,
     ask: Callable[[TaskBroker, str], object],
 ) -> None:
-    await asyncio.to_thread(ask, distant, queue)
+    await asyncio.to_thread(ask, broker_behind_proxy, queue)
     await broker_proxy.stop()
     with pytest.raises(BrokerUnavailableError, match=SENTENCE) as caught:
-        await asyncio.to_thread(ask, distant, queue)
+        await asyncio.to_thread(ask, broker_behind_proxy, queue)
     assert server.module.PASSWORD not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 async def test_after_an_outage_messages_are_sent_again(
-    distant: TaskBroker, broker: TaskBroker, server: Server, broker_proxy: Relay, queue: str
+    broker_behind_proxy: TaskBroker,
+    broker: TaskBroker,
+    server: Server,
+    broker_proxy: Relay,
+    queue: str,
 ) -> None:
     """Dramatiq knows one class of errors after which it tries again."""
-    async with distant.open_publisher() as publisher:
+    async with broker_behind_proxy.open_publisher() as publisher:
         await publisher.publish([message_to(queue)])
-        await asyncio.to_thread(distant.enqueue, message_to(queue))
+        await asyncio.to_thread(broker_behind_proxy.enqueue, message_to(queue))
         await broker_proxy.stop()
         for _ in range(2):
             with pytest.raises(BrokerUnavailableError, match=SENTENCE) as caught:
                 await publisher.publish([message_to(queue)])
             assert server.module.PASSWORD not in str(caught.value)
         for act in (
-            lambda: distant.enqueue(message_to(queue)),
-            lambda: next(distant.consume(queue)),
+            lambda: broker_behind_proxy.enqueue(message_to(queue)),
+            lambda: next(broker_behind_proxy.consume(queue)),
         ):
             with pytest.raises(BrokerConnectionError):
                 await asyncio.to_thread(act)
         await broker_proxy.start()
         await publisher.publish([message_to(queue)])
-        await asyncio.to_thread(distant.enqueue, message_to(queue))
+        await asyncio.to_thread(broker_behind_proxy.enqueue, message_to(queue))
     assert broker.queue_state(queue).waiting == 4
 
 
 async def test_worker_survives_a_lost_connection(
-    monkeypatch: pytest.MonkeyPatch, distant: TaskBroker, broker_proxy: Relay, queue: str
+    monkeypatch: pytest.MonkeyPatch,
+    broker_behind_proxy: TaskBroker,
+    broker_proxy: Relay,
+    queue: str,
 ) -> None:
     monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.1)
     monkeypatch.setattr("dramatiq.worker.POST_PROCESS_MESSAGE_RETRY_DELAY_SECS", 0.1)
     done = set[int]()
 
-    @dramatiq.actor(broker=distant, queue_name=queue, actor_name="act")
+    @dramatiq.actor(broker=broker_behind_proxy, queue_name=queue, actor_name="act")
     def act(number: int) -> None:
         time.sleep(0.05)
         done.add(number)
 
-    async with working(distant):
+    async with working(broker_behind_proxy):
         for number in range(20):
             await asyncio.to_thread(act.send, number)
             if number == 10:
                 await broker_proxy.stop()
                 await broker_proxy.start()
         await eventually(lambda: done == set(range(20)), "all messages")
-        await asyncio.to_thread(wait_for, distant, queue, waiting=0, delayed=0, dead=0)
+        await asyncio.to_thread(wait_for, broker_behind_proxy, queue, waiting=0, delayed=0, dead=0)
 
 
 async def test_closing_does_not_need_the_server(
-    distant: TaskBroker, broker_proxy: Relay, queue: str, caplog: pytest.LogCaptureFixture
+    broker_behind_proxy: TaskBroker,
+    broker_proxy: Relay,
+    queue: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    await asyncio.to_thread(distant.enqueue, message_to(queue))
+    await asyncio.to_thread(broker_behind_proxy.enqueue, message_to(queue))
     await broker_proxy.stop()
-    await asyncio.to_thread(distant.close)
+    await asyncio.to_thread(broker_behind_proxy.close)
     assert caplog.records == []
 
 

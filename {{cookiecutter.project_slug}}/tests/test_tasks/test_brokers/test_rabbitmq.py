@@ -46,7 +46,7 @@ def operator(server: Server) -> Iterator[pika.BlockingConnection]:
 
 
 @pytest.fixture
-def distant(server: Server, make: Make, broker_proxy: Relay) -> RabbitmqTaskBroker:
+def broker_behind_proxy(server: Server, make: Make, broker_proxy: Relay) -> RabbitmqTaskBroker:
     """A broker behind the proxy; with so rare heartbeats they do not show that the server hangs."""
     broker: RabbitmqTaskBroker = make(url=f"{server.via(broker_proxy.port).url}?heartbeat=600")
     return broker
@@ -58,7 +58,7 @@ def wait_briefly(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def wait_briefly() -> None:
         for module in (rabbitmq, rabbitmq_publisher):
-            monkeypatch.setattr(module, "ANSWER_SECONDS", 0.3)
+            monkeypatch.setattr(module, "RESPONSE_SECONDS", 0.3)
             monkeypatch.setattr(module, "CLOSE_SECONDS", 0.3)
         monkeypatch.setattr(rabbitmq_publisher, "BYTES_PER_SECOND", 1e9)
 
@@ -128,7 +128,7 @@ async def test_queue_of_another_kind_is_refused(
     ids=["as we connect", "later", "with much in the buffers"],
 )
 async def test_publisher_does_not_wait_for_a_server_that_hangs(
-    distant: RabbitmqTaskBroker,
+    broker_behind_proxy: RabbitmqTaskBroker,
     broker_proxy: Relay,
     queue: str,
     *,
@@ -136,30 +136,30 @@ async def test_publisher_does_not_wait_for_a_server_that_hangs(
     is_connected: bool,
     count: int,
 ) -> None:
-    async with distant.open_publisher() as publisher:
+    async with broker_behind_proxy.open_publisher() as publisher:
         if is_connected:
             await publisher.publish([message_to(queue)])
         broker_proxy.freeze()
         wait_briefly()
-        with pytest.raises(BrokerUnavailableError, match="no answer in time"):
+        with pytest.raises(BrokerUnavailableError, match="no response in time"):
             await publisher.publish([message_to(queue, "x" * 250_000)] * count)
 
 
 async def test_closing_does_not_wait_for_a_server_that_hangs(
-    distant: RabbitmqTaskBroker,
+    broker_behind_proxy: RabbitmqTaskBroker,
     broker_proxy: Relay,
     queue: str,
     *,
     wait_briefly: Callable[[], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    await asyncio.to_thread(distant.enqueue, message_to(queue))
+    await asyncio.to_thread(broker_behind_proxy.enqueue, message_to(queue))
     async with asyncio.timeout(LIMIT):
-        async with distant.open_publisher() as publisher:
+        async with broker_behind_proxy.open_publisher() as publisher:
             await publisher.publish([message_to(queue)])
             broker_proxy.freeze()
             wait_briefly()
-        await asyncio.to_thread(distant.close)
+        await asyncio.to_thread(broker_behind_proxy.close)
     assert caplog.records == []
 
 
@@ -168,7 +168,7 @@ async def test_large_batch_may_take_longer(
 ) -> None:
     async with broker.open_publisher() as publisher:
         await publisher.publish([message_to(queue)])
-        monkeypatch.setattr(rabbitmq_publisher, "ANSWER_SECONDS", 0.0)
+        monkeypatch.setattr(rabbitmq_publisher, "RESPONSE_SECONDS", 0.0)
         monkeypatch.setattr(rabbitmq_publisher, "BYTES_PER_SECOND", 100)
         await publisher.publish([message_to(queue, "x" * 1000)])
 
@@ -274,13 +274,16 @@ def test_dead_letter_is_written_on_a_new_connection(
 
 
 async def test_message_that_cannot_become_a_dead_letter_comes_again(
-    distant: RabbitmqTaskBroker, broker: RabbitmqTaskBroker, broker_proxy: Relay, queue: str
+    broker_behind_proxy: RabbitmqTaskBroker,
+    broker: RabbitmqTaskBroker,
+    broker_proxy: Relay,
+    queue: str,
 ) -> None:
     loop = asyncio.get_running_loop()
     broker.enqueue(message_to(queue))
 
     def reject_while_away() -> None:
-        with consuming(distant, queue) as consumer:
+        with consuming(broker_behind_proxy, queue) as consumer:
             message = take(consumer)
             asyncio.run_coroutine_threadsafe(broker_proxy.stop(), loop).result()
             with suppress(BrokerConnectionError):  # if it is noticed so soon

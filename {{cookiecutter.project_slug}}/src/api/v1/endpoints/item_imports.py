@@ -1,4 +1,4 @@
-"""Imports of items from CSV: the example of a long, tracked task."""
+"""Imports of items from CSV files: the example of a long, tracked task."""
 
 from typing import Annotated
 from uuid import UUID
@@ -23,7 +23,9 @@ CSV = "text/csv"
 
 async def require_csv(content_type: Annotated[str | None, Header(include_in_schema=False)]) -> None:
     if content_type is None or content_type.partition(";")[0].strip().lower() != CSV:
-        raise HTTPException(status.HTTP_415_UNSUPPORTED_MEDIA_TYPE, f"Send it as {CSV}.")
+        raise HTTPException(
+            status.HTTP_415_UNSUPPORTED_MEDIA_TYPE, f"Send the header Content-Type: {CSV}."
+        )
 
 
 @router.post(
@@ -31,6 +33,7 @@ async def require_csv(content_type: Annotated[str | None, Header(include_in_sche
     status_code=status.HTTP_202_ACCEPTED,
     dependencies=[Depends(require_csv)],
     responses=problems(ImportFileError, 415),
+    summary="Import items from a CSV file",
 )
 async def import_csv(
     content: Annotated[
@@ -40,9 +43,11 @@ async def import_csv(
     request: Request,
     response: Response,
 ) -> TaskAccepted:
-    """Import the rows of a CSV, 10,000 at most.
+    """Accept a CSV file and import its rows in a background task.
 
-    It is in UTF-8 and has a header: `name`, and `description` if there is one.
+    The file is encoded in UTF-8. Its header has the column `name` and may have the column
+    `description`. At most 10,000 rows are allowed. An invalid row is rejected, and the other rows
+    are imported. Request the URL in the header `Location` to see the progress.
     """
     item_import = await ItemImportService.start(db, content)
     task_id = await enqueue(db, import_items, str(item_import.id))
@@ -50,7 +55,11 @@ async def import_csv(
 
 
 @router.get(
-    "/{import_id}", response_model=ItemImportResponse, responses=problems(ItemImportNotFoundError)
+    "/{import_id}",
+    response_model=ItemImportResponse,
+    responses=problems(ItemImportNotFoundError),
+    summary="Get an import",
 )
 async def get_item_import(import_id: UUID, db: ReadSession) -> ItemImport:
+    """Return how many rows of the file are imported, and which rows are rejected."""
     return await ItemImportService.get(db, import_id)

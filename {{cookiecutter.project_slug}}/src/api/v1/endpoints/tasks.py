@@ -1,4 +1,4 @@
-"""The state of tracked tasks, for which other endpoints answer 202."""
+"""The status of tracked tasks."""
 
 from uuid import UUID
 
@@ -14,9 +14,18 @@ from src.schemas.task import TaskResponse
 router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[ApiKey])
 
 
-@router.get("/{task_id}", response_model=TaskResponse, responses=problems(TaskNotFoundError))
+@router.get(
+    "/{task_id}",
+    response_model=TaskResponse,
+    responses=problems(TaskNotFoundError),
+    summary="Get the status of a task",
+)
 async def get_task(task_id: UUID, db: ReadSession, response: Response) -> Task:
-    """Poll again after `Retry-After` seconds; without that header the task has ended."""
+    """Return the status, progress and result of a task that another endpoint has accepted.
+
+    While the task is queued or running, the response has the header `Retry-After`: repeat the
+    request after that many seconds.
+    """
     task = await TaskRepository(db).get_or_raise(task_id, TaskNotFoundError)
     response.headers["Cache-Control"] = "no-store"
     if task.status not in TERMINAL_STATUSES:

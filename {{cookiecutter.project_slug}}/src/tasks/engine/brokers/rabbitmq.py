@@ -1,12 +1,12 @@
-"""RabbitMQ as the broker.
+"""The RabbitMQ broker.
 
-Dramatiq has three queues for each of ours: `default`, `default.DQ` for messages that are due later,
-and `default.XQ` for dead letters. Here they are quorum queues, and a message leaves one of them
-only when the next has confirmed it.
+Dramatiq declares three queues for each queue of tasks: `default`, `default.DQ` for delayed
+messages, and `default.XQ` for dead letters. Here they are quorum queues. A message is removed from
+one queue only after RabbitMQ has confirmed it on the next.
 """
 
 # mypy: disallow-untyped-calls=False
-# Dramatiq's own broker, which is extended here, has few annotations.
+# The base class, Dramatiq's broker, has few annotations.
 
 import heapq
 import logging
@@ -37,13 +37,13 @@ from src.tasks.engine.brokers.base import (
     Publisher,
     QueueState,
     TaskBroker,
-    is_named,
+    is_selected,
     read_message,
     without_failure_metadata,
 )
 from src.tasks.engine.brokers.rabbitmq_publisher import (
-    ANSWER_SECONDS,
     CLOSE_SECONDS,
+    RESPONSE_SECONDS,
     RabbitmqPublisher,
     reason,
     send,
@@ -53,25 +53,25 @@ from src.tasks.engine.dramatiq_patches import connection_errors
 
 log = structlog.get_logger(__name__)
 
-# Seconds; the URL may have others. A server that hangs is noticed after a heartbeat and five.
+# Seconds. The URL can override them. A server that hangs is noticed after `heartbeat` + 5.
 CONNECTION = {
     "heartbeat": "15",
     "blocked_connection_timeout": "5",
     "socket_timeout": "3",
     "stack_timeout": "5",
 }
-# RabbitMQ 4 drops a message after 20 deliveries, which restarts of workers and looks at dead
-# letters may use up.
+# By default, RabbitMQ 4 drops a message after 20 deliveries. A restart of a worker, or a command
+# that reads dead letters, causes a delivery.
 DELIVERY_LIMIT = 1_000_000
-# Milliseconds that a worker may keep a message, be it at work or waiting for its time. RabbitMQ's
-# own limit is half an hour; before 3.12 it cannot be set here.
+# Milliseconds until a worker must acknowledge a message, including the time until it is due.
+# RabbitMQ's default is 30 minutes. Versions before 3.12 ignore this argument.
 CONSUMER_TIMEOUT = 7 * 86_400_000
 WORK_ARGUMENTS: Mapping[str, Any] = {
     "x-queue-type": "quorum",
     "x-delivery-limit": DELIVERY_LIMIT,
     "x-consumer-timeout": CONSUMER_TIMEOUT,
     "x-dead-letter-strategy": "at-least-once",
-    "x-overflow": "reject-publish",  # the strategy asks for it; there is no limit to overflow
+    "x-overflow": "reject-publish",  # required by the strategy; there is no length limit
 }
 DEAD_ARGUMENTS: Mapping[str, Any] = {
     "x-queue-type": "quorum",
@@ -79,50 +79,53 @@ DEAD_ARGUMENTS: Mapping[str, Any] = {
     "x-message-ttl": DEAD_MESSAGE_TTL,
 }
 
-MAX_PREFETCH = 1000  # dead letters that are in memory at once
-_NOT_FOUND, _LOCKED = 404, 405
-_PAUSE = 0.02
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+MAX_PREFETCH = 1000  # dead letters in memory at the same time
+_NOT_FOUND, _LOCKED = 404, 405  # AMQP reply codes
+_POLL_SECONDS = 0.02
+_NO_TIME = datetime.min.replace(tzinfo=UTC)
 
-_Taken = Iterator[tuple[DeadLetter, Callable[[], None]]]  # and what removes each
+# Dead letters, each with the function that removes it.
+_Consumed = Iterator[tuple[DeadLetter, Callable[[], None]]]
 
 
 class RabbitmqConsumer(_RabbitmqConsumer):
     broker: "RabbitmqTaskBroker"
 
     def __init__(self, *arguments: Any) -> None:
-        with connection_errors(OSError):  # the name of the host is not known, say
+        with connection_errors(OSError):  # for example an unknown host name
             super().__init__(*arguments)
 
     def __next__(self) -> MessageProxy | None:
         message = super().__next__()
         if message is not None:
             message.consumer = self
-        return message  # type: ignore[no-any-return]  # no types there
+        return message  # type: ignore[no-any-return]  # untyped in Dramatiq
 
     def ack(self, message: MessageProxy) -> None:
         if self._has_delivered(message):
             super().ack(message)
 
     def nack(self, message: MessageProxy) -> None:
-        """Make a dead letter of the message as it is now, with its error, and not as it came.
+        """Write the dead letter with the current options, which include the error.
 
-        Should this process die before the acknowledgement, there are two dead letters.
+        RabbitMQ alone would use the message as it was delivered. If this process dies before the
+        acknowledgement, there can be two dead letters.
         """
         if not self._has_delivered(message):
             return
         try:
             self.broker.move_to_dead_letters(message)
-        except (BrokerConnectionError, TypeError, ValueError) as error:  # it may not be JSON
+        except (BrokerConnectionError, TypeError, ValueError) as error:  # not JSON
             log.warning("dead_letter_without_metadata", cause=str(error))
-            super().nack(message)  # the server makes a dead letter of it as it came
+            super().nack(message)  # RabbitMQ dead-letters the message as it was delivered
         else:
             super().ack(message)
 
     def _has_delivered(self, message: MessageProxy) -> bool:
-        """Whether the message came on this very connection; else the server has it again.
+        """Return whether this connection delivered the message. If not, RabbitMQ has requeued it.
 
-        Tags count from 1 on each connection: Dramatiq 2.2 would acknowledge another message.
+        Delivery tags start at 1 on each connection, so Dramatiq 2.2 would acknowledge another
+        message.
         """
         if message.consumer is not self:
             log.warning("stale_delivery_ignored", message_id=message.message_id)
@@ -130,7 +133,7 @@ class RabbitmqConsumer(_RabbitmqConsumer):
 
 
 class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
-    """Publishing waits for the server's confirmation: what is published is on its disk."""
+    """Publishing waits for the publisher confirm: a published message is on the server's disk."""
 
     def __init__(self, url: str, *, middleware: list[Middleware]) -> None:
         parts = urlsplit(url)
@@ -138,7 +141,7 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
         super().__init__(
             url=[parts._replace(query=query).geturl()], confirm_delivery=True, middleware=middleware
         )
-        # All that it logs as an error it raises too, and those who catch that log it once.
+        # pika raises every error that it logs, and the code that catches the error logs it once.
         logging.getLogger("pika").setLevel(logging.CRITICAL)
 
     @property
@@ -147,10 +150,10 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
 
     @property
     def connection(self) -> pika.BlockingConnection:
-        """Dramatiq's connection of this thread.
+        """Dramatiq's connection for this thread. Raises ConnectionFailed.
 
-        Dramatiq tries an operation again if its connection was closed, as happens when a thread
-        sends nothing for a while; not if there is no new one to be had.
+        Dramatiq reconnects if the server has closed the connection, for example because the thread
+        was idle.
         """
         with connection_errors(AMQPError, OSError):
             return super().connection
@@ -168,7 +171,7 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
         )
 
     def declarations(self, queue_name: str) -> Mapping[str, Mapping[str, Any]]:
-        """Return the arguments of the queues, by their names, that make up one of ours."""
+        """Return the arguments of the three queues, by name, that Dramatiq uses for a queue."""
         work = self._build_queue_arguments(queue_name)
         return {
             q_name(queue_name): work,
@@ -177,7 +180,7 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
         }
 
     def close(self) -> None:
-        """Close the connections of all threads; leave those whose server does not answer."""
+        """Close the connections of all threads. Do not wait for a server that hangs."""
         closing = threading.Thread(target=super().close, daemon=True)
         closing.start()
         closing.join(CLOSE_SECONDS)
@@ -198,10 +201,10 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
         return bool(message.redelivered)
 
     def queue_state(self, queue_name: str) -> QueueState:
-        """Count what lies in the queues.
+        """Count the messages that no worker has fetched.
 
-        AMQP does not tell how many messages workers have taken: those that they work on, two for
-        each thread, and a thousand for each thread of what is due later.
+        AMQP does not report how many messages workers have fetched: up to two for each thread, and
+        up to a thousand delayed ones for each thread.
         """
         with self._session() as connection:
             names = (queue_name, dq_name(queue_name), xq_name(queue_name))
@@ -209,34 +212,34 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
         return QueueState(waiting, delayed, dead, oldest_seconds=None)
 
     def move_to_dead_letters(self, message: MessageProxy) -> None:
-        """Raises BrokerConnectionError; TypeError or ValueError for what is not JSON."""
+        """Raises BrokerConnectionError, or TypeError or ValueError if the message is not JSON."""
         dead = message.copy(options={DIED_AT: message.options.get(DIED_AT, current_millis())})
-        for is_last_try in (False, True):
+        for is_last_attempt in (False, True):
             try:
                 self.declare_queue(dead.queue_name, ensure=True)
                 send(self.channel, xq_name(dead.queue_name), dead.message_id, dead.encode())
             except (AMQPConnectionError, AMQPChannelError) as error:
-                del self.connection  # the server had closed it, say
+                del self.connection  # for example because the server closed it
                 self.queues_pending.add(q_name(dead.queue_name))
-                if is_last_try:
+                if is_last_attempt:
                     raise ConnectionClosed(reason(error)) from error
             else:
                 return
 
     def dead_letters(self, queue_name: str, *, limit: int) -> Sequence[DeadLetter]:
-        """Return the newest ones, after a look at all: the server does not keep their order."""
-        with self._take_dead(queue_name) as (_, taken):
-            letters = (letter for letter, _ in taken)
-            return heapq.nlargest(limit, letters, key=lambda letter: letter.died_at or _LONG_AGO)
+        """Read all dead letters, because RabbitMQ does not keep their order; return the newest."""
+        with self._consume_dead(queue_name) as (_, consumed):
+            letters = (letter for letter, _ in consumed)
+            return heapq.nlargest(limit, letters, key=lambda letter: letter.died_at or _NO_TIME)
 
     def requeue_dead(self, queue_name: str, ids: Collection[str] | None = None) -> int:
-        """As TaskBroker has it; a message that is there twice is requeued once."""
+        """See TaskBroker. A message with two dead letters is requeued once."""
         done = set[str]()
-        with self._take_dead(queue_name) as (connection, taken):
+        with self._consume_dead(queue_name) as (connection, consumed):
             channel = connection.channel()
             channel.confirm_delivery()
-            for letter, remove in taken:
-                if letter.message.actor_name == UNREADABLE or not is_named(letter, ids):
+            for letter, remove in consumed:
+                if letter.message.actor_name == UNREADABLE or not is_selected(letter, ids):
                     continue
                 if letter.id not in done:
                     message = without_failure_metadata(letter.message).copy(queue_name=queue_name)
@@ -247,26 +250,26 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
 
     def purge_dead(self, queue_name: str, ids: Collection[str] | None = None) -> int:
         count = 0
-        with self._take_dead(queue_name) as (_, taken):
-            for letter, remove in taken:
-                if is_named(letter, ids):
+        with self._consume_dead(queue_name) as (_, consumed):
+            for letter, remove in consumed:
+                if is_selected(letter, ids):
                     remove()
                     count += 1
         return count
 
     @contextmanager
-    def _take_dead(self, queue_name: str) -> Iterator[tuple[pika.BlockingConnection, _Taken]]:
-        """Take the dead letters; those that are not removed are back when the block ends.
+    def _consume_dead(self, queue_name: str) -> Iterator[tuple[pika.BlockingConnection, _Consumed]]:
+        """Consume the dead letters. Those that are not removed return when the block ends.
 
-        AMQP has no other way to look at messages.
+        AMQP has no other way to read messages.
         """
         with self._session() as connection:
             _lock(connection, queue_name)
-            yield connection, _take_all(connection, queue_name)
+            yield connection, _consume_all(connection, queue_name)
 
     @contextmanager
     def _session(self) -> Iterator[pika.BlockingConnection]:
-        """Open a connection for the block: the server closes one that answers no heartbeats."""
+        """Open a new connection: RabbitMQ closes one that is idle and sends no heartbeats."""
         try:
             with pika.BlockingConnection(self.parameters) as connection:
                 yield connection
@@ -275,54 +278,54 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
 
 
 def _lock(connection: pika.BlockingConnection, queue_name: str) -> None:
-    """Wait until no other command looks at the dead letters: it would not find what this one takes.
+    """Wait until no other command consumes these dead letters, which would hide them from this one.
 
-    The server releases an exclusive queue when its connection ends, in whatever way.
+    The lock is an exclusive queue. RabbitMQ deletes it when the connection ends.
     """
-    deadline = time.monotonic() + ANSWER_SECONDS
+    deadline = time.monotonic() + RESPONSE_SECONDS
     while True:
         try:
             connection.channel().queue_declare(f"{xq_name(queue_name)}.lock", exclusive=True)
         except ChannelClosedByBroker as error:
             if error.reply_code != _LOCKED or time.monotonic() > deadline:
                 raise
-            connection.sleep(_PAUSE)
+            connection.sleep(_POLL_SECONDS)
         else:
             return
 
 
-def _take_all(connection: pika.BlockingConnection, queue_name: str) -> _Taken:
-    """Yield each dead letter, and what removes it.
+def _consume_all(connection: pika.BlockingConnection, queue_name: str) -> _Consumed:
+    """Yield each dead letter with the function that removes it.
 
-    basic.get would be simpler, and takes a millisecond or more for each.
+    basic.get would be simpler, but takes a millisecond or more for each message.
     """
     left = _count(connection, xq_name(queue_name))
     while left:
         channel = connection.channel()
         size = min(left, MAX_PREFETCH)
         channel.basic_qos(prefetch_count=size)
-        deliveries = channel.consume(xq_name(queue_name), inactivity_timeout=ANSWER_SECONDS)
+        deliveries = channel.consume(xq_name(queue_name), inactivity_timeout=RESPONSE_SECONDS)
         for method, properties, body in islice(deliveries, size):
             if method is None:
-                left = 0  # some were too old, and are gone
+                left = 0  # some have expired since they were counted
                 break
             left -= 1
             yield (
                 _read(queue_name, properties, body),
                 partial(channel.basic_ack, method.delivery_tag),
             )
-        channel.cancel()  # it gets more for those that are acknowledged
+        channel.cancel()  # each acknowledged message would be replaced by another
 
 
 def _count(connection: pika.BlockingConnection, name: str) -> int:
-    """Count the messages in the queue that no worker has taken; none if there is no such queue."""
+    """Count the messages that no worker has fetched. Return 0 if the queue does not exist."""
     try:
-        answer = connection.channel().queue_declare(name, passive=True)
+        declared = connection.channel().queue_declare(name, passive=True)
     except ChannelClosedByBroker as error:
         if error.reply_code == _NOT_FOUND:
             return 0
         raise
-    return int(answer.method.message_count)
+    return int(declared.method.message_count)
 
 
 def _read(queue_name: str, properties: pika.BasicProperties, body: bytes) -> DeadLetter:
@@ -330,7 +333,7 @@ def _read(queue_name: str, properties: pika.BasicProperties, body: bytes) -> Dea
     died_at = message.options.get(DIED_AT)
     if isinstance(died_at, int):
         return DeadLetter(message.message_id, message, datetime.fromtimestamp(died_at / 1000, UTC))
-    # The server has noted when it made a dead letter of the message.
+    # RabbitMQ dead-lettered the message and recorded the time.
     deaths = (properties.headers or {}).get("x-death")
     at = deaths[0]["time"].astimezone(UTC) if deaths else None
     return DeadLetter(message.message_id, message, at)

@@ -1,4 +1,4 @@
-"""Publishes batches to RabbitMQ, and waits for the server's confirmations once for each batch."""
+"""Publishes batches to RabbitMQ, and waits once per batch for the publisher confirms."""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,26 +19,26 @@ from src.tasks.engine.brokers.base import BrokerUnavailableError
 if TYPE_CHECKING:
     from src.tasks.engine.brokers.rabbitmq import RabbitmqTaskBroker
 
-ANSWER_SECONDS = 5.0
+RESPONSE_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
-BYTES_PER_SECOND = 1_000_000  # a batch has as long as it takes at this rate, besides
+BYTES_PER_SECOND = 1_000_000  # adds time for the size of a batch
 
 
 class RabbitmqPublisher:
-    """Publishes one batch at a time; it connects for the first one, and again after a failure.
+    """Publishes one batch at a time. Connects for the first batch, and again after a failure.
 
-    pika calls back on the running loop: each step here waits for `_reply`, which fails as soon as
-    the connection does.
+    pika calls back on the running event loop. Each step here waits for `_reply`, which fails as
+    soon as the connection fails.
     """
 
     def __init__(self, broker: "RabbitmqTaskBroker") -> None:
         self._broker = broker
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._connection: AsyncioConnection | None = None
         self._channel: Channel | None = None
         self._reply = asyncio.get_running_loop().create_future()
         self._declared = set[str]()
-        self._published = 0  # on this channel; the server numbers its confirmations likewise
+        self._published = 0  # on this channel; the confirms have the same numbers
         self._unconfirmed = set[int]()
 
     async def publish(self, messages: Sequence[Message[Any]]) -> None:
@@ -47,8 +47,8 @@ class RabbitmqPublisher:
         for message in messages:
             self._broker.emit_before("enqueue", message, None)
         bodies = [message.encode() for message in messages]
-        limit = ANSWER_SECONDS + sum(map(len, bodies)) / BYTES_PER_SECOND
-        async with self._turn:
+        limit = RESPONSE_SECONDS + sum(map(len, bodies)) / BYTES_PER_SECOND
+        async with self._lock:
             is_published = False
             try:
                 async with asyncio.timeout(limit):
@@ -57,8 +57,8 @@ class RabbitmqPublisher:
             except (AMQPError, OSError) as error:
                 raise unavailable(error) from error
             finally:
-                if not is_published:  # or cancelled
-                    self._drop()
+                if not is_published:  # it failed or was cancelled
+                    self._disconnect()
         for message in messages:
             self._broker.emit_after("enqueue", message, None)
 
@@ -82,7 +82,7 @@ class RabbitmqPublisher:
         await reply
 
     async def _open(self) -> Channel:
-        self._drop()
+        self._disconnect()
         (parameters,) = self._broker.parameters
         reply = self._expect_reply()
         self._connection = AsyncioConnection(parameters, self._succeed, self._fail, self._fail)
@@ -101,26 +101,26 @@ class RabbitmqPublisher:
         if self._connection is not None and self._connection.is_open:
             reply = self._expect_reply()
             self._connection.close()
-            with suppress(AMQPError, TimeoutError):  # the former tells of the end
+            with suppress(AMQPError, TimeoutError):  # AMQPError: the connection has closed
                 await asyncio.wait_for(reply, CLOSE_SECONDS)
-        self._drop()
+        self._disconnect()
 
-    def _drop(self) -> None:
+    def _disconnect(self) -> None:
         connection, self._connection, self._channel = self._connection, None, None
         self._declared.clear()
         self._published = 0
         self._reply.cancel()
         if connection is not None and not connection.is_closed:
-            # `close` would wait for a server that hangs, and pika has nothing else.
+            # `close` would wait for a server that hangs. pika has no other public method.
             connection._terminate_stream(ConnectionAbortedError())  # noqa: SLF001
 
     def _expect_reply(self) -> asyncio.Future[Any]:
         self._reply = asyncio.get_running_loop().create_future()
         return self._reply
 
-    def _succeed(self, answer: object) -> None:
+    def _succeed(self, value: object) -> None:
         if not self._reply.done():
-            self._reply.set_result(answer)
+            self._reply.set_result(value)
 
     def _fail(self, source: object, error: BaseException) -> None:
         is_current = source is self._connection or source is self._channel
@@ -133,7 +133,7 @@ class RabbitmqPublisher:
     def _on_confirm(self, frame: Method) -> None:
         tag = frame.method.delivery_tag
         if isinstance(frame.method, Basic.Nack):
-            self._fail(self._channel, AMQPError("it has refused a message"))
+            self._fail(self._channel, AMQPError("it rejected a message"))
         elif frame.method.multiple:
             self._unconfirmed = {each for each in self._unconfirmed if each > tag}
         else:
@@ -143,7 +143,7 @@ class RabbitmqPublisher:
 
 
 def send(channel: Any, queue_name: str, message_id: str, body: bytes) -> None:
-    """Publish to a channel of either kind; a blocking one waits for the confirmation."""
+    """Publish on either kind of channel. A blocking one waits for the publisher confirm."""
     properties = pika.BasicProperties(
         delivery_mode=pika.DeliveryMode.Persistent, message_id=message_id
     )
@@ -151,14 +151,14 @@ def send(channel: Any, queue_name: str, message_id: str, body: bytes) -> None:
 
 
 def unavailable(error: BaseException) -> BrokerUnavailableError:
-    return BrokerUnavailableError(f"RabbitMQ cannot be used: {reason(error)}")
+    return BrokerUnavailableError(f"RabbitMQ is unavailable: {reason(error)}")
 
 
 def reason(error: BaseException) -> str:
-    """Return in words what the system or the server says; pika wraps that."""
+    """Return the text of the system's or the server's error, which pika wraps."""
     inner = (getattr(error, "exception", None), *getattr(error, "exceptions", ()), *error.args)
     for wrapped in inner:
         if isinstance(wrapped, BaseException):
             return reason(wrapped)
     text = getattr(error, "reply_text", None) or str(error)
-    return text or ("no answer in time" if isinstance(error, TimeoutError) else repr(error))
+    return text or ("no response in time" if isinstance(error, TimeoutError) else repr(error))

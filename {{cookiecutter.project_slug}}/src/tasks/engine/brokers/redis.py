@@ -1,12 +1,12 @@
-"""Redis or Valkey as the broker.
+"""The Redis or Valkey broker.
 
-Dramatiq keeps the ids of a queue in a list, `dramatiq:default`, and its messages in a hash,
-`dramatiq:default.msgs`; what a worker has taken and not yet finished is in a set of its own,
-`dramatiq:__acks__.<worker>.default`. What is added here works on the same keys.
+Dramatiq stores the message ids of a queue in the list `dramatiq:default`, and the messages in the
+hash `dramatiq:default.msgs`. The set `dramatiq:__acks__.<worker>.default` has the ids that a worker
+has fetched and not finished. This module works on the same keys.
 """
 
 # mypy: disallow-untyped-calls=False
-# Dramatiq's own broker, which is extended here, has no annotations.
+# The base class, Dramatiq's broker, has no annotations.
 
 import asyncio
 from collections import defaultdict
@@ -35,7 +35,7 @@ from src.tasks.engine.brokers.base import (
     Publisher,
     QueueState,
     TaskBroker,
-    is_named,
+    is_selected,
     read_message,
     without_failure_metadata,
 )
@@ -43,8 +43,8 @@ from src.tasks.engine.dramatiq_patches import connection_errors
 
 log = structlog.get_logger(__name__)
 
-HEARTBEAT_TIMEOUT = 15_000  # milliseconds without a heartbeat until a worker counts as dead
-IDLE_POLL = 200  # milliseconds between polls of an empty queue, at most
+HEARTBEAT_TIMEOUT = 15_000  # milliseconds without a heartbeat before a worker counts as dead
+IDLE_POLL = 200  # maximum milliseconds between polls of an empty queue
 REDELIVERED = "redelivered"
 
 _REDELIVER = """
@@ -75,16 +75,16 @@ return 1
 
 
 def create_client(url: RedisURL) -> redis.Redis:
-    """Make a blocking client, as Dramatiq wants it; it connects when it is first used.
+    """Create the blocking client that Dramatiq needs. It connects on first use.
 
-    Not of a Cluster, which the settings refuse: the keys of a queue would lie on several nodes.
+    The settings refuse a Redis Cluster, because the keys of a queue would be on several nodes.
     """
     options: dict[str, Any] = {
         "socket_timeout": 5,
         "socket_connect_timeout": 2,
         "health_check_interval": 15,
-        # Who calls tries again. A fetch that the client repeated by itself would lose the messages
-        # of a first one whose reply did not arrive.
+        # The callers retry. If the client repeated a fetch whose reply was lost, the messages of the
+        # first fetch would be lost.
         "retry": Retry(NoBackoff(), 0),
     }
     if url.kind == "sentinel":
@@ -98,7 +98,7 @@ def _unavailable() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise BrokerUnavailableError(f"Redis cannot be used: {error}") from error
+        raise BrokerUnavailableError(f"Redis is unavailable: {error}") from error
 
 
 class RedisConsumer(_RedisConsumer):
@@ -117,11 +117,11 @@ class RedisConsumer(_RedisConsumer):
         self.broker.in_flight[self.queue_name].discard(_id(message))
 
     def nack(self, message: MessageProxy) -> None:
-        """Make a dead letter of the message as it is now, with its error, and not as it came."""
+        """Write the dead letter with the current options, which include the error."""
         with connection_errors(redis.RedisError):
             try:
                 self.broker.move_to_dead_letters(self.queue_name, message)
-            except (TypeError, ValueError) as error:  # the task has put into it what is not JSON
+            except (TypeError, ValueError) as error:  # the options are not JSON
                 log.warning("dead_letter_without_metadata", cause=str(error))
                 super().nack(message)
         self.queued_message_ids.discard(message.message_id)
@@ -134,12 +134,12 @@ class RedisConsumer(_RedisConsumer):
         self.broker.in_flight[self.queue_name].difference_update(map(_id, returned))
 
     def close(self) -> None:
-        """Requeue what was fetched and not passed on. Dramatiq 2.2 leaves it to maintenance."""
+        """Requeue the messages that no thread has started. Dramatiq 2.2 does it in maintenance."""
         self.broker.requeue_orphaned(self.queue_name)
 
 
 class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
-    client: Any  # redis-py's types are those of both its kinds of client at once
+    client: Any  # redis-py shares its types between blocking and asynchronous clients
 
     def __init__(self, url: RedisURL, *, namespace: str, middleware: list[Middleware]) -> None:
         super().__init__(
@@ -147,23 +147,23 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
             namespace=namespace,
             middleware=middleware,
             heartbeat_timeout=HEARTBEAT_TIMEOUT,
-            # Dramatiq's own maintenance comes at random, minutes late on a quiet queue, and does
-            # not mark what it requeues. `maintain` has taken over.
+            # Dramatiq runs its maintenance at random, minutes late on a quiet queue, and does not
+            # mark the messages that it requeues. `maintain` replaces it.
             maintenance_chance=0,
         )
         self._redeliver = self.client.register_script(_REDELIVER)
         self._move_to_dead = self.client.register_script(_MOVE_TO_DEAD)
         self._requeue_dead = self.client.register_script(_REQUEUE_DEAD)
-        # By queue, the keys of the messages that this process works on, or holds until they are due.
+        # By queue, the ids of the messages that this process runs, or keeps until they are due.
         self.in_flight = defaultdict[str, set[str]](set)
 
     def consume(
         self, queue_name: str, prefetch: int = 1, timeout: int = IDLE_POLL
     ) -> RedisConsumer:
-        """Poll more often than Dramatiq does, which lets the first task of a quiet hour wait.
+        """Requeue messages that a failed connection has lost, and poll more often than Dramatiq.
 
-        Dramatiq makes a new consumer whenever the connection failed. The server may have delivered
-        messages that did not arrive, and Dramatiq has dropped those that are due later.
+        Dramatiq creates a new consumer after each failure of the connection. The server may have
+        delivered messages that did not arrive, and Dramatiq has dropped its delayed messages.
         """
         if queue_name in self.delay_queues:
             self.in_flight[queue_name].clear()
@@ -172,9 +172,9 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         return RedisConsumer(self, queue_name, prefetch, min(timeout, IDLE_POLL))
 
     def requeue_orphaned(self, queue_name: str) -> int:
-        """Requeue messages that were delivered to this process and are not in flight here.
+        """Requeue messages that were delivered to this process but are not in flight in it.
 
-        Only the thread that fetches may call it.
+        Call it only from the thread that fetches messages.
         """
         with connection_errors(redis.RedisError):
             taken: set[bytes] = self.client.smembers(self._acks(queue_name))
@@ -184,7 +184,7 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
             bodies = self.client.hmget(self._messages(queue_name), orphaned)
             for key, body in zip(orphaned, bodies, strict=True):
                 if read_message(body or b"", "", "").actor_name == UNREADABLE:
-                    self.do_nack(queue_name, key)  # it would come back for ever
+                    self.do_nack(queue_name, key)  # else it would be requeued forever
                 else:
                     self.do_requeue(queue_name, key)
             return len(orphaned)
@@ -204,12 +204,12 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         await asyncio.to_thread(self._publish, messages)
 
     def _publish(self, messages: Sequence[Message[Any]]) -> None:
-        """Put the messages on their queues, all of them or none."""
+        """Put all messages on their queues, or none."""
         by_queue = defaultdict[str, list[Message[Any]]](list)
         for message in messages:
-            named = message.copy(options={"redis_message_id": str(uuid4())})
-            self.emit_before("enqueue", named, None)
-            by_queue[message.queue_name].append(named)
+            identified = message.copy(options={"redis_message_id": str(uuid4())})
+            self.emit_before("enqueue", identified, None)
+            by_queue[message.queue_name].append(identified)
         with _unavailable():
             pipeline = self.client.pipeline()
             for queue_name, batch in by_queue.items():
@@ -233,12 +233,10 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
             log.warning("broker_eviction_enabled", maxmemory_policy=policy, required="noeviction")
 
     def maintain(self) -> None:
-        """Requeue the messages of dead workers; delete dead letters that are too old.
-
-        This worker is alive, even if it has just been frozen, or has no room for more messages.
-        """
+        """Requeue the messages of dead workers, and delete expired dead letters."""
         with _unavailable():
             now = current_millis()
+            # This worker is alive, even if it was frozen or has not fetched messages for a while.
             heartbeats = self._key("__heartbeats__")
             self.client.zadd(heartbeats, {self.broker_id: now})
             for worker in self.client.zrangebyscore(heartbeats, 0, now - self.heartbeat_timeout):
@@ -295,7 +293,7 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         keys, count = [self._key(xq_name(queue_name)), self._key(queue_name)], 0
         with _unavailable():
             for key, letter in reversed(self._find_dead(queue_name)):
-                if is_named(letter, ids) and letter.message.actor_name != UNREADABLE:
+                if is_selected(letter, ids) and letter.message.actor_name != UNREADABLE:
                     message = without_failure_metadata(letter.message).copy(queue_name=queue_name)
                     count += self._requeue_dead(keys=keys, args=[key, message.encode()])
         return count
@@ -303,17 +301,17 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
     def purge_dead(self, queue_name: str, ids: Collection[str] | None = None) -> int:
         with _unavailable():
             found = self._find_dead(queue_name)
-            keys = [key for key, letter in found if is_named(letter, ids)]
+            keys = [key for key, letter in found if is_selected(letter, ids)]
             return self._delete_dead(self._key(xq_name(queue_name)), keys) if keys else 0
 
     def _find_dead(self, queue_name: str, limit: int = 0) -> list[tuple[bytes, DeadLetter]]:
-        """Return the dead letters with their keys, the newest first; all without a limit."""
+        """Return dead letters with their ids in Redis, newest first. A limit of 0 returns all."""
         dead = self._key(xq_name(queue_name))
         found = self.client.zrevrange(dead, 0, limit - 1, withscores=True)
         bodies = self.client.hmget(f"{dead}.msgs", [key for key, _ in found]) if found else []
         letters = []
         for (key, died), body in zip(found, bodies, strict=True):
-            if body is not None:  # else it was requeued or purged meanwhile
+            if body is not None:  # else another command has requeued or purged it
                 message = read_message(body, queue_name, key.decode())
                 died_at = datetime.fromtimestamp(died / 1000, UTC)
                 letters.append((key, DeadLetter(message.message_id, message, died_at)))

@@ -8,10 +8,10 @@ from src.tasks.engine.middleware.resources import ResourcesMiddleware
 
 
 class AttemptMiddleware(Middleware):
-    """Hooks before and after an attempt at a task, both in the thread that runs it.
+    """Hooks before and after each attempt of a task. They run in the thread of the task.
 
-    Dramatiq only logs what a hook raises. Exceptions are MiddlewareError from `before_attempt`,
-    which makes the attempt fail before it starts, and SkipMessage, which ends the task.
+    Dramatiq logs most errors of a hook and continues. `before_attempt` can raise MiddlewareError,
+    which fails the attempt before it starts, or SkipMessage, which ends the task.
     """
 
     def __init__(self, resources: ResourcesMiddleware) -> None:
@@ -23,7 +23,7 @@ class AttemptMiddleware(Middleware):
     def after_attempt(
         self, message: MessageProxy, result: Any | None, exception: BaseException | None
     ) -> None:
-        """The task has ended if `message.failed` or if there is no exception."""
+        """The task has ended if `message.failed` is true or `exception` is None."""
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         self.before_attempt(message)

@@ -10,9 +10,9 @@ from src.tasks.outbox import REQUEST_ID, TRACEPARENT, is_tracked
 
 
 class ContextMiddleware(AttemptMiddleware):
-    """Sets the context variables that logs and actors read.
+    """Sets the context variables that loggers and actors read.
 
-    It is the first in the list and resets nothing: the next task of the thread sets them again.
+    It must be the first middleware. The next task in the thread overwrites the variables.
     """
 
     def before_attempt(self, message: MessageProxy) -> None:

@@ -11,23 +11,23 @@ from src.tasks.engine.middleware.base import AttemptMiddleware
 
 PROCESSED = Counter(
     "tasks_processed_total",
-    "Attempts: succeeded, retry if another one follows, or dead.",
+    "Attempts by outcome: succeeded, retry (another attempt follows) or dead.",
     ["queue", "actor", "outcome"],
 )
-DURATION = Histogram("tasks_duration_seconds", "How long an attempt took.", ["queue", "actor"])
+DURATION = Histogram("tasks_duration_seconds", "Duration of an attempt.", ["queue", "actor"])
 DELAY = Histogram(
     "tasks_delay_seconds",
-    "From being sent, or due again, to being started.",
+    "Time from when a message is due until its attempt starts.",
     ["queue", "actor"],
     buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 300, 1800, 7200),
 )
 IN_PROGRESS = Gauge(
-    "tasks_in_progress", "Attempts that run now.", ["queue"], multiprocess_mode="livesum"
+    "tasks_in_progress", "Attempts in progress.", ["queue"], multiprocess_mode="livesum"
 )
 
 
 class MetricsMiddleware(AttemptMiddleware):
-    """Counts attempts, and lets Dramatiq start the process that serves the counts."""
+    """Records metrics of attempts, and makes Dramatiq start the health server."""
 
     @property
     def forks(self) -> list[Callable[[], int]]:

@@ -15,11 +15,11 @@ MAX_STARTS = 3
 
 
 class PoisonMessageMiddleware(AttemptMiddleware):
-    """Makes a dead letter of a message that kills its worker each time.
+    """Makes a poison message, which kills its worker each time, a dead letter.
 
-    A worker that dies has taken several messages, and which one killed it is unknown. So each of
-    them is counted from its second delivery on, when it starts; the fourth such start makes it a
-    dead letter instead. All other messages, which are nearly all, cost nothing.
+    When a worker dies, it has fetched several messages, and any of them may be the cause. So each
+    start of a redelivered message is counted. After MAX_STARTS starts, the message becomes a dead
+    letter. Messages that are delivered once cost nothing.
     """
 
     def before_attempt(self, message: MessageProxy) -> None:
@@ -30,7 +30,7 @@ class PoisonMessageMiddleware(AttemptMiddleware):
             lambda db: RedeliveryRepository(db).count_start(message.message_id)
         )
         if starts > MAX_STARTS:
-            reason = f"Its worker died {MAX_STARTS} times as it ran."
+            reason = f"Poison message: its worker died at least {MAX_STARTS} times."
             mark_dead(message, reason)
             log.error("poison_message_detected", starts=MAX_STARTS)
             raise SkipMessage(reason)
@@ -38,11 +38,11 @@ class PoisonMessageMiddleware(AttemptMiddleware):
     def after_attempt(
         self, message: MessageProxy, result: Any | None, exception: BaseException | None
     ) -> None:
-        # `before_attempt` was not called if that of another middleware raised.
+        # `before_attempt` is not called if another middleware raises first.
         is_counted = self._local.__dict__.pop("is_counted", False)
         if not is_counted or isinstance(exception, NotRecordedError):
             return
         try:
             self._resources.execute(lambda db: RedeliveryRepository(db).delete(message.message_id))
         except NotRecordedError as error:
-            log.warning("redelivery_count_not_cleared", cause=str(error))  # pruning deletes it
+            log.warning("redelivery_count_not_cleared", cause=str(error))  # pruning deletes the row

@@ -1,4 +1,4 @@
-"""What the tasks of a worker process share, such as the database and the relay."""
+"""The resources that the tasks of a worker process share, for example the database."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -30,10 +30,10 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# Besides one for each thread: for the states of tasks, and for maintenance.
-FURTHER_CONNECTIONS = 2
+# In addition to one for each thread: for the status of tasks, and for maintenance.
+EXTRA_CONNECTIONS = 2
 
-# Dramatiq logs each step, and each retry.
+# At INFO, Dramatiq logs each step of each message.
 _LEVELS = {
     "dramatiq": "WARNING",
     "dramatiq.middleware.retries": "INFO",
@@ -44,7 +44,7 @@ _LEVELS = {
 
 
 class NotRecordedError(MiddlewareError):
-    """The database is unavailable, and what must be recorded before a task starts is not."""
+    """The database is unavailable, so the status of a task cannot be recorded."""
 
 
 class ResourcesMiddleware(Middleware):
@@ -58,7 +58,7 @@ class ResourcesMiddleware(Middleware):
         self._stack: AsyncExitStack
 
     def execute(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        """Run the work with a session, from a worker's thread. Raises NotRecordedError."""
+        """Run the work with a session, from a thread of the worker. Raises NotRecordedError."""
 
         async def call() -> T:
             async with self.database.reads() as session:
@@ -79,23 +79,24 @@ class ResourcesMiddleware(Middleware):
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         self.broker = cast(TaskBroker, broker)
         if unknown := set(worker.consumer_whitelist or ()) - broker.get_declared_queues():
-            raise SystemExit(f"No task has the queue {', '.join(sorted(unknown))}.")
+            names = ", ".join(sorted(unknown))
+            raise SystemExit(f"No actor uses the queue {names}: check the option --queues.")
         try:
             run(self._open(worker))
         except Exception as error:
-            # Dramatiq would ignore any other exception and start to work.
-            raise MiddlewareError("What tasks need cannot be opened.") from error
+            # Dramatiq would ignore any other exception and start the worker.
+            raise MiddlewareError("The resources of the worker could not be opened.") from error
         log.info("worker_started", env=self.settings.ENV, version=self.settings.VERSION)
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        # It interrupts tasks that run longer than the shutdown may take; other workers repeat them.
+        # Interrupts the tasks that still run. Other workers run them again.
         run(self._stack.aclose())
         log.info("worker_stopped")
 
     async def _open(self, worker: Worker) -> None:
         settings = self.settings
-        wanted = worker.worker_threads + FURTHER_CONNECTIONS
-        pool_size = max(settings.DATABASE_POOL_SIZE, wanted)
+        needed = worker.worker_threads + EXTRA_CONNECTIONS
+        pool_size = max(settings.DATABASE_POOL_SIZE, needed)
         async with AsyncExitStack() as stack:
             self.database = await stack.enter_async_context(
                 db.open_database(settings.database_url, pool_size=pool_size)

@@ -15,19 +15,19 @@ from src.tasks.engine.middleware.resources import NotRecordedError
 
 log = structlog.get_logger(__name__)
 
-WAIT_SECONDS = 1.0
-POSTPONED = 5_000  # milliseconds
+BROKER_RETRY_SECONDS = 1.0
+POSTPONE_MILLISECONDS = 5_000
 
 
 class RetriesMiddleware(Retries):
-    """Dramatiq's retries with back-off and jitter, but none after a domain error.
+    """Dramatiq's retries with exponential backoff and jitter, without retries of domain errors.
 
-    It also writes into a message when it is due, and when and why it died.
+    It also records in a message when its retry is due, and when and why it became a dead letter.
     """
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         if "eta" in message.options:
-            # Dramatiq's value is when the attempt failed: back-off would count as a delay.
+            # Dramatiq sets the time of the failure, so that the backoff would count as a delay.
             message.options["requeue_timestamp"] = message.options["eta"]
 
     def after_process_message(
@@ -48,28 +48,28 @@ class RetriesMiddleware(Retries):
         if exception is not None:
             message.options[ERROR] = describe(exception)
         else:
-            message.options.setdefault(ERROR, "It was too old.")
+            message.options.setdefault(ERROR, "The message is older than its max_age.")
 
     after_skip_message = after_process_message
 
     def _retry(self, broker: Broker, message: MessageProxy, exception: BaseException) -> None:
-        """Send the message again, or let it die.
+        """Enqueue the next attempt. If that is impossible, make the message a dead letter.
 
-        Dramatiq only logs what a hook raises; then the message would be acknowledged, and lost.
+        Dramatiq only logs an error of a hook. It would then acknowledge the message and lose it.
         """
         before = dict(message.options)
         while True:
             try:
-                if isinstance(exception, NotRecordedError):  # the attempt has not started
-                    broker.enqueue(message, delay=POSTPONED)  # type: ignore[arg-type]  # a proxy will do
+                if isinstance(exception, NotRecordedError):  # the attempt did not start
+                    broker.enqueue(message, delay=POSTPONE_MILLISECONDS)  # type: ignore[arg-type]  # a proxy works too
                 else:
                     retry = super().after_process_message
-                    retry(broker, message, exception=exception)  # type: ignore[no-untyped-call]  # no types there
+                    retry(broker, message, exception=exception)  # type: ignore[no-untyped-call]  # untyped in Dramatiq
             except BrokerConnectionError as error:
                 log.warning("task_retry_postponed", cause=str(error))
                 message.options.clear()
                 message.options.update(before)
-                time.sleep(WAIT_SECONDS)
+                time.sleep(BROKER_RETRY_SECONDS)
             except Exception:
                 log.exception("task_retry_abandoned")
                 message.fail()

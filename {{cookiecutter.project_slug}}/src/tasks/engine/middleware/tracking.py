@@ -1,4 +1,4 @@
-"""The states of tasks whose actor has `tracked=True`, in PostgreSQL."""
+"""Stores the status of tracked tasks in PostgreSQL."""
 
 import json
 import time
@@ -26,7 +26,7 @@ RETRY_SECONDS = 1.0
 
 
 class TaskTrackingMiddleware(AttemptMiddleware):
-    """Records attempts. A task that has ended is not started again if its message comes twice."""
+    """Records attempts. A task that has ended is not started again after a redelivery."""
 
     @property
     def actor_options(self) -> set[str]:
@@ -41,7 +41,7 @@ class TaskTrackingMiddleware(AttemptMiddleware):
             lambda db: TaskRepository(db).start(task_id, message.actor_name)
         )
         if self._local.attempt is None:
-            raise SkipMessage("The task has ended.")
+            raise SkipMessage("The task has already ended.")
 
     def after_attempt(
         self, message: MessageProxy, result: Any | None, exception: BaseException | None
@@ -50,7 +50,7 @@ class TaskTrackingMiddleware(AttemptMiddleware):
         if attempt is None:
             return
         task_id = UUID(message.message_id)
-        if exception is None and not message.failed and (reason := _unfit(result)):
+        if exception is None and not message.failed and (reason := _json_error(result)):
             mark_dead(message, reason)
             log.error("task_result_not_serializable", cause=reason)
         if message.failed:
@@ -66,7 +66,7 @@ class TaskTrackingMiddleware(AttemptMiddleware):
             self._record(lambda db: TaskRepository(db).mark_queued(task_id, attempt))
 
     def _record(self, work: Callable[[AsyncSession], Awaitable[None]]) -> None:
-        """Try until the database has it: only then is the message acknowledged."""
+        """Retry until the database has stored it. Only then is the message acknowledged."""
         while True:
             try:
                 self._resources.execute(work)
@@ -77,8 +77,8 @@ class TaskTrackingMiddleware(AttemptMiddleware):
                 return
 
 
-def _unfit(result: Any) -> str | None:
-    """Return why the result cannot be stored, or None if it can."""
+def _json_error(result: Any) -> str | None:
+    """Return why the result cannot be stored as JSON, or None if it can."""
     try:
         json.dumps(result, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -87,7 +87,7 @@ def _unfit(result: Any) -> str | None:
 
 
 def _problem(exception: BaseException | None) -> dict[str, Any]:
-    """Describe the failure to clients: only domain errors say more than that it failed."""
+    """Describe the failure to clients. Only domain errors reveal the cause."""
     if isinstance(exception, DomainError):
         return {
             "type": f"urn:problem-type:{exception.code}",
@@ -97,5 +97,7 @@ def _problem(exception: BaseException | None) -> dict[str, Any]:
     return {
         "type": "urn:problem-type:task-failed",
         "title": "Task failed",
-        "detail": "It was not completed." if exception is None else "An unexpected error occurred.",
+        "detail": "The task did not complete."
+        if exception is None
+        else "An unexpected error occurred.",
     }
