@@ -1,6 +1,6 @@
-"""`@cached`, `@invalidate_cache` and direct access to the cache; docs/caching.md shows how.
+"""Caching: `@cached`, `@invalidate_cache` and direct access to the cache; see docs/caching.md.
 
-Nothing in this package is yours to change: `engine` is the machinery, `backends` the stores.
+`engine` and `backends` are internal: you do not need to change them.
 """
 
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError
@@ -8,7 +8,7 @@ from src.cache.backends.memory import MemoryBackend
 from src.cache.decorators import cached, invalidate, invalidate_cache
 from src.cache.dependencies import get_cache
 from src.cache.engine.cache import Cache, current_cache, open_cache, use_cache
-from src.cache.engine.models import watch_models
+from src.cache.engine.models import invalidate_on_model_changes
 
 __all__ = [
     "Cache",
@@ -25,4 +25,4 @@ __all__ = [
     "use_cache",
 ]
 
-watch_models()
+invalidate_on_model_changes()

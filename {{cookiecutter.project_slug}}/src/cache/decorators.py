@@ -29,21 +29,26 @@ def cached(
     stale: float = 0,
     jitter: float = 0.1,
 ) -> Callable[[Function[P, T]], Function[P, T]]:
-    """Return a call's value from the cache if it has been made with these arguments before.
+    """Cache the return values of an `async def` function.
 
-    The key is the prefix (the function's full name unless given) and the arguments; or it is `key`,
-    a template such as `"user:{user_id}"` or a function of the same arguments. `tags` are templates.
-    A value lives for `ttl` seconds (CACHE_TTL_SECONDS unless given), less up to `jitter` of that;
-    for `stale` seconds more it is returned while it is refreshed in the background.
-    Raises TypeError, when it decorates, if calls make no key or values cannot be cached.
+    The cache key is `key_prefix` (default: the full name of the function) and the arguments. To
+    choose the key, pass `key`: a template such as `"user:{user_id}"`, or a function that takes the
+    same arguments and returns the key. `tags` are templates too.
+
+    `ttl` is in seconds (default: CACHE_TTL_SECONDS). It is shortened by a random part of up to
+    `jitter * ttl`. After the TTL, the value is returned for another `stale` seconds while it is
+    refreshed in the background (stale-while-revalidate).
+
+    Raises TypeError when the function is decorated, if its arguments cannot be part of a key or its
+    return values cannot be stored.
     """
 
     def decorate(function: Function[P, T]) -> Function[P, T]:
         arguments = Arguments(function)
         name, codec = key_prefix or function.__qualname__, codec_for(function)
         policy: Policy[T] = Policy(name, codec, ttl=ttl, stale=stale, jitter=jitter)
-        unrefreshed: Policy[T] = Policy(name, codec, ttl=ttl, jitter=jitter)  # with a session
-        key_of = key_maker(function, arguments, key_prefix, key)
+        policy_without_stale: Policy[T] = Policy(name, codec, ttl=ttl, jitter=jitter)
+        build_key = key_builder(function, arguments, key_prefix, key)
         tag_templates = [Template(tag, arguments) for tag in tags]
         _check_stale(function, arguments, stale)
 
@@ -52,10 +57,13 @@ def cached(
             if (cache := current_cache()) is None:
                 return await function(*args, **kwargs)
             values = arguments.bind(args, kwargs)
-            named_tags = [template.fill(values) for template in tag_templates]
-            call = functools.partial(function, *args, **kwargs)
-            chosen = unrefreshed if stale and _sessions_of(args, kwargs) else policy
-            return await cache.fetch(chosen, key_of(args, kwargs, values), named_tags, call)
+            call_key = build_key(args, kwargs, values)
+            call_tags = [template.fill(values) for template in tag_templates]
+            compute = functools.partial(function, *args, **kwargs)
+            # A refresh in the background would run after the session of the request is closed.
+            has_session = bool(stale and _sessions_of(args, kwargs))
+            call_policy = policy_without_stale if has_session else policy
+            return await cache.fetch(call_policy, call_key, call_tags, compute)
 
         return wrapper
 
@@ -65,18 +73,22 @@ def cached(
 def _check_stale(function: Callable[..., Any], arguments: Arguments, stale: float) -> None:
     if stale and arguments.excluded:
         raise TypeError(
-            f"{function.__qualname__} cannot be refreshed in the background:"
-            f" `{arguments.excluded[0]}` ends with the request; open what it needs inside"
+            f"`{function.__qualname__}` cannot use `stale=`: the refresh in the background runs"
+            f" after the request, when its argument `{arguments.excluded[0]}` is no longer valid."
+            " Remove the argument and open what you need inside the function."
         )
 
 
-def key_maker(
+def key_builder(
     function: Callable[..., Any],
     arguments: Arguments,
     prefix: str | None,
     key: str | Callable[..., str] | None,
 ) -> Callable[[tuple[Any, ...], dict[str, Any], tuple[Any, ...]], str]:
-    """Return what makes a call's key from its arguments, given and bound, or raise TypeError."""
+    """Return a function of `(args, kwargs, bound values)` that builds the cache key of a call.
+
+    Raises TypeError if the declared arguments cannot be part of a key.
+    """
     if key is None:
         arguments.check()
         head = f"{prefix or f'{function.__module__}.{function.__qualname__}'}:"
@@ -91,18 +103,24 @@ def key_maker(
 def invalidate_cache(
     key_pattern: str | None = None, *, tags: Sequence[str] = ()
 ) -> Callable[[Function[P, T]], Function[P, T]]:
-    """Once the call has succeeded, invalidate what it has outdated.
+    """Invalidate cached values after a call of the function has succeeded.
 
-    `key_pattern` is a key or a pattern (`*`, `?`, `[ab]`); it and the tags may name arguments:
-    `"user:{user_id}:*"`. In a database transaction this happens right after the commit, and not
-    at all if the transaction is rolled back.
+    `key_pattern` is a cache key or a pattern (`*`, `?`, `[ab]`). It and `tags` are templates:
+    `"user:{user_id}:*"`. In a database transaction, an after-commit callback invalidates the
+    values; after a rollback, they stay valid.
     """
     if key_pattern is None and not tags:
-        raise TypeError("invalidate_cache() needs a key_pattern or tags")
+        raise TypeError(
+            "invalidate_cache() needs `key_pattern` or `tags`, for example"
+            ' `@invalidate_cache(key_pattern="user:{user_id}")`.'
+        )
 
     def decorate(function: Function[P, T]) -> Function[P, T]:
         if not inspect.iscoroutinefunction(function):
-            raise TypeError(f"{function.__qualname__} is no `async def` function")
+            raise TypeError(
+                f"`{function.__qualname__}` cannot use @invalidate_cache: declare it with"
+                " `async def`."
+            )
         arguments = Arguments(function)
         patterns = [Template(key_pattern, arguments)] if key_pattern else []
         tag_templates = [Template(tag, arguments) for tag in tags]
@@ -110,14 +128,14 @@ def invalidate_cache(
         @functools.wraps(function)
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
             values = arguments.bind(args, kwargs)
-            key_patterns = [pattern.fill(values) for pattern in patterns]
-            named_tags = [template.fill(values) for template in tag_templates]
+            call_patterns = [pattern.fill(values) for pattern in patterns]
+            call_tags = [template.fill(values) for template in tag_templates]
             with watch_commits() as commits:
                 result = await function(*args, **kwargs)
             sessions = open_transactions(_sessions_of(args, kwargs))
-            # It may have committed by itself, and then begun another transaction.
+            # The function may have committed, and then begun another transaction.
             now = bool(commits) or not sessions
-            await _invalidate(key_patterns, named_tags, sessions, now=now)
+            await _invalidate(call_patterns, call_tags, sessions, now=now)
             return result
 
         return wrapper
@@ -128,7 +146,10 @@ def invalidate_cache(
 async def invalidate(
     *key_patterns: str, tags: Sequence[str] = (), session: AsyncSession | None = None
 ) -> None:
-    """Invalidate keys, what matches patterns and what carries tags, as `@invalidate_cache` does."""
+    """Invalidate keys, key patterns and tags; in a transaction, after the commit.
+
+    `session` selects the transaction (default: all that this asyncio task has open).
+    """
     sessions = open_transactions([session.sync_session] if session else [])
     await _invalidate(key_patterns, tags, sessions, now=not sessions)
 
@@ -146,7 +167,7 @@ async def _invalidate(
 
 
 def _sessions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Session]:
-    """Return the sessions that a call is made with, those of a method's object included."""
+    """Return the sessions among the arguments and among the attributes of the first argument."""
     attributes = getattr(args[0], "__dict__", {}) if args else {}
     values = (*args, *kwargs.values(), *attributes.values())
     return [value.sync_session for value in values if isinstance(value, AsyncSession)]

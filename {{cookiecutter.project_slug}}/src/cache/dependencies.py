@@ -4,6 +4,6 @@ from src.cache.backends.base import CacheBackend
 
 
 async def get_cache(request: Request) -> CacheBackend:
-    """Give the process's cache to an endpoint: `cache: CacheBackend = Depends(get_cache)`."""
+    """Return the cache backend of the process: `cache: CacheBackend = Depends(get_cache)`."""
     backend: CacheBackend = request.state.cache.backend
     return backend

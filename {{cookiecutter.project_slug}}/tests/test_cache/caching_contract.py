@@ -170,7 +170,7 @@ class CachingContract:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A nested call stops waiting for a computation that waits too."""
-        monkeypatch.setattr(cache_module, "NESTED_SECONDS", 0.5)
+        monkeypatch.setattr(cache_module, "NESTED_WAIT_SECONDS", 0.5)
         both_compute = asyncio.Barrier(2)
 
         @cached(key="{number}")
@@ -188,7 +188,7 @@ class CachingContract:
     async def test_nested_calls_compute_a_slow_value_once(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cache_module, "NESTED_SECONDS", 0.01)
+        monkeypatch.setattr(cache_module, "NESTED_WAIT_SECONDS", 0.01)
         is_slow = asyncio.Event()
         calls = 0
 
@@ -204,7 +204,7 @@ class CachingContract:
             return number + await inner()
 
         readers = asyncio.gather(*(outer(number) for number in range(5)))
-        await asyncio.sleep(0.2)  # many times NESTED_SECONDS
+        await asyncio.sleep(0.2)  # many times NESTED_WAIT_SECONDS
         is_slow.set()
 
         assert (await readers, calls) == ([1, 2, 3, 4, 5], 1)

@@ -140,7 +140,7 @@ async def test_a_key_that_was_shortened_is_forgotten_too(cache: Cache, pattern: 
 
 
 async def test_an_invalidation_needs_something_to_forget() -> None:
-    with pytest.raises(TypeError, match="key_pattern or tags"):
+    with pytest.raises(TypeError, match="`key_pattern` or `tags`"):
         invalidate_cache()
     with pytest.raises(TypeError, match="async"):
         invalidate_cache("a")(lambda: None)  # type: ignore[arg-type, return-value]

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from src.cache.decorators import key_maker
+from src.cache.decorators import key_builder
 from src.cache.engine.keys import MAX_LENGTH, Arguments
 
 ID = UUID("018f0000-0000-7000-8000-000000000000")
@@ -44,8 +44,8 @@ def key_with(
     **kwargs: Any,
 ) -> str:
     arguments = Arguments(function)
-    make = key_maker(function, arguments, prefix, key)
-    return make(args, kwargs, arguments.bind(args, kwargs))
+    build = key_builder(function, arguments, prefix, key)
+    return build(args, kwargs, arguments.bind(args, kwargs))
 
 
 def test_a_key_can_be_read() -> None:

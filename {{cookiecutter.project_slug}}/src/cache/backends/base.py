@@ -1,4 +1,4 @@
-"""What every cache backend does, and how it says that it cannot."""
+"""The interface of all cache backends, and their errors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
@@ -8,26 +8,26 @@ Value = str | bytes
 
 
 class CacheError(Exception):
-    """The backend could not do this one thing; the message says why."""
+    """One operation failed; the message explains why."""
 
 
 class CacheUnavailableError(CacheError):
-    """The backend cannot be had just now, for anything."""
+    """The backend is unavailable: every operation fails at the moment."""
 
 
 class CacheBackend(ABC):
-    r"""A store of values that may vanish at any time, in a namespace of its own.
+    r"""Stores `str` and `bytes` under `str` keys in its namespace. Values may disappear at any time.
 
-    Keys are `str`. A value comes back as the type that it was set with, `str` or `bytes`. `ex` is
-    a time to live in seconds, and may be a fraction; without it a value lives for the backend's
-    `ttl`, and for ever if that is None. Patterns are `*`, `?`, `[abc]`, `[^a]`, and `\\` before a literal one.
+    `ex` is the TTL in seconds, and may be a fraction. Its default is the `ttl` of the backend; if
+    that is None too, the value does not expire. A pattern may contain `*`, `?`, `[abc]` and `[^a]`;
+    write `\\` before one of these characters to match the character itself.
 
-    Every method may raise CacheError, and ValueError for an `ex` that is not positive.
+    Every method may raise CacheError, and ValueError if `ex` is not positive.
 
-    A lease is the right to compute one key's value: one caller at a time holds it, until it
-    expires. Deleting a key, however that is done, also ends the lease on it, so that a value
-    computed from what was true before is not stored after. (Nishtala et al., "Scaling Memcache
-    at Facebook", NSDI 2013, 3.2.1.)
+    A lease is the right to compute the value of one key. One caller at a time has it, until it
+    expires. Deleting a key by any method also ends the lease on it. A value that was computed from
+    data from before the deletion is therefore not stored after it. (Nishtala et al., "Scaling
+    Memcache at Facebook", NSDI 2013, section 3.2.1.)
     """
 
     name: str
@@ -36,16 +36,16 @@ class CacheBackend(ABC):
         self.ttl = ttl
 
     def lifetime(self, ex: float | None) -> float | None:
-        """Return how many seconds a value set so lives, None for ever. Raises ValueError."""
+        """Return the TTL in seconds of a value set with `ex`; None if it does not expire."""
         if ex is None:
             return self.ttl
-        if not ex > 0:  # which NaN is not either
-            raise ValueError(f"A time to live must be positive, not {ex}.")
+        if not ex > 0:  # also true for NaN
+            raise ValueError(f"The TTL `ex` of a cached value must be positive, not {ex}.")
         return ex
 
     @property
     def available(self) -> bool:
-        """Whether to try at all; False while a server that failed is left alone."""
+        """False while the circuit breaker sends no operations to the backend."""
         return True
 
     async def __aenter__(self) -> Self:
@@ -54,22 +54,22 @@ class CacheBackend(ABC):
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def aclose(self) -> None:  # noqa: B027 - some hold nothing open
-        """Give back what the backend holds open. It is not used again."""
+    async def aclose(self) -> None:  # noqa: B027 - not every backend has something to close
+        """Close connections and files. The backend cannot be used after that."""
 
     @abstractmethod
     async def get(self, key: str) -> Value | None: ...
 
     @abstractmethod
     async def get_many(self, *keys: str) -> list[Value | None]:
-        """Return the values in the order of the keys, None for each that has none."""
+        """Return the values in the order of the keys; None for each missing value."""
 
     @abstractmethod
     async def set(self, key: str, value: Value, ex: float | None = None) -> None: ...
 
     @abstractmethod
     async def add(self, key: str, value: Value, ex: float | None = None) -> bool:
-        """Set the value only if the key has none, and tell whether it was set."""
+        """Set the value if the key has none. Return whether it was set."""
 
     @abstractmethod
     async def delete(self, *keys: str) -> int:
@@ -77,41 +77,41 @@ class CacheBackend(ABC):
 
     @abstractmethod
     async def delete_matching(self, pattern: str) -> int:
-        """Delete every key that matches, and return how many had a value."""
+        """Delete the keys that match the pattern. Return how many of them had a value."""
 
     @abstractmethod
     def scan(self, pattern: str = "*") -> AsyncIterator[str]:
-        """Yield the keys that match, each once, in no order.
+        """Yield each key that matches the pattern once, in no particular order.
 
-        Keys that come or go meanwhile may or may not be among them.
+        A key that is set or deleted during the scan may be missing or included.
         """
 
     @abstractmethod
     async def flush(self) -> None:
-        """Delete everything in the namespace, and nothing outside."""
+        """Delete all values and leases in the namespace, and nothing else."""
 
     @abstractmethod
     async def acquire_lease(self, key: str, token: str, seconds: float) -> bool:
-        """Take the lease on a key under a token of one's own; False while another one holds it."""
+        """Acquire the lease on a key. Return False if the lease belongs to another token."""
 
     @abstractmethod
     async def renew_lease(self, key: str, token: str, seconds: float) -> bool:
-        """Prolong a lease; False if it is no longer held under this token."""
+        """Extend the lease. Return False if it no longer belongs to this token."""
 
     @abstractmethod
     async def set_if_leased(
         self, key: str, token: str, value: Value, ex: float | None = None
     ) -> bool:
-        """Set the value and end the lease; if that is no longer held, do nothing: False."""
+        """Set the value and end the lease. Return False if it no longer belongs to this token."""
 
     @abstractmethod
     async def release_lease(self, key: str, token: str) -> None:
-        """End the lease, if it is held under this token, without a value."""
+        """End the lease without setting a value, if it belongs to this token."""
 
     @abstractmethod
     async def ping(self) -> None:
-        """Return if the backend works. Raises CacheUnavailableError if it does not."""
+        """Raises CacheUnavailableError if the backend does not work."""
 
     @abstractmethod
     async def info(self) -> dict[str, Any]:
-        """Describe the state in JSON's types: at least `entries`, and no secret."""
+        """Return JSON-compatible details: at least the number of `entries`, and no secrets."""

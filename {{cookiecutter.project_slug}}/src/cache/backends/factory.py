@@ -1,12 +1,13 @@
-"""The backend that the settings choose."""
-
 from src.cache.backends.base import CacheBackend
 from src.cache.backends.memory import MemoryBackend
 from src.core.config import Settings
 
 
 def create_backend(settings: Settings) -> CacheBackend:
-    """Make the backend; while one that can fail does so, the service goes on without it."""
+    """Create the backend that CACHE_BACKEND_TYPE selects.
+
+    A backend that can become unavailable is wrapped in a circuit breaker.
+    """
     ttl = settings.CACHE_TTL_SECONDS
     # % if cookiecutter.cache_backend in ["redis", "all"]
     if settings.CACHE_BACKEND_TYPE == "redis":

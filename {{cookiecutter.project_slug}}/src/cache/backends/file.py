@@ -1,4 +1,4 @@
-"""The cache in a file, which the processes of one machine share and a restart does not empty."""
+"""File cache backend: processes on one machine share it, and it survives restarts."""
 
 import asyncio
 import math
@@ -14,42 +14,46 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError, Value
 from src.cache.backends.sqlite import Outcome, Store
 
-_BATCH = 64
+_MAX_BATCH_SIZE = 64
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _Transaction(NamedTuple):
-    """How a transaction begins; one statement alone needs none, which saves a third of its time."""
+class _BeginStatements(NamedTuple):
+    """The SQL that begins the transaction of a batch, or of a single call.
 
-    together: str
-    alone: str
+    A single SQL statement needs no explicit transaction, and is a third faster without it.
+    """
+
+    batched: str
+    single: str
 
 
-READ = _Transaction("BEGIN", alone="BEGIN")
-WRITE = _Transaction("BEGIN IMMEDIATE", alone="BEGIN IMMEDIATE")
-GET = _Transaction("BEGIN", alone="")
-SET = _Transaction("BEGIN IMMEDIATE", alone="")
+READ = _BeginStatements("BEGIN", single="BEGIN")
+WRITE = _BeginStatements("BEGIN IMMEDIATE", single="BEGIN IMMEDIATE")
+GET = _BeginStatements("BEGIN", single="")
+SET = _BeginStatements("BEGIN IMMEDIATE", single="")
 
 
 @dataclass(slots=True, frozen=True)
-class _Job:
-    kind: _Transaction
-    operation: Callable[[], Any]
+class _Call:
+    begin: _BeginStatements
+    function: Callable[[], Any]
     future: asyncio.Future[Any]
 
 
 class FileBackend(CacheBackend):
-    """A SQLite database in the folder `path`; a damaged one is as good as an empty one.
+    """A SQLite database in the folder `path`. A damaged database is replaced by an empty one.
 
-    Bounded by `max_bytes`: expired values go first, then those that were written the longest time
-    ago. A read does not count as use, for then every read would write. Beside the database there
-    is SQLite's log of a few MiB. A value that is alone bigger than `max_bytes` is not stored.
+    Above `max_bytes`, expired values are evicted first, then the values that were written first.
+    Reads do not change this order, because each read would then need a write. The limit does not
+    include SQLite's write-ahead log of a few MiB. A single value larger than `max_bytes` is not
+    stored.
 
-    The file is opened when it is first needed, in a thread that does one batch at a time: all
-    reads that wait in one transaction, then all writes in another. For use on one event loop. Each
-    process needs a backend of its own, that it did not use before it was forked.
+    A thread executes the pending calls in batches: one transaction for all reads, then one for all
+    writes. Use a backend on one event loop only. Each process needs a separate backend, which must
+    not be used before a fork.
     """
 
     name = "file"
@@ -59,124 +63,126 @@ class FileBackend(CacheBackend):
     ) -> None:
         super().__init__(ttl=ttl)
         self._store = Store(path, max_bytes)
-        # No thread of our own: an executor's does not keep the interpreter alive, and is not
-        # killed at its end in the middle of a write either.
+        # Not a `threading.Thread`: an executor finishes its current write when the interpreter exits,
+        # and does not prevent the exit.
         self._executor: ThreadPoolExecutor | None = None
-        self._waiting: list[_Job] = []
-        self._busy = False
+        self._pending: list[_Call] = []
+        self._is_running = False
         self._undelivered = 0
 
     async def aclose(self) -> None:
         if self._executor is None:
             return
         with suppress(CacheError):
-            await self.ping()  # what was asked for before is done by then
+            await self.ping()  # wait for pending calls
         executor, self._executor = self._executor, None
         await asyncio.get_running_loop().run_in_executor(executor, self._store.close)
         executor.shutdown()
 
     async def get(self, key: str) -> Value | None:
-        return await self._do(GET, self._store.get, key)
+        return await self._submit(GET, self._store.get, key)
 
     async def get_many(self, *keys: str) -> list[Value | None]:
-        return await self._do(READ, self._store.get_many, keys)
+        return await self._submit(READ, self._store.get_many, keys)
 
     async def set(self, key: str, value: Value, ex: float | None = None) -> None:
-        await self._do(SET, self._store.set, key, value, self._expiry(ex))
+        await self._submit(SET, self._store.set, key, value, self._expiry(ex))
 
     async def add(self, key: str, value: Value, ex: float | None = None) -> bool:
-        return await self._do(WRITE, self._store.add, key, value, self._expiry(ex))
+        return await self._submit(WRITE, self._store.add, key, value, self._expiry(ex))
 
     async def delete(self, *keys: str) -> int:
-        return await self._do(WRITE, self._store.delete, keys)
+        return await self._submit(WRITE, self._store.delete, keys)
 
     async def delete_matching(self, pattern: str) -> int:
-        return await self._do(WRITE, self._store.delete_matching, pattern)
+        return await self._submit(WRITE, self._store.delete_matching, pattern)
 
     async def scan(self, pattern: str = "*") -> AsyncIterator[str]:
         start: str | None = ""
         while start is not None:
-            keys, start = await self._do(READ, self._store.scan, pattern, start)
+            keys, start = await self._submit(READ, self._store.scan, pattern, start)
             for key in keys:
                 yield key
 
     async def flush(self) -> None:
-        await self._do(WRITE, self._store.flush)
+        await self._submit(WRITE, self._store.flush)
 
     async def acquire_lease(self, key: str, token: str, seconds: float) -> bool:
-        return await self._do(WRITE, self._store.acquire_lease, key, token, seconds)
+        return await self._submit(WRITE, self._store.acquire_lease, key, token, seconds)
 
     async def renew_lease(self, key: str, token: str, seconds: float) -> bool:
-        return await self._do(WRITE, self._store.renew_lease, key, token, seconds)
+        return await self._submit(WRITE, self._store.renew_lease, key, token, seconds)
 
     async def set_if_leased(
         self, key: str, token: str, value: Value, ex: float | None = None
     ) -> bool:
-        return await self._do(WRITE, self._store.set_if_leased, key, token, value, self._expiry(ex))
+        return await self._submit(
+            WRITE, self._store.set_if_leased, key, token, value, self._expiry(ex)
+        )
 
     async def release_lease(self, key: str, token: str) -> None:
-        await self._do(WRITE, self._store.release_lease, key, token)
+        await self._submit(WRITE, self._store.release_lease, key, token)
 
     async def ping(self) -> None:
-        await self._do(WRITE, time.time)  # it is enough that a transaction can be had
+        await self._submit(WRITE, time.time)  # any function: this tests whether a write can begin
 
     async def info(self) -> dict[str, Any]:
-        return await self._do(READ, self._store.info)
+        return await self._submit(READ, self._store.info)
 
     def _expiry(self, ex: float | None) -> float:
         seconds = self.lifetime(ex)
         return math.inf if seconds is None else time.time() + seconds
 
-    def _do(
-        self, kind: _Transaction, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    def _submit(
+        self, begin: _BeginStatements, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._waiting.append(_Job(kind, partial(operation, *args, **kwargs), future))
-        if not self._busy:
-            self._busy = True
-            loop.call_soon(self._start)  # not at once: others that are ready are in the batch
+        self._pending.append(_Call(begin, partial(function, *args, **kwargs), future))
+        if not self._is_running:
+            self._is_running = True
+            loop.call_soon(self._start_batch)  # not immediately: more calls may join the batch
         return future
 
-    def _start(self) -> None:
+    def _start_batch(self) -> None:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cache")
-        batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+        batch, self._pending = self._pending[:_MAX_BATCH_SIZE], self._pending[_MAX_BATCH_SIZE:]
         self._undelivered = len(batch)
-        self._executor.submit(self._work, batch)
+        self._executor.submit(self._run_batch, batch)
 
-    def _work(self, batch: list[_Job]) -> None:
-        """Do the jobs, in the thread; the writes last, for they may have to wait for a lock."""
+    def _run_batch(self, batch: list[_Call]) -> None:
+        """Execute the calls in the thread. Writes come last, because they may wait for a lock."""
         for begin in ("BEGIN", "BEGIN IMMEDIATE"):
-            jobs = [job for job in batch if job.kind.together == begin]
-            if not jobs:
+            calls = [call for call in batch if call.begin.batched == begin]
+            if not calls:
                 continue
-            outcomes = self._outcomes(jobs)
-            with suppress(RuntimeError):  # the loop was closed: no caller waits
-                jobs[0].future.get_loop().call_soon_threadsafe(self._deliver, jobs, outcomes)
+            outcomes = self._run_in_transaction(calls)
+            with suppress(RuntimeError):  # the event loop was closed
+                calls[0].future.get_loop().call_soon_threadsafe(self._deliver, calls, outcomes)
 
-    def _outcomes(self, jobs: list[_Job]) -> list[Outcome]:
-        begin = jobs[0].kind.together if len(jobs) > 1 else jobs[0].kind.alone
+    def _run_in_transaction(self, calls: list[_Call]) -> list[Outcome]:
+        begin = calls[0].begin.batched if len(calls) > 1 else calls[0].begin.single
         try:
-            return self._store.transact([job.operation for job in jobs], begin)
+            return self._store.transact([call.function for call in calls], begin)
         except CacheUnavailableError as error:
-            return [(None, error)] * len(jobs)
+            return [(None, error)] * len(calls)
         except Exception as error:  # noqa: BLE001 - it is raised to the caller
-            if len(jobs) == 1:
+            if len(calls) == 1:
                 return [(None, error)]
-            # One was at fault, as with a value that the disk had no room for: not the others.
-            return [outcome for job in jobs for outcome in self._outcomes([job])]
+            # One call failed, for example because the disk is full. Execute each call separately.
+            return [outcome for call in calls for outcome in self._run_in_transaction([call])]
 
-    def _deliver(self, jobs: list[_Job], outcomes: list[Outcome]) -> None:
-        self._undelivered -= len(jobs)
+    def _deliver(self, calls: list[_Call], outcomes: list[Outcome]) -> None:
+        self._undelivered -= len(calls)
         if self._undelivered == 0:
-            self._busy = bool(self._waiting)
-            if self._busy:
-                self._start()
-        for job, (result, error) in zip(jobs, outcomes, strict=True):
-            if job.future.done():
-                continue  # its caller was cancelled
+            self._is_running = bool(self._pending)
+            if self._is_running:
+                self._start_batch()
+        for call, (result, error) in zip(calls, outcomes, strict=True):
+            if call.future.done():
+                continue  # the caller was cancelled
             if error is None:
-                job.future.set_result(result)
+                call.future.set_result(result)
             else:
-                job.future.set_exception(error)
+                call.future.set_exception(error)

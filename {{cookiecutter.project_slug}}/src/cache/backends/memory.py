@@ -1,4 +1,4 @@
-"""The cache in this process: the fastest there is, and each process has one of its own."""
+"""In-memory cache backend: each process has a separate cache."""
 
 import math
 import sys
@@ -10,18 +10,18 @@ from typing import Any
 from src.cache.backends.base import CacheBackend, Value
 from src.cache.engine.glob import compile_pattern
 
-# What an entry takes beside its key and value: the tuple, its numbers, and its place in the
-# dictionary; as measured with tracemalloc.
+# Memory per entry in addition to the key and the value, as measured with tracemalloc: the tuple, its
+# numbers and the slot in the dictionary.
 ENTRY_OVERHEAD_BYTES = 200
 
-_Entry = tuple[Value, float, int]  # a value, its deadline, and the bytes that it is counted with
+_Entry = tuple[Value, float, int]  # value, deadline, size in bytes
 
 
 class MemoryBackend(CacheBackend):
-    """Bounded in entries and in bytes: the least recently used make room.
+    """Evicts the least recently used entries above `max_entries` or `max_bytes`.
 
-    A value that is alone bigger than `max_bytes` is not stored. For use on one event loop: nothing
-    here awaits anything that waits, so every method is atomic.
+    A single value larger than `max_bytes` is not stored. Use a backend on one event loop only:
+    methods are atomic because they never suspend.
     """
 
     name = "memory"
@@ -40,7 +40,7 @@ class MemoryBackend(CacheBackend):
         self._clock = clock
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
         self._bytes = 0
-        self._leases: dict[str, tuple[str, float]] = {}  # a token and its deadline
+        self._leases: dict[str, tuple[str, float]] = {}  # token and deadline by key
 
     async def get(self, key: str) -> Value | None:
         entry = self._entries.get(key)
@@ -48,7 +48,7 @@ class MemoryBackend(CacheBackend):
             return None
         value, deadline, _ = entry
         if deadline <= self._clock():
-            self._drop(key)
+            self._remove(key)
             return None
         self._entries.move_to_end(key)
         return value
@@ -110,7 +110,7 @@ class MemoryBackend(CacheBackend):
         self._end_lease(key, token)
 
     async def ping(self) -> None:
-        """Do nothing: memory is always there."""
+        """Do nothing: memory is always available."""
 
     async def info(self) -> dict[str, Any]:
         return {
@@ -126,33 +126,33 @@ class MemoryBackend(CacheBackend):
 
     def _set(self, key: str, value: Value, deadline: float) -> None:
         size = _size(key) + _size(value) + ENTRY_OVERHEAD_BYTES
-        self._drop(key)
+        self._remove(key)
         if size > self._max_bytes:
             return
         self._entries[key] = value, deadline, size
         self._bytes += size
         while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
-            self._drop(next(iter(self._entries)))
+            self._remove(next(iter(self._entries)))
 
     def _is_live(self, key: str) -> bool:
         return key in self._entries and self._entries[key][1] > self._clock()
 
-    def _drop(self, key: str) -> None:
+    def _remove(self, key: str) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._bytes -= entry[2]
 
     def _delete(self, keys: Iterable[str]) -> int:
-        """Delete entries and end leases; return how many of the entries had not expired."""
+        """Delete entries and leases. Return how many of the entries had not expired."""
         deleted = 0
         for key in keys:
             deleted += self._is_live(key)
-            self._drop(key)
+            self._remove(key)
             self._leases.pop(key, None)
         return deleted
 
     def _end_lease(self, key: str, token: str) -> bool:
-        """End a lease, and return whether it was held until now."""
+        """End the lease if it belongs to the token. Return whether it was still valid."""
         held = self._leases.get(key)
         if held is None or held[0] != token:
             return False
@@ -161,7 +161,7 @@ class MemoryBackend(CacheBackend):
 
 
 def _size(text: Value) -> int:
-    """Return its size in memory. Raises ValueError for lone surrogates, as other backends do."""
+    """Return the size in memory. Raises ValueError for lone surrogates, as in other backends."""
     if isinstance(text, str) and not text.isascii():
         text.encode()
     return sys.getsizeof(text)

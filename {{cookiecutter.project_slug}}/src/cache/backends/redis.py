@@ -1,4 +1,4 @@
-"""The cache in Redis 7, Valkey or newer, which all processes share: a server, or several."""
+"""Redis cache backend, shared by all processes: Redis 7 or newer, or Valkey."""
 
 import asyncio
 import math
@@ -20,14 +20,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError, Value
 from src.core.redis_url import RedisURL
 
-SOCKET_SECONDS: Final = 0.5  # to connect, and again for each answer
-WAIT_SECONDS: Final = 0.5  # for a connection while all are in use
-MAX_CONNECTIONS: Final = 50  # of each process; more do not make it any faster
+SOCKET_SECONDS: Final = 0.5  # timeout to connect, and for each response
+WAIT_SECONDS: Final = 0.5  # timeout to get a connection while all are in use
+MAX_CONNECTIONS: Final = 50  # per process; more are not faster
 SCAN_BATCH: Final = 1000
 MAX_COUNTED_BATCHES: Final = 10
 
-# No UTF-8 begins with this byte: it tells bytes from text, which is stored as it is.
-_BYTES_MARK = b"\xff"
+# Marks values of type bytes. Text is stored as UTF-8, which never starts with this byte.
+_BYTES_PREFIX = b"\xff"
 _UNAVAILABLE = (
     RedisConnectionError,
     RedisTimeoutError,
@@ -36,22 +36,22 @@ _UNAVAILABLE = (
     OSError,
 )
 COMMON_OPTIONS: Final[dict[str, Any]] = {
-    "protocol": 2,  # nothing here needs 3, which greets every new connection with three more calls
+    "protocol": 2,  # version 3 sends three more commands for each new connection
     "driver_info": None,
     "max_connections": MAX_CONNECTIONS,
     "socket_connect_timeout": SOCKET_SECONDS,
     "socket_timeout": SOCKET_SECONDS,
 }
 
-_RENEW = """
+_RENEW_SCRIPT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
-_RELEASE = """
+_RELEASE_SCRIPT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('UNLINK', KEYS[1])
 """
-_SET_IF_LEASED = """
+_SET_IF_LEASED_SCRIPT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('UNLINK', KEYS[1])
 redis.call('SET', KEYS[2], unpack(ARGV, 2))
@@ -65,9 +65,9 @@ Command = tuple[str | bytes | int, ...]
 
 
 def create_client(url: RedisURL) -> Client:
-    """Make a client, which connects when it is first used."""
-    # One repetition, at once: the server may have closed a connection that lay idle. Not after
-    # a time-out: a server that is unavailable is to be found out soon.
+    """Create a client, which connects on first use."""
+    # Retry once, immediately: the server may have closed an idle connection. Do not retry after a
+    # timeout: an unavailable server must be detected quickly.
     retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
     options: dict[str, Any] = {**COMMON_OPTIONS, "retry": retry}
     if url.kind == "cluster":
@@ -87,10 +87,11 @@ async def close_client(client: Client) -> None:
 
 
 class RedisBackend(CacheBackend):
-    """Keys are `namespace:key`; the lease on one is `lease:{namespace:key}`.
+    """Values have the key `namespace:key`, leases have the key `lease:{namespace:key}`.
 
-    In a Cluster the braces bring a lease to the node that has the value, so that one script can
-    see both. A key with a `}` of its own may be elsewhere; `set_if_leased` then takes two steps.
+    In a Redis Cluster, the braces store a lease on the same node as its value, so that one script
+    can use both. This does not work for a key that contains `}`: `set_if_leased` then needs two
+    commands.
     """
 
     name = "redis"
@@ -101,11 +102,11 @@ class RedisBackend(CacheBackend):
         self._in_cluster = url.kind == "cluster"
         self._prefix = f"{namespace}:"
         self._prefix_pattern = re.sub(r"([*?\[\]\\^-])", r"\\\1", self._prefix)
-        # redis-py has a pool that waits too, but its lock costs each command a fifth more.
-        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._renew = self._client.register_script(_RENEW)
-        self._release = self._client.register_script(_RELEASE)
-        self._set_if_leased = self._client.register_script(_SET_IF_LEASED)
+        # redis-py's BlockingConnectionPool makes each command a fifth slower.
+        self._connection_slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._renew_script = self._client.register_script(_RENEW_SCRIPT)
+        self._release_script = self._client.register_script(_RELEASE_SCRIPT)
+        self._set_if_leased_script = self._client.register_script(_SET_IF_LEASED_SCRIPT)
 
     async def aclose(self) -> None:
         await close_client(self._client)
@@ -118,7 +119,7 @@ class RedisBackend(CacheBackend):
             return []
         names = [self._prefix + key for key in keys]
         if self._in_cluster:
-            found = await self._pipeline([("GET", name) for name in names])
+            found = await self._send_all([("GET", name) for name in names])
         else:
             found = await self._execute("MGET", *names)
         return [_decode(value) for value in found]
@@ -131,16 +132,16 @@ class RedisBackend(CacheBackend):
         return bool(await self._execute("SET", name, _encode(value), "NX", *self._expiry(ex)))
 
     async def delete(self, *keys: str) -> int:
-        # Leases first: a value that is stored meanwhile is then deleted too.
-        leases = self._unlinks([self._lease_name(key) for key in keys])
-        values = self._unlinks([self._prefix + key for key in keys])
-        counts = await self._pipeline([*leases, *values])
+        # Leases first: a value that is stored between the two commands is then deleted too.
+        leases = self._unlink_commands([self._lease_key(key) for key in keys])
+        values = self._unlink_commands([self._prefix + key for key in keys])
+        counts = await self._send_all([*leases, *values])
         return sum(counts[len(leases) :])
 
     async def delete_matching(self, pattern: str) -> int:
         # As in `delete`, leases first.
         matching = self._prefix_pattern + pattern
-        await self._unlink_matching(_lease_on(matching))
+        await self._unlink_matching(_to_lease_key(matching))
         return await self._unlink_matching(matching)
 
     async def scan(self, pattern: str = "*") -> AsyncIterator[str]:
@@ -156,36 +157,38 @@ class RedisBackend(CacheBackend):
         await self.delete_matching("*")
 
     async def acquire_lease(self, key: str, token: str, seconds: float) -> bool:
-        # `get`: if the connection breaks, it is asked for twice, and the holder may be ourselves.
-        lease, px = self._lease_name(key), _milliseconds(seconds)
+        # `get=True`: redis-py may send the command twice, and the first one may have succeeded.
+        lease, px = self._lease_key(key), _milliseconds(seconds)
         holder = await self._call(self._client.set, lease, token, px=px, nx=True, get=True)
         return holder in {None, token.encode()}
 
     async def renew_lease(self, key: str, token: str, seconds: float) -> bool:
         arguments: list[str | int] = [token, _milliseconds(seconds)]
-        return bool(await self._call(self._renew, [self._lease_name(key)], arguments))
+        return bool(await self._call(self._renew_script, [self._lease_key(key)], arguments))
 
     async def set_if_leased(
         self, key: str, token: str, value: Value, ex: float | None = None
     ) -> bool:
         expiry = self._expiry(ex)
-        lease = self._lease_name(key)
+        lease = self._lease_key(key)
         if self._in_cluster and "}" in key:
-            held = bool(await self._call(self._release, [lease], [token]))
-            if held:
+            is_held = bool(await self._call(self._release_script, [lease], [token]))
+            if is_held:
                 await self.set(key, value, ex)
-            return held
+            return is_held
         arguments: list[str | bytes | int] = [token, _encode(value), *expiry]
-        return bool(await self._call(self._set_if_leased, [lease, self._prefix + key], arguments))
+        return bool(
+            await self._call(self._set_if_leased_script, [lease, self._prefix + key], arguments)
+        )
 
     async def release_lease(self, key: str, token: str) -> None:
-        await self._call(self._release, [self._lease_name(key)], [token])
+        await self._call(self._release_script, [self._lease_key(key)], [token])
 
     async def ping(self) -> None:
         await self._execute("PING")
 
     async def info(self) -> dict[str, Any]:
-        """Count entries, the first ones if that would take long, and the memory of the server."""
+        """Return the number of entries (capped, to limit the scan) and the memory of the server."""
         reports = [await self._call(node.execute_command, "INFO") for node in await self._nodes()]
         names: set[bytes] = set()
         batches_left = MAX_COUNTED_BATCHES
@@ -208,10 +211,10 @@ class RedisBackend(CacheBackend):
         count = 0
         async with aclosing(self._scan(pattern)) as batches:
             async for names in batches:
-                count += sum(await self._pipeline(self._unlinks(names)))
+                count += sum(await self._send_all(self._unlink_commands(names)))
         return count
 
-    def _unlinks(self, names: Sequence[str | bytes]) -> list[Command]:
+    def _unlink_commands(self, names: Sequence[str | bytes]) -> list[Command]:
         if self._in_cluster:
             return [("UNLINK", name) for name in names]
         return [("UNLINK", *names)] if names else []
@@ -230,15 +233,15 @@ class RedisBackend(CacheBackend):
         await self._call(self._client.initialize)
         return self._client.get_primaries()
 
-    async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
-        """Send all the commands at once. They are not one transaction."""
+    async def _send_all(self, commands: Sequence[Command]) -> list[Any]:
+        """Send the commands in one round trip, without a transaction."""
         if not commands:
             return []
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
-        # redis-py's own error would quote the command, and with it a value.
-        return await self._call(_results, pipeline)
+        # `raise_on_error=True` would quote the command, and so a value, in the error message.
+        return await self._call(_execute_pipeline, pipeline)
 
     async def _execute(self, *command: str | bytes | int) -> Any:
         return await self._call(self._client.execute_command, *command)
@@ -246,42 +249,43 @@ class RedisBackend(CacheBackend):
     async def _call(
         self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        if self._turns.locked():
-            await self._wait()
+        if self._connection_slots.locked():
+            await self._acquire_slot()
         else:
-            await self._turns.acquire()
+            await self._connection_slots.acquire()
         try:
             return await function(*args, **kwargs)
         except _UNAVAILABLE as error:
-            cause = str(error).partition(" : <")[0]  # what follows are Sentinels, at length
+            cause = str(error).partition(" : <")[0]  # without the list of all Sentinels
             raise CacheUnavailableError(f"Redis is unavailable: {cause}") from error
         except RedisError as error:
-            raise CacheError(f"Redis refused: {error}") from error
+            raise CacheError(f"Redis returned an error: {error}") from error
         finally:
-            self._turns.release()
+            self._connection_slots.release()
 
-    async def _wait(self) -> None:
+    async def _acquire_slot(self) -> None:
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                await self._turns.acquire()
+                await self._connection_slots.acquire()
         except TimeoutError:
             raise CacheUnavailableError(
-                f"Redis is busy: none of {MAX_CONNECTIONS} connections became free in time"
+                f"Redis is busy: all {MAX_CONNECTIONS} connections were in use"
+                f" for {WAIT_SECONDS:g} s."
             ) from None
 
     def _expiry(self, ex: float | None) -> tuple[()] | tuple[str, int]:
         seconds = self.lifetime(ex)
         return () if seconds is None else ("PX", _milliseconds(seconds))
 
-    def _lease_name(self, key: str) -> str:
-        return _lease_on(self._prefix + key)
+    def _lease_key(self, key: str) -> str:
+        return _to_lease_key(self._prefix + key)
 
 
-def _lease_on(name: str) -> str:
+def _to_lease_key(name: str) -> str:
     return "lease:{" + name + "}"
 
 
-async def _results(pipeline: Pipeline | ClusterPipeline) -> list[Any]:
+async def _execute_pipeline(pipeline: Pipeline | ClusterPipeline) -> list[Any]:
     results = await pipeline.execute(raise_on_error=False)
     for result in results:
         if isinstance(result, Exception):
@@ -294,15 +298,15 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _encode(value: Value) -> bytes:
-    return value.encode() if isinstance(value, str) else _BYTES_MARK + value
+    return value.encode() if isinstance(value, str) else _BYTES_PREFIX + value
 
 
 def _decode(stored: bytes | None) -> Value | None:
     if stored is None:
         return None
-    if stored.startswith(_BYTES_MARK):
+    if stored.startswith(_BYTES_PREFIX):
         return stored[1:]
     try:
         return stored.decode()
-    except UnicodeDecodeError:  # not of our making
+    except UnicodeDecodeError:  # another program set this value
         return None

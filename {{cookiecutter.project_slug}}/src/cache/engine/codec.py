@@ -1,4 +1,4 @@
-"""Values as bytes, by the return annotation of the function that makes them."""
+"""Serialization of cached values, by the return annotation of the cached function."""
 
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -15,16 +15,16 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# For all but Pydantic models, which have a configuration of their own.
+# For every type except Pydantic models, which have their own configuration.
 _CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")
 
 
 class Codec(Protocol[T]):
     def encode(self, value: T) -> bytes | None:
-        """Return None for a value that is not to be stored."""
+        """Return None for a value that must not be stored."""
 
     def decode(self, data: bytes) -> T:
-        """Raises ValueError for what `encode` did not make."""
+        """Raises ValueError for data that `encode` did not produce."""
 
 
 class Bytes:
@@ -36,13 +36,13 @@ class Bytes:
 
 
 class Json(Generic[T]):
-    """JSON by Pydantic. Raises TypeError for a type that does not come back as it went in."""
+    """JSON, written and read by Pydantic. Raises TypeError if Pydantic cannot serialize the type."""
 
     def __init__(self, annotation: Any, name: str) -> None:
         self.name = name
         self._warned = False
         try:
-            # A new type, for dataclasses and the like take no configuration by themselves.
+            # NewType, because TypeAdapter accepts no `config` for a dataclass or a TypedDict.
             adapter: TypeAdapter[T] = TypeAdapter(
                 NewType("_", annotation),  # type: ignore[arg-type]
                 config=_CONFIG,
@@ -50,20 +50,28 @@ class Json(Generic[T]):
             adapter.json_schema(mode="serialization")
         except PydanticUserError as error:
             reason = str(error).splitlines()[0]
-            raise TypeError(f"{name} returns what cannot be cached: {reason}") from error
+            raise TypeError(
+                f"`{name}` cannot be cached, because Pydantic cannot serialize its return type."
+                " Return a Pydantic model, a dataclass or built-in types instead."
+                f" Pydantic says: {reason}"
+            ) from error
         self._dump = adapter.dump_json
         self.decode: Callable[[bytes], T] = adapter.validate_json
 
     def encode(self, value: T) -> bytes | None:
-        """Refuse, but for a warning, what would be another value or type on a hit than it is now.
+        """Return None and log a warning if decoding would return a different value or type.
 
-        An annotation may promise less than the value is: a UUID in a `dict[str, Any]`, a subclass.
+        This happens if the annotation is less precise than the value: for example, `dict[str, Any]`
+        for a dictionary with a UUID, or a base class for an instance of a subclass.
         """
         try:
             data = self._dump(value, warnings="error")
             if _is_same(self.decode(data), value):
                 return data
-            reason = "it would come back as another value or type; annotate it precisely"
+            reason = (
+                "a cache hit would return a different value or type;"
+                " make the return annotation more precise"
+            )
         except (TypeError, ValueError) as error:
             reason = str(error)
         if not self._warned:
@@ -73,9 +81,9 @@ class Json(Generic[T]):
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Tell apart what is equal and yet of another type: 1 and True, text and a member of StrEnum."""
+    """Compare types too: 1 == True, and a member of a StrEnum is equal to its text."""
     if type(one) is not type(other):
-        # Where a float is wanted, an integer will do.
+        # An int is accepted for a `float` annotation, and is restored as a float.
         return type(one) is float and type(other) is int and one == other
     mine, others = _members(one), _members(other)
     if mine is None or others is None:
@@ -93,19 +101,27 @@ def _members(value: Any) -> Sequence[Any] | None:
     return value if isinstance(value, (list, tuple)) else None
 
 
-_ONE_WAY = (AsyncIterator, Iterator)
+_ITERATORS = (AsyncIterator, Iterator)
 
 
 def codec_for(function: Callable[..., Any]) -> Codec[Any]:
-    """Raises TypeError if what the function returns cannot be cached."""
+    """Return the codec for the function's return type. Raises TypeError if there is none."""
     name = function.__qualname__
     if not inspect.iscoroutinefunction(function):
-        raise TypeError(f"{name} is no `async def` function")
+        raise TypeError(f"`{name}` cannot be cached: declare it with `async def`.")
     hints = hints_of(function)
     if "return" not in hints:
-        raise TypeError(f"{name} needs a return annotation to be cached")
+        raise TypeError(
+            f"`{name}` needs a return annotation to be cached, for example `-> list[User]`:"
+            " a cache hit returns a value of this type."
+        )
     annotation = hints["return"]
     kind = get_origin(annotation) or annotation
-    if kind in {AsyncIterable, Iterable} or (isinstance(kind, type) and issubclass(kind, _ONE_WAY)):
-        raise TypeError(f"{name} returns what can be read only once")
+    if kind in {AsyncIterable, Iterable} or (
+        isinstance(kind, type) and issubclass(kind, _ITERATORS)
+    ):
+        raise TypeError(
+            f"`{name}` cannot be cached: it returns an iterator, which can be read only once."
+            " Return a list instead."
+        )
     return Bytes() if annotation is bytes else Json(annotation, name)

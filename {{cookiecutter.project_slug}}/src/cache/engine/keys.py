@@ -1,9 +1,10 @@
-"""Keys from the arguments of a call: readable, the same however the arguments are given.
+"""Cache keys from the arguments of a call.
 
-`get_user(7)` under the prefix `user` has the key `user:7`. Text is percent-encoded but for letters,
-digits and `._-@+/`, so that neither a pattern's characters nor the separators `:`, `,`, `=`, `~`
-can come from a value. A value whose type is not the annotated one carries its type (`str~7`), so
-that 7 and "7" never share a key. Every process writes the same key for the same call.
+With the prefix `user`, `get_user(7)` and `get_user(user_id=7)` have the same key: `user:7`.
+Text is percent-encoded except letters, digits and `._-@+/`. A value can therefore contain neither
+the characters of a pattern nor the separators `:`, `,`, `=` and `~`.
+If the type of a value is not the annotated type, the key contains the type: `user:str~7`. The keys
+of 7 and "7" therefore differ. Keys are the same in every process.
 """
 
 import inspect
@@ -32,10 +33,10 @@ from starlette.requests import HTTPConnection
 from src.cache.backends.base import CacheBackend
 from src.db.session import Database
 
-MAX_LENGTH = 200  # characters; a longer key ends in a digest instead
-GLOB = re.compile(r"[*?\[\\]")  # what makes a key a pattern
+MAX_LENGTH = 200  # characters; a longer key is cut off and ends in a digest
+GLOB = re.compile(r"[*?\[\\]")  # a key with one of these characters is a pattern
 
-# Arguments that never identify a call.
+# Arguments of these types are not part of the key.
 EXCLUDED_TYPES = (
     AsyncConnection,
     AsyncSession,
@@ -49,11 +50,11 @@ EXCLUDED_TYPES = (
 )
 _SCALARS = (str, bool, int, float, Decimal, UUID, date, time, timedelta)
 _CONTAINERS = (bytes, Enum, BaseModel, Mapping, AbstractSet, list, tuple)
-_is_plain = re.compile(r"[\w.@+/-]*", re.ASCII).fullmatch
+_needs_no_quoting = re.compile(r"[\w.@+/-]*", re.ASCII).fullmatch
 
 
 def format_key_part(value: object, declared: object = None) -> str:
-    """Return the value's part of a key, with its type unless that is the declared one."""
+    """Return the value as text, with the name of its type unless that is the declared type."""
     kind = type(value)
     text = format_value(value)
     if kind is declared or value is None or (declared is None and kind is str):
@@ -62,8 +63,8 @@ def format_key_part(value: object, declared: object = None) -> str:
 
 
 def format_value(value: object) -> str:
-    """Return the value's text without its type. Raises TypeError for what identifies no call."""
-    if type(value) is str:  # the fastest, for it is the commonest
+    """Return the value as text, without its type. Raises TypeError for unsupported types."""
+    if type(value) is str:  # fast path: most arguments are strings
         return _quoted(value)
     if isinstance(value, Enum):
         return format_value(value.value)
@@ -77,33 +78,39 @@ def format_value(value: object) -> str:
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, (BaseModel, Mapping)):
         pairs = dict(value).items()
-        parts = sorted(f"{format_key_part(name)}={format_key_part(each)}" for name, each in pairs)
+        parts = sorted(f"{format_key_part(name)}={format_key_part(item)}" for name, item in pairs)
     elif isinstance(value, AbstractSet):
         parts = sorted(map(format_key_part, value))
     elif isinstance(value, (list, tuple)):
         parts = list(map(format_key_part, value))
     else:
         kind = type(value).__name__
-        raise TypeError(f"an argument of type {kind} makes no key; give `key=`")
+        raise TypeError(
+            f"A value of type `{kind}` cannot be part of a cache key. Pass `key=` to @cached, and"
+            ' build the key from attributes of the value, for example `key="user:{user.id}"`.'
+        )
     return "(" + "".join(f"{part}," for part in parts) + ")"
 
 
 def _quoted(text: str) -> str:
-    if (text.isascii() and text.isalnum()) or _is_plain(text):
+    if (text.isascii() and text.isalnum()) or _needs_no_quoting(text):
         return text
     return quote(text, safe="@+/", errors="surrogatepass").replace("~", "%7E")
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Raises TypeError if an annotation names what is not known yet."""
+    """Return the resolved annotations. Raises TypeError if one names something undefined."""
     try:
         return get_type_hints(function, include_extras=True)
     except NameError as error:
-        raise TypeError(f"{function.__qualname__}: {error}, as an annotation needs it") from error
+        raise TypeError(
+            f"An annotation of `{function.__qualname__}` cannot be resolved: {error}. Define or"
+            " import the name above the function, and not only under `if TYPE_CHECKING:`."
+        ) from error
 
 
 class Arguments:
-    """The arguments of a function, and the types that they are declared with."""
+    """The arguments of a function and their declared types."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.name = function.__qualname__
@@ -113,27 +120,27 @@ class Arguments:
         self._may_be_positional = kinds <= {Parameter.POSITIONAL_OR_KEYWORD}
         hints = hints_of(function)
         declared = [
-            (position, name, _bare(hints.get(name)))
+            (position, name, _base_type(hints.get(name)))
             for position, name in enumerate(self.names)
             if position or name not in {"self", "cls"}
         ]
         self.excluded = [
             name for _, name, kind in declared if kind and issubclass(kind, EXCLUDED_TYPES)
         ]
-        self._declared = [each for each in declared if each[1] not in self.excluded]
+        self._in_key = [argument for argument in declared if argument[1] not in self.excluded]
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """Return all arguments in the order of their names, defaults included."""
+        """Return the values of all arguments, including defaults, in the order of `names`."""
         if not kwargs and self._may_be_positional and len(args) == len(self.names):
-            return args  # to bind takes longer than all the rest of a hit
+            return args  # fast path: `signature.bind` takes longer than the rest of a cache hit
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return tuple(bound.arguments.values())
 
     def key(self, values: tuple[Any, ...]) -> str:
-        """Return the part of a key that says what the function was called with."""
+        """Return the part of the key that the arguments determine."""
         parts = []
-        for position, _, kind in self._declared:
+        for position, _, kind in self._in_key:
             value = values[position]
             if type(value) is kind:
                 parts.append(format_value(value))
@@ -142,26 +149,28 @@ class Arguments:
         return ":".join(parts)
 
     def check(self) -> None:
-        """Raises TypeError if an annotation promises what makes no key."""
-        for _, name, kind in self._declared:
-            # An abstract type, such as Sequence, says nothing about the values that will come.
+        """Raises TypeError if the declared type of an argument cannot be part of a key."""
+        for _, name, kind in self._in_key:
+            # Values of an abstract type, such as Sequence, are checked when the function is called.
             if kind is None or is_dataclass(kind) or inspect.isabstract(kind):
                 continue
             if not issubclass(kind, (*_SCALARS, *_CONTAINERS, type(None))):
                 raise TypeError(
-                    f"{self.name}: `{name}` ({kind.__name__}) makes no key; give `key=`"
+                    f"The argument `{name}` of `{self.name}` cannot be part of a cache key, because"
+                    f" its type is `{kind.__name__}`. Pass `key=` to @cached, for example"
+                    ' `key="user:{user_id}"` or a function of the same arguments.'
                 )
 
 
-def _bare(annotation: Any) -> Any:
-    """Reduce `Annotated[X | None, ...]` to X; a union of several types, and Any, to None."""
+def _base_type(annotation: Any) -> Any:
+    """Return X for `Annotated[X | None, ...]`, and None for Any and for other unions."""
     annotation = getattr(annotation, "__supertype__", annotation)  # of a NewType
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _bare(get_args(annotation)[0])
+        return _base_type(get_args(annotation)[0])
     if origin in {Union, UnionType}:
         kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
-        return _bare(kinds[0]) if len(kinds) == 1 else None
+        return _base_type(kinds[0]) if len(kinds) == 1 else None
     kind = origin or annotation
     return kind if isinstance(kind, type) and kind not in {object, Any} else None
 
@@ -170,18 +179,24 @@ _formatter = Formatter()
 
 
 class Template:
-    """A text with arguments in it: `user:{user_id}`, `{query.limit}`."""
+    """A key or tag with placeholders for arguments: `user:{user_id}`, `{query.limit}`."""
 
     def __init__(self, text: str, arguments: Arguments) -> None:
         parsed = list(_formatter.parse(text))
         if any(spec or conversion for _, _, spec, conversion in parsed):
-            raise TypeError(f"{text!r}: a template takes arguments as they are, without : and !")
+            raise TypeError(
+                f"The template {text!r} of `{arguments.name}` contains a format specification"
+                " (`:`) or a conversion (`!`). Write only the name: `{user_id}` or `{user.id}`."
+            )
         self._parts = [(literal, field) for literal, field, _, _ in parsed]
         self._names = arguments.names
         for _, field in self._parts:
             root = re.split(r"[.\[]", field or "", maxsplit=1)[0]
             if field is not None and root not in self._names:
-                raise TypeError(f"{arguments.name} has no argument {field!r}, which {text!r} names")
+                raise TypeError(
+                    f"The template {text!r} of `{arguments.name}` uses `{{{field}}}`, which is not"
+                    f" an argument. The function has: {', '.join(self._names) or 'no arguments'}."
+                )
         is_constant = all(field is None for _, field in self._parts)
         self._constant = "".join(literal for literal, _ in self._parts) if is_constant else None
 
@@ -207,11 +222,11 @@ def digest(data: bytes) -> str:
 
 
 def shorten_pattern(pattern: str) -> str:
-    """Return what matches the keys that `pattern` would match if they had not been shortened.
+    """Return a pattern for the shortened form of the keys that `pattern` matches.
 
-    It may match more of them, and only knows of what the pattern says literally at its beginning.
+    If the first MAX_LENGTH characters contain no wildcard, it may match more keys than `pattern`.
     """
-    wild = GLOB.search(pattern)
-    if wild is None:
+    wildcard = GLOB.search(pattern)
+    if wildcard is None:
         return shorten(pattern)
-    return pattern if wild.start() <= MAX_LENGTH else f"{pattern[:MAX_LENGTH]}~*"
+    return pattern if wildcard.start() <= MAX_LENGTH else f"{pattern[:MAX_LENGTH]}~*"

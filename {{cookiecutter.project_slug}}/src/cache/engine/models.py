@@ -1,8 +1,8 @@
-"""Models that say which tags their rows have: `__cache_tags__ = ("users", "user:{id}")`.
+"""Cache tags of models: `__cache_tags__ = ("users", "user:{id}")`.
 
-Whoever changes a row through the ORM, be it an endpoint, a task or a script, invalidates the tags
-of the old and the new state once the change is committed. A statement such as `update(User)` does
-not tell which rows it changes: invalidate what they carry with `@invalidate_cache`.
+A change of a row through the ORM invalidates the tags of its old and its new state after the commit.
+This works in endpoints, in scripts and everywhere else. A bulk statement such as `update(User)`
+does not report which rows it changes: use `invalidate()` or `@invalidate_cache` for these.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,23 +20,23 @@ from src.cache.engine.keys import format_value
 _parse = Formatter().parse
 
 
-def watch_models() -> None:
-    """Let every session invalidate what it outdates, from now on."""
-    event.listen(Session, "before_flush", _invalidate_old)
-    event.listen(Session, "after_flush", _invalidate_new)
+def invalidate_on_model_changes() -> None:
+    """Register the listeners for all sessions."""
+    event.listen(Session, "before_flush", _invalidate_old_tags)
+    event.listen(Session, "after_flush", _invalidate_new_tags)
 
 
-def _invalidate_old(session: Session, _context: object, _instances: object) -> None:
+def _invalidate_old_tags(session: Session, _context: object, _instances: object) -> None:
     if current_cache() is not None:
         with session.no_autoflush:
-            changed = chain(session.dirty, session.deleted)
-            _invalidate(session, {tag for row in changed for tag in _tags(row, _before(row))})
+            rows = chain(session.dirty, session.deleted)
+            _invalidate(session, {tag for row in rows for tag in _tags(row, _stored_values(row))})
 
 
-def _invalidate_new(session: Session, _context: object) -> None:
+def _invalidate_new_tags(session: Session, _context: object) -> None:
     if current_cache() is not None:
-        changed = chain(session.new, session.dirty)
-        _invalidate(session, {tag for row in changed for tag in _tags(row, _after(row))})
+        rows = chain(session.new, session.dirty)
+        _invalidate(session, {tag for row in rows for tag in _tags(row, _loaded_values(row))})
 
 
 def _invalidate(session: Session, tags: set[str]) -> None:
@@ -48,37 +48,38 @@ def _invalidate(session: Session, tags: set[str]) -> None:
 def _tags(row: object, values: Mapping[str, Any]) -> Iterator[str]:
     texts = {name: format_value(value) for name, value in values.items()}
     for template in getattr(row, "__cache_tags__", ()):
-        if all(name in texts for name in _names_in(template)):
+        if all(name in texts for name in _placeholders(template)):
             yield template.format_map(texts)
 
 
-def _names_in(template: str) -> list[str]:
+def _placeholders(template: str) -> list[str]:
     return [name for _, name, _, _ in _parse(template) if name]
 
 
-def _names_of(row: object) -> list[str]:
-    return [name for each in getattr(row, "__cache_tags__", ()) for name in _names_in(each)]
+def _tag_columns(row: object) -> list[str]:
+    templates = getattr(row, "__cache_tags__", ())
+    return [name for template in templates for name in _placeholders(template)]
 
 
-def _before(row: object) -> dict[str, Any]:
-    """Return what the database has."""
+def _stored_values(row: object) -> dict[str, Any]:
+    """Return the values in the database, before the flush."""
     state = inspect(row, raiseerr=True)
     values: dict[str, Any] = {}
-    for name in _names_of(row):
+    for name in _tag_columns(row):
         history = state.attrs[name].history
         if known := [*history.deleted, *history.unchanged]:
             values[name] = known[0]
-        else:  # expired, or set without being read before
+        else:  # the attribute has expired, or was set before it was loaded
             column = getattr(type(row), name)
-            is_it = [
+            is_row = [
                 key == value
                 for key, value in zip(state.mapper.primary_key, state.identity, strict=True)
             ]
-            values[name] = state.session.scalar(select(column).where(*is_it))
+            values[name] = state.session.scalar(select(column).where(*is_row))
     return values
 
 
-def _after(row: object) -> dict[str, Any]:
-    """Return what is known now; a row that a cascade has deleted has nothing to load."""
+def _loaded_values(row: object) -> dict[str, Any]:
+    """Return the values in memory. Load nothing: a cascade may have deleted the row."""
     loaded = inspect(row, raiseerr=True).dict
-    return {name: loaded[name] for name in _names_of(row) if name in loaded}
+    return {name: loaded[name] for name in _tag_columns(row) if name in loaded}

@@ -1,4 +1,4 @@
-"""How long the values of one function, or the responses of one endpoint, are cached, and as what."""
+"""Cache policy: TTL, serialization and metrics of one cached function or endpoint."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from pydantic_core import from_json
 from src.cache.backends.base import Value
 from src.cache.engine.codec import Codec
 
-# Keys are never labels: there is no end to them.
+# Keys are never labels: their number is unlimited.
 REQUESTS = Counter(
     "cache_requests_total",
     "Cache lookups by result: hit, miss, stale or bypass.",
@@ -21,18 +21,18 @@ REQUESTS = Counter(
 T = TypeVar("T")
 
 
-class Found(NamedTuple, Generic[T]):
+class CachedValue(NamedTuple, Generic[T]):
     value: T
     payload: bytes
     is_fresh: bool
 
 
 class Policy(Generic[T]):
-    """Durations are in seconds.
+    """`ttl` and `stale` are in seconds. Raises ValueError if an argument is out of range.
 
-    A value lives for `ttl`, less a random part of up to `jitter` of it, so that values stored
-    together do not expire together. For `stale` seconds more it is still returned while it is
-    refreshed in the background. Raises ValueError.
+    The TTL of each value is shortened by a random part of up to `jitter * ttl`, so that values
+    that were stored together do not expire together. After the TTL, a value is stale for `stale`
+    seconds: it is still returned, while it is refreshed in the background.
     """
 
     def __init__(
@@ -45,43 +45,46 @@ class Policy(Generic[T]):
         jitter: float = 0.1,
     ) -> None:
         if (ttl is not None and ttl <= 0) or stale < 0 or not 0 <= jitter < 1:
-            raise ValueError(f"{name}: ttl must be above 0, stale not below, jitter from 0 to 1")
+            raise ValueError(
+                f"The cache policy of `{name}` is invalid: `ttl` must be greater than 0,"
+                " `stale` must be 0 or more, `jitter` must be at least 0 and less than 1."
+            )
         self.name = name
         self.codec = codec
         self.ttl = ttl
         self.stale = stale
         self.jitter = jitter
-        # Looked up once: it costs more than counting.
+        # Stored, because `labels()` takes longer than `inc()`.
         self.hits = REQUESTS.labels(name, "hit")
         self.stale_hits = REQUESTS.labels(name, "stale")
         self.misses = REQUESTS.labels(name, "miss")
         self.bypasses = REQUESTS.labels(name, "bypass")
 
     def pack(self, payload: bytes, versions: list[str], default_ttl: float) -> tuple[bytes, float]:
-        """Return what to store, and for how long.
+        """Return the bytes to store, and their TTL in seconds.
 
-        What is stored is a line of JSON, empty if there is nothing to say, and the payload. The
-        line says until when the value is fresh, 0 if always, and which versions its tags had
-        before it was computed.
+        The bytes are a JSON list, a newline and the payload. The list holds the time at which the
+        value becomes stale (0 for never), and the version of each tag before the computation. It is
+        omitted if the value has no tags and never becomes stale.
         """
         ttl = (self.ttl or default_ttl) * (1 - random.random() * self.jitter)  # noqa: S311 - no secret
         fresh_until = time() + ttl if self.stale else 0
         head = json.dumps([fresh_until, *versions]).encode() if versions or fresh_until else b""
         return head + b"\n" + payload, ttl + self.stale
 
-    def unpack(self, stored: Value | None, versions: list[Value | None]) -> Found[T] | None:
-        """Return the value, unless its tags have other versions or `pack` did not make it."""
+    def unpack(self, stored: Value | None, versions: list[Value | None]) -> CachedValue[T] | None:
+        """Return None if a tag was invalidated, or if `pack` did not produce the bytes."""
         if not isinstance(stored, bytes):
             return None
         head, newline, payload = stored.partition(b"\n")
         if not newline:
             return None
         try:
-            # from_json takes a tenth of the time of json.loads.
-            fresh_until, *computed_with = from_json(head) if head else (0,)
-            if computed_with != versions:
+            # `from_json` takes a tenth of the time of `json.loads`.
+            fresh_until, *stored_versions = from_json(head) if head else (0,)
+            if stored_versions != versions:
                 return None
             is_fresh = not fresh_until or time() < fresh_until
-            return Found(self.codec.decode(payload), payload, is_fresh)
-        except (TypeError, ValueError):  # another release of the service made it
+            return CachedValue(self.codec.decode(payload), payload, is_fresh)
+        except (TypeError, ValueError):  # a different release of the service stored it
             return None

@@ -9,7 +9,7 @@ from src.tasks.engine.middleware.resources import ResourcesMiddleware
 
 
 class CachingMiddleware(Middleware):
-    """Lets all tasks of the process use its cache: `@cached`, and what invalidates."""
+    """Makes the cache of the process available to tasks: `@cached`, `invalidate()` and models."""
 
     def __init__(self, resources: ResourcesMiddleware) -> None:
         self._resources = resources
