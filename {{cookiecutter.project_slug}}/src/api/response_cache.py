@@ -1,11 +1,13 @@
-"""Cached responses: `dependencies=[cached_response(ttl=60, tags=("users",))]`.
+"""Response caching: `dependencies=[cached_response(ttl=60, tags=("users",))]`.
 
-The router needs `route_class=CachedRoute`. The finished response is stored, bytes and headers; a
-hit runs no dependency. Only a 200 to a GET is stored, never one that sets a cookie, says `no-store`
-or `private`, or has a background task.
+The router needs `route_class=CachedRoute`. The cache stores the body and the headers of the
+response. On a hit, neither the endpoint nor its dependencies run.
 
-A request with credentials (Authorization, Cookie, X-API-Key) bypasses the cache, unless `identity`
-says who calls.
+Only responses to GET with status 200 are cached. A response is not cached if it sets a cookie, if
+its Cache-Control is `no-store` or `private`, or if it starts a background task.
+
+A request with credentials (Authorization, Cookie or X-API-Key) bypasses the cache, unless the
+policy has an `identity`.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
@@ -34,14 +36,15 @@ from src.cache.engine.policy import Policy
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Headers = list[tuple[bytes, bytes]]
 
-POLICY = "response_cache_policy"  # where a request's scope has what cached the response,
-PATH = "cached_path"  # and as what
+# `CachedRoute` adds these keys to the scope of a request.
+POLICY_SCOPE_KEY = "response_cache_policy"
+PATH_SCOPE_KEY = "cached_path"
 
 _OK, _NOT_MODIFIED = 200, 304
-# What takes a request for its `state` alone, which says nothing about who asks for what.
-_STATE_ONLY = (get_app_settings, get_cache, get_read_session)
+# These dependencies read only the `state` of the request, so they cannot change the response.
+_STATE_ONLY_DEPENDENCIES = (get_app_settings, get_cache, get_read_session)
 _BYPASS_HEADERS = [(b"cache-control", b"private, no-cache")]
-_IN_304 = frozenset({b"cache-control", b"content-location", b"etag", b"expires", b"vary"})
+_HEADERS_OF_304 = frozenset({b"cache-control", b"content-location", b"etag", b"expires", b"vary"})
 
 
 def cached_response(
@@ -53,20 +56,23 @@ def cached_response(
     max_age: int = 0,
     shared: bool = False,
 ) -> Any:
-    """Cache the responses of an endpoint for `ttl` seconds (CACHE_TTL_SECONDS unless given).
+    """Cache the responses of an endpoint for `ttl` seconds (default: CACHE_TTL_SECONDS).
 
-    `tags` may name path parameters: `"user:{user_id}"`. `vary` names the request headers that the
-    response depends on. `identity` returns who sent a request; the response is for this caller
-    alone, and not cached if it is None. Clients may reuse a response for `max_age` seconds without
-    asking; with 0 they ask each time, and get 304 if it is unchanged. `shared` says that
-    dependencies which take the request do not ask who calls.
+    - `tags` may contain path parameters: `"user:{user_id}"`.
+    - `vary` lists the request headers that the response depends on.
+    - `identity` returns the verified caller of a request. Each caller then has a separate cached
+      response. If it returns None, the request bypasses the cache.
+    - `max_age` is how long clients may reuse the response without a request, in seconds. With 0,
+      they revalidate it each time, and receive 304 if it has not changed.
+    - `shared=True` declares that the response is the same for every caller, although a dependency
+      takes the request.
     """
     return Depends(ResponsePolicy(ttl, tuple(tags), tuple(vary), identity, max_age, shared))
 
 
 @dataclass(frozen=True)
 class ResponsePolicy:
-    """The options of a `cached_response()`; FastAPI calls it, as it does any dependency."""
+    """The options of a `cached_response()`. FastAPI calls it as a dependency of the route."""
 
     ttl: float | None
     tags: tuple[str, ...]
@@ -76,39 +82,47 @@ class ResponsePolicy:
     shared: bool
 
     async def __call__(self, request: Request) -> None:
-        if request.scope.get(POLICY) != self:
+        if request.scope.get(POLICY_SCOPE_KEY) != self:
             raise TypeError(
-                "cached_response() belongs to a route, of APIRouter(route_class=CachedRoute)"
+                "cached_response() works only in the `dependencies` of a route whose router is an"
+                " `APIRouter(route_class=CachedRoute)`."
             )
 
 
 class CachedRoute(APIRoute):
-    """Caches its responses if it has a `cached_response()` among its dependencies."""
+    """A route that caches its responses if its dependencies include a `cached_response()`."""
 
     def get_route_handler(self) -> Handler:
         handler = super().get_route_handler()
         for depends in self.dependencies:
             if isinstance(depends.dependency, ResponsePolicy):
-                self.responses.setdefault(304, {"description": "The client has this response."})
+                self.responses.setdefault(
+                    304, {"description": "Not modified: the `ETag` in `If-None-Match` is current."}
+                )
                 return RouteCache(depends.dependency, self).wrap(handler)
         return handler
 
 
 class RouteCache:
-    """Caches the responses of a route. Raises TypeError if its policy must not share them."""
+    """Caches the responses of a route. Raises TypeError if its policy is not safe for the route."""
 
     def __init__(self, policy: ResponsePolicy, route: APIRoute) -> None:
         if route.methods != {"GET"}:
-            raise TypeError(f"{route.name}: only responses to GET are cached")
+            raise TypeError(
+                f"`{route.name}` declares {', '.join(sorted(route.methods or ()))}, but only GET"
+                " responses can be cached. Remove cached_response() from this route."
+            )
         self.policy = policy
         self.values: Policy[Response] = Policy(route.name, ResponseCodec(policy), ttl=policy.ttl)
         self.headers = _cache_headers(policy)
         dependants = list(walk(route.dependant))
-        _refuse_private(route.name, policy, dependants)
-        # What takes the whole request may read its query and its host, and return them.
+        _check_policy(route.name, policy, dependants)
+        # The response may contain the query and the host of the request.
         self.reads_request = any(map(_takes_request, dependants))
-        self.reads_query = self.reads_request or any(each.query_params for each in dependants)
-        # A release with another response model does not return what the one before has cached.
+        self.reads_query = self.reads_request or any(
+            dependant.query_params for dependant in dependants
+        )
+        # Part of the key: a release with a different response model ignores old cached responses.
         self.schema = digest(to_json(TypeAdapter(route.response_model).json_schema()))[:8]
         hints = hints_of(route.endpoint)
         self._parameters = {
@@ -117,31 +131,31 @@ class RouteCache:
 
     def wrap(self, handler: Handler) -> Handler:
         async def handle(request: Request) -> Response:
-            request.scope[POLICY] = self.policy
+            request.scope[POLICY_SCOPE_KEY] = self.policy
             cache = current_cache()
             path = self._path(request.scope)
             if cache is None or path is None or (key := path.cache_key(request.scope)) is None:
                 response = _with_headers(await handler(request), _BYPASS_HEADERS)
-                return not_modified_or(response, request.scope)
+                return apply_if_none_match(response, request.scope)
 
             async def compute() -> Response:
                 return _with_headers(await handler(request), self.headers)
 
             response = await cache.fetch(self.values, key, path.tags, compute)
-            request.scope[PATH] = path
-            return not_modified_or(response, request.scope)
+            request.scope[PATH_SCOPE_KEY] = path
+            return apply_if_none_match(response, request.scope)
 
         return handle
 
     def _path(self, scope: Scope) -> "CachedPath | None":
-        """Write the path as the service itself does: a UUID may be spelled in several ways."""
+        """Return the path with normalized parameters: a UUID can be written in several ways."""
         try:
             values = {
                 name: _canonical(self._parameters[name].validate_python(value), value)
                 for name, value in scope["path_params"].items()
             }
         except ValidationError:
-            return None  # FastAPI returns the error
+            return None  # FastAPI responds with the validation error
         template = route_template(scope)
         tags = tuple(tag.format_map(values) for tag in self.policy.tags)
         return CachedPath(self, f"response:{self.schema}:{template.format_map(values)}", tags)
@@ -149,7 +163,7 @@ class RouteCache:
 
 @dataclass(frozen=True, slots=True)
 class CachedPath:
-    """A path of a route with its parameters; their responses have one key for each variant."""
+    """A path with its parameters. Its responses have one cache key per query, caller and so on."""
 
     route: RouteCache
     key: str
@@ -169,7 +183,7 @@ class CachedPath:
             caller = policy.identity(HTTPConnection(scope))
             if caller is None:
                 return None
-            key = f"{key}~{digest(caller.encode())}"  # it may be a token
+            key = f"{key}~{digest(caller.encode())}"  # a digest, because it may be a secret token
         elif any(name in CREDENTIAL_HEADERS for name, _ in scope["headers"]):
             return None
         if policy.vary:
@@ -179,21 +193,24 @@ class CachedPath:
 
 
 class ResponseCodec:
-    """Responses as bytes: a line of JSON with the headers, then the body."""
+    """Serializes a response as a JSON list of its headers, a newline and the body."""
 
     def __init__(self, policy: ResponsePolicy) -> None:
         self.forbidden = (b"no-store",) if policy.identity else (b"no-store", b"private")
         self.vary = {*CREDENTIAL_HEADERS, *(name.lower().encode() for name in policy.vary)}
 
     def encode(self, value: Response) -> bytes | None:
-        body = getattr(value, "body", None)  # a stream has none
+        body = getattr(value, "body", None)  # a StreamingResponse has no body
         if (
             body is None
             or value.status_code != _OK
             or value.background is not None
-            or _words_of(value, b"set-cookie")
-            or any(word.startswith(self.forbidden) for word in _words_of(value, b"cache-control"))
-            or not self.vary.issuperset(_words_of(value, b"vary"))  # what the key does not have
+            or _header_tokens(value, b"set-cookie")
+            or any(
+                token.startswith(self.forbidden)
+                for token in _header_tokens(value, b"cache-control")
+            )
+            or not self.vary.issuperset(_header_tokens(value, b"vary"))  # not in the key
         ):
             return None
         headers = [
@@ -210,7 +227,7 @@ class ResponseCodec:
 
 
 class RawResponse(Response):
-    """A response with finished headers."""
+    """A response with precomputed headers."""
 
     def __init__(self, body: bytes, headers: Headers, status_code: int = _OK) -> None:
         self.body = body
@@ -219,19 +236,19 @@ class RawResponse(Response):
         self.background = None
 
 
-def not_modified_or(response: Response, scope: Scope) -> Response:
-    """Return 304 if the client has just this response already (RFC 9110, 13.1.2)."""
+def apply_if_none_match(response: Response, scope: Scope) -> Response:
+    """Return 304 if `If-None-Match` contains the ETag of the response (RFC 9110, 13.1.2)."""
     given = [value for name, value in scope["headers"] if name == b"if-none-match"]
     if not given or response.status_code != _OK:
         return response
-    headers_of = dict(response.raw_headers)
-    if response.background is not None or b"set-cookie" in headers_of:
-        return response  # it does more than the client knows
-    etag = headers_of.get(b"etag", b"").removeprefix(b"W/")
+    response_headers = dict(response.raw_headers)
+    if response.background is not None or b"set-cookie" in response_headers:
+        return response  # a 304 would lose them
+    etag = response_headers.get(b"etag", b"").removeprefix(b"W/")
     known = [tag.strip().removeprefix(b"W/") for tag in b",".join(given).split(b",")]
     if not etag or (etag not in known and b"*" not in known):
         return response
-    headers = [(name, value) for name, value in response.raw_headers if name in _IN_304]
+    headers = [(name, value) for name, value in response.raw_headers if name in _HEADERS_OF_304]
     return RawResponse(b"", headers, _NOT_MODIFIED)
 
 
@@ -241,13 +258,14 @@ def _cache_headers(policy: ResponsePolicy) -> Headers:
     headers = [(b"cache-control", value.encode())]
     vary = [name.encode() for name in policy.vary]
     if policy.max_age and not policy.identity:
-        vary += CREDENTIAL_HEADERS  # which bypass the cache, so that the response may differ
+        vary += CREDENTIAL_HEADERS  # requests with these bypass the cache: responses may differ
     return [*headers, (b"vary", b", ".join(vary))] if vary else headers
 
 
 def _with_headers(response: Response, headers: Headers) -> Response:
     if response.status_code == _OK:
-        given = {name for name, _ in response.raw_headers} - {b"vary"}  # which adds up
+        # Several Vary headers add up. For any other header, the value from the endpoint wins.
+        given = {name for name, _ in response.raw_headers} - {b"vary"}
         added = [(name, value) for name, value in headers if name not in given]
         if b"etag" not in given and (body := getattr(response, "body", None)):
             added.append((b"etag", f'"{digest(body)}"'.encode()))
@@ -258,35 +276,44 @@ def _with_headers(response: Response, headers: Headers) -> Response:
 def _canonical(value: Any, given: Any) -> str:
     try:
         return format_value(value)
-    except TypeError:  # an IP address, say
+    except TypeError:  # a type without a canonical form, such as an IP address
         return format_value(given)
 
 
-def _refuse_private(name: str, policy: ResponsePolicy, dependants: Sequence[Dependant]) -> None:
-    calls: list[Any] = [each.call for each in dependants]
-    asks_who = any(isinstance(call, SecurityBase) for call in calls)
-    asks_who = asks_who or any(each.cookie_params for each in dependants)
-    if asks_who and policy.identity is None:
-        raise TypeError(f"{name} asks who calls: `identity` must return the caller")
+def _check_policy(name: str, policy: ResponsePolicy, dependants: Sequence[Dependant]) -> None:
+    calls: list[Any] = [dependant.call for dependant in dependants]
+    reads_caller = any(isinstance(call, SecurityBase) for call in calls)
+    reads_caller = reads_caller or any(dependant.cookie_params for dependant in dependants)
+    if reads_caller and policy.identity is None:
+        raise TypeError(
+            f"`{name}` reads credentials or cookies, so its response may depend on the caller. Pass"
+            " `identity=` to cached_response(): a function that returns the verified caller."
+        )
     takes_request = any(map(_takes_request, dependants[1:]))
     if takes_request and not (policy.shared or policy.identity):
         raise TypeError(
-            f"{name} has a dependency that takes the request, and may ask who calls:"
-            " give `identity`, or `shared=True` if the response is for everyone"
+            f"`{name}` has a dependency that takes the request, so its response may depend on the"
+            " caller. Pass `identity=` to cached_response(), or `shared=True` if the response is"
+            " the same for every caller."
         )
     varied = {header.lower() for header in policy.vary}
-    for header in chain.from_iterable(each.header_params for each in dependants):
+    for header in chain.from_iterable(dependant.header_params for dependant in dependants):
         if header.alias.lower() not in varied:
-            raise TypeError(f"{name} depends on the header {header.alias}: add it to vary")
+            raise TypeError(
+                f"`{name}` reads the request header `{header.alias}`, so its response may depend on"
+                f' it. Add the header to `vary`: cached_response(vary=["{header.alias}"]).'
+            )
 
 
 def _takes_request(dependant: Dependant) -> bool:
-    if dependant.call in _STATE_ONLY or isinstance(dependant.call, (ResponsePolicy, SecurityBase)):
+    if isinstance(dependant.call, (ResponsePolicy, SecurityBase)):
+        return False
+    if dependant.call in _STATE_ONLY_DEPENDENCIES:
         return False
     return bool(dependant.request_param_name or dependant.http_connection_param_name)
 
 
-def _words_of(response: Response, header: bytes) -> list[bytes]:
-    """Return what stands between the commas of a header, which may occur several times."""
+def _header_tokens(response: Response, header: bytes) -> list[bytes]:
+    """Return the comma-separated tokens of a header, which may occur several times."""
     values = [value for name, value in response.raw_headers if name == header]
-    return [word.strip().lower() for value in values for word in value.split(b",")]
+    return [token.strip().lower() for value in values for token in value.split(b",")]

@@ -1,31 +1,34 @@
-"""Hits of cached responses are returned before routing: docs/decisions.md has what it saves."""
+"""Returns cached responses before routing, which takes most of the time of a cache hit."""
 
 from typing import Any, NamedTuple
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from src.api.response_cache import PATH, CachedPath, not_modified_or
+from src.api.response_cache import PATH_SCOPE_KEY, CachedPath, apply_if_none_match
 from src.cache import Cache, use_cache
 
 MAX_PATHS = 10_000
-MAX_PATH_LENGTH = 200  # the caller chooses it: thousands of long ones would fill the memory
+MAX_PATH_LENGTH = 200  # callers choose the paths, so limit the memory
 
 
 class KnownPath(NamedTuple):
     path: CachedPath
-    scope: dict[str, Any]  # what routing adds, and the metrics read
+    scope: dict[str, Any]  # added by routing, read by the metrics
 
 
 class CacheMiddleware:
-    """Makes the cache available to `@cached`, and returns cached responses of known paths."""
+    """Makes the cache available to `@cached`, and returns cached responses.
+
+    A path is known after its first response. Later requests to it need no routing on a cache hit.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.known: dict[str, KnownPath] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # There is none while the lifespan runs, nor for a client that does without the lifespan.
+        # The scope has no cache during the lifespan, and for a test client without a lifespan.
         cache: Cache | None = scope.get("state", {}).get("cache")
         if cache is None:
             await self.app(scope, receive, send)
@@ -36,11 +39,11 @@ class CacheMiddleware:
             return
         with use_cache(cache):
             await self.app(scope, receive, send)
-        if PATH in scope and len(scope["path"]) <= MAX_PATH_LENGTH:
+        if PATH_SCOPE_KEY in scope and len(scope["path"]) <= MAX_PATH_LENGTH:
             if len(self.known) >= MAX_PATHS:
                 self.known.clear()
             routing = {name: scope[name] for name in ("fastapi", "route") if name in scope}
-            self.known[scope["path"]] = KnownPath(scope[PATH], routing)
+            self.known[scope["path"]] = KnownPath(scope[PATH_SCOPE_KEY], routing)
 
     async def _cached_response(self, cache: Cache, scope: Scope) -> Response | None:
         known = self.known.get(scope["path"])
@@ -53,4 +56,4 @@ class CacheMiddleware:
         if response is None:
             return None
         scope.update(known.scope)
-        return not_modified_or(response, scope)
+        return apply_if_none_match(response, scope)

@@ -332,11 +332,11 @@ async def of_the_cookie(session: Annotated[str, Cookie()]) -> None: ...
 @pytest.mark.parametrize(
     ("endpoint", "options", "fault"),
     [
-        (of_the_language, {}, "add it to vary"),
+        (of_the_language, {}, "`vary`"),
         (of_the_cookie, {}, "identity"),
         (nothing, {"dependencies": [ApiKey]}, "identity"),
         (nothing, {"dependencies": [Depends(ask_who_calls)]}, "shared=True"),
-        (nothing, {"methods": ["POST"]}, "only responses to GET"),
+        (nothing, {"methods": ["POST"]}, "only GET"),
     ],
 )
 def test_a_route_whose_responses_cannot_be_shared_is_refused(

@@ -194,8 +194,8 @@ class Template:
             root = re.split(r"[.\[]", field or "", maxsplit=1)[0]
             if field is not None and root not in self._names:
                 raise TypeError(
-                    f"The template {text!r} of `{arguments.name}` uses `{{{field}}}`, which is not"
-                    f" an argument. The function has: {', '.join(self._names) or 'no arguments'}."
+                    f"The template {text!r} of `{arguments.name}` uses `{field}`, which is not an"
+                    f" argument. The function has: {', '.join(self._names) or 'no arguments'}."
                 )
         is_constant = all(field is None for _, field in self._parts)
         self._constant = "".join(literal for literal, _ in self._parts) if is_constant else None
