@@ -1,14 +1,18 @@
-"""Links to files of the repository that are no page lead to where the repository is hosted.
+"""Links to files of the repository, and to the manuals of the generated service.
 
-In the source they are relative, so that they work in an editor and on the host as well. A file, a
-folder or a heading of another page that does not exist is a warning, and so fails a strict build.
+Links in the sources are relative, so they also work in an editor and on the repository's host.
+On the site, a link to a rendered manual leads to its page, and a link to any other file leads to
+the repository's host. A file, folder or heading that does not exist causes a warning, which fails
+a strict build.
 """  # noqa: INP001 - Sphinx loads it by name
 
 import re
 from functools import cache
+from os.path import relpath
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from manuals import SERVICE, folder_of
 from myst_parser.slugs import github_slugify
 from sphinx.application import Sphinx
 from sphinx.util import logging
@@ -23,7 +27,7 @@ HEADING = re.compile(r"#{1,6} +(.+?) *#*")
 
 
 def outside_fences(text: str) -> list[bool]:
-    """Tell of each line whether it is prose rather than code."""
+    """Return, for each line, whether it is prose and not code."""
     found, fence = [], ""
     for line in text.splitlines():
         mark = FENCE.match(line)
@@ -37,7 +41,7 @@ def outside_fences(text: str) -> list[bool]:
 
 @cache
 def anchors_of(page: Path) -> frozenset[str]:
-    """Return the anchors that the host gives to the headings of a Markdown file."""
+    """Return the anchors of a Markdown file's headings, as the repository's host makes them."""
     text = page.read_text("utf-8")
     lines = zip(text.splitlines(), outside_fences(text), strict=True)
     titles = (HEADING.fullmatch(line) for line, is_prose in lines if is_prose)
@@ -53,13 +57,15 @@ def fault_of(file: Path, anchor: str) -> str:
 
 
 class Rewriter:
-    """Rewrites the links of one source, which lies in `folder` and is part of the page `docname`."""
+    """Rewrites the links of one source file, which is in `folder` and part of the page `docname`."""
 
     def __init__(self, app: Sphinx, docname: str, folder: Path) -> None:
         self.docname = docname
         self.folder = folder
         self.docs = Path(app.srcdir)
         self.root = self.docs.parent
+        self.service = self.root / SERVICE
+        self.manuals = folder_of(app)
         self.url = app.config.repository_url
         self.branch = app.config.repository_branch
 
@@ -78,8 +84,11 @@ class Rewriter:
         if not target or ELSEWHERE.match(link[2]):
             return link[0]
         file = (self.folder / unquote(target)).resolve()
-        if file.is_relative_to(self.docs) and file.suffix == ".md":
-            return link[0]  # a page, of which MyST takes care
+        ending = f"#{anchor}" if anchor else ""
+        if page := self.page(file):
+            return f"{link[1]}({relpath(page, (self.docs / self.docname).parent)}{ending})"
+        if file.is_relative_to(self.manuals):
+            file = self.service / file.relative_to(self.manuals)
         if not file.is_relative_to(self.root):
             fault = "that is not in the repository"
         else:
@@ -89,8 +98,16 @@ class Rewriter:
             return link[0]
         kind = "tree" if file.is_dir() else "blob"
         path = quote(file.relative_to(self.root).as_posix())
-        ending = f"#{anchor}" if anchor else ""
         return f"{link[1]}({self.url}/{kind}/{self.branch}/{path}{ending})"
+
+    def page(self, file: Path) -> Path | None:
+        """Return the page that a link to the file leads to; MyST checks whether it exists."""
+        if file.is_relative_to(self.service):
+            manual = self.manuals / file.relative_to(self.service)
+            return manual if manual.suffix == ".md" and manual.exists() else None
+        if file.is_relative_to(self.manuals) and not file.exists():
+            return None
+        return file if file.is_relative_to(self.docs) and file.suffix == ".md" else None
 
 
 def rewrite_page(app: Sphinx, docname: str, source: list[str]) -> None:
