@@ -1,1 +1,1 @@
-"""What development needs and production never imports: real servers, started on demand."""
+"""Real servers for development and tests, started on demand. Production never imports this."""

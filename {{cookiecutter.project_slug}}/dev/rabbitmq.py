@@ -1,7 +1,7 @@
-"""A real RabbitMQ for development and tests, from the installation that the machine has.
+"""Runs the RabbitMQ that is installed on this machine, for development and tests.
 
-There is no wheel of it. As installed, it starts a daemon, `epmd`, that outlives it, and tells by
-asking that one whether its data are in use: here a lock does that, and no `epmd` is started.
+RabbitMQ normally starts the daemon `epmd`, which keeps running afterwards, and asks it if the data
+are in use. Here a file lock replaces `epmd`.
 """
 
 import os
@@ -11,15 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from dev.server import Kind, ServerError, free_port, locked, run_folder
+from dev.server import ServerError, ServerKind, free_port, locked, run_folder
 from dev.supervisor import supervised
 
 NAME = "rabbitmq-server"
-RABBITMQ = Kind(
+RABBITMQ = ServerKind(
     name="RabbitMQ",
-    instead="RABBITMQ_URL to a server of your own",
+    alternative="Set RABBITMQ_URL to use another server.",
     ready="Server startup complete",
-    # The first errors tell: what follows are reports of Erlang on how all else ended, too.
+    # The cause is in the first errors; Erlang's crash reports follow.
     errors=r"\[error\] \S+ +(?!BOOT FAILED)(.*\w.*)",
 )
 FOLDERS = (  # below the root
@@ -30,14 +30,14 @@ FOLDERS = (  # below the root
     "home/linuxbrew/.linuxbrew/sbin",
 )
 
-# The data are bound to the name, which need not be unique: no other node gets to know it.
+# RabbitMQ finds its data by this name. It need not be unique, since the node joins no cluster.
 NODE = "rabbit@localhost"
-# RabbitMQ needs no `epmd` where Erlang has the name from the start, and a node that does not
-# listen for others opens no port for them. RabbitMQ asks which one it is, and wants a number.
+# With its name set here, the node does not register with `epmd`, and it opens no port for other
+# nodes. RabbitMQ still requires a number for the port of `epmd`.
 NO_DISTRIBUTION = f"-sname {NODE} -dist_listen false -erl_epmd_port 1"
 SMALL = "+S 2:2"
 
-# A developer's disk is often nearly full: publishers are not to be blocked without a word.
+# RabbitMQ silently blocks publishers when the disk is nearly full, as on many laptops.
 CONFIGURATION = """
 listeners.tcp.1 = 127.0.0.1:{port}
 disk_free_limit.absolute = 1MB
@@ -46,11 +46,10 @@ disk_free_limit.absolute = 1MB
 
 @contextmanager
 def embedded_rabbitmq(data: Path | None = None, *, remove: Sequence[Path] = ()) -> Iterator[str]:
-    """Run RabbitMQ until the block, or this process, ends; yield its URL.
+    """Run RabbitMQ until the block or this process ends; yield its URL.
 
-    With `data` the messages are kept there for the next time. Without, they are thrown away.
-    `remove` names files to delete once it has stopped, however this process ended.
-    The server listens on a free port of 127.0.0.1 only.
+    Messages are stored in `data`. Without `data` they are temporary. The paths in `remove` are
+    deleted after the server has stopped. The server listens on a free port of 127.0.0.1.
     """
     script = _find_script()
     with run_folder("rabbitmq-") as run, ExitStack() as stack:
@@ -61,7 +60,7 @@ def embedded_rabbitmq(data: Path | None = None, *, remove: Sequence[Path] = ()) 
             _configure(run, port)
             server = supervised(
                 [script],
-                # What is thrown away need not be stopped in order, which takes a second.
+                # A graceful stop takes a second, and temporary data do not need it.
                 stop_signal=signal.SIGTERM if data else signal.SIGKILL,
                 remove=[*remove, run],
                 lock=lock,
@@ -73,22 +72,22 @@ def embedded_rabbitmq(data: Path | None = None, *, remove: Sequence[Path] = ()) 
                 RABBITMQ.wait_until_ready(stack.enter_context(server), run / "log")
                 break
             except ServerError:
-                # Another process may have been faster to take the port.
+                # Another process may have taken the port in the meantime.
                 if "eaddrinuse" not in (run / "log").read_text(errors="replace"):
                     raise
         yield f"amqp://guest:guest@127.0.0.1:{port}"
 
 
 def _find_script() -> Path:
-    """Find the script itself: what is on the PATH may be one that changes to another user."""
+    """Find the original script: the one on the PATH may be a wrapper that changes the user."""
     on_path = shutil.which(NAME)
     folders = [Path(on_path).resolve().parent] if on_path else []
     folders += [found for folder in FOLDERS for found in Path("/").glob(folder)]
     for folder in folders:
-        if (folder / "rabbitmq-defaults").is_file():  # the script reads it from beside itself
+        if (folder / "rabbitmq-defaults").is_file():  # the script reads this file
             return folder / NAME
-    advice = "`apt-get install rabbitmq-server` or `brew install rabbitmq` brings it"
-    raise RABBITMQ.error(f"{NAME} is not installed: {advice}")
+    command = "`apt-get install rabbitmq-server` or `brew install rabbitmq`"
+    raise RABBITMQ.error(f"{NAME} is not installed; install it with {command}")
 
 
 def _configure(run: Path, port: int) -> None:
@@ -97,15 +96,15 @@ def _configure(run: Path, port: int) -> None:
 
 
 def _environment(run: Path, data: Path) -> dict[str, str]:
-    """Ours, less what would steer RabbitMQ and Erlang; nothing of a server in /etc."""
+    """Return an environment that ignores the variables and files of other RabbitMQ servers."""
     others = ("RABBITMQ_", "ERL_", "NOTIFY_SOCKET")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return kept | {
-        "HOME": str(run),  # for the cookie
-        # Then the script becomes the server, and does not stand between it and its supervisor.
+        "HOME": str(run),  # for the Erlang cookie
+        # With this, the script runs the server with exec instead of as a child process.
         "RUNNING_UNDER_SYSTEMD": "true",
         "ERL_CRASH_DUMP_SECONDS": "0",
-        # Each minute RabbitMQ starts another Erlang, to have an `epmd` started.
+        # Otherwise RabbitMQ starts an Erlang process every minute to start `epmd`.
         "ERL_FLAGS": "-start_epmd false",
         "ERL_EPMD_PORT": "1",
         "RABBITMQ_NODENAME": NODE,

@@ -1,4 +1,4 @@
-"""What the embedded servers share."""
+"""Helpers for the embedded servers."""
 
 import importlib.util
 import os
@@ -19,52 +19,52 @@ from dev.supervisor import POSIX
 if sys.platform != "win32":
     import fcntl
 
-RELEASE_LIMIT = 15.0  # seconds granted to a server that is still leaving the same data
+LOCK_TIMEOUT_SECONDS = 15.0  # a previous server may still be stopping
 POLL = 0.01
-SOCKET_FOLDER_LIMIT = 60  # a socket's path must stay below 104 bytes (macOS; Linux: 108)
+MAX_FOLDER_LENGTH = 60  # the path of a Unix socket is limited to 104 bytes on macOS
 
 
 class ServerError(Exception):
-    """A server cannot be started; the message is one sentence for the developer."""
+    """A server cannot start. The message says why, and what to do."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of server: how its log tells that one is ready, or why it is not."""
+class ServerKind:
+    """What the log of a server looks like when it is ready, or when it fails."""
 
     name: str
-    instead: str  # what to set where none can be started
-    ready: str  # a pattern, and the next one too
-    errors: str = "(?!)"  # lines that say why it ended; where there are none, the last ones do
+    alternative: str  # what to do if the server cannot start
+    ready: str  # a regular expression
+    errors: str = "(?!)"  # a regular expression; without a match, the last lines are the reason
 
     def find_wheel(self, name: str) -> Path:
-        """Find the package that a wheel brought; to import it would start its own management."""
+        """Return the directory of the wheel's package, without importing it."""
         package = importlib.util.find_spec(name.replace("-", "_"))
         if not package or not package.submodule_search_locations:
             raise self.error(f"the wheel {name} is not installed")
         return Path(package.submodule_search_locations[0])
 
     def wait_until_ready(self, server: subprocess.Popen[bytes], log: Path) -> None:
-        while not re.search(self.ready, words := log.read_text(errors="replace")):
+        while not re.search(self.ready, text := log.read_text(errors="replace")):
             if server.poll() is not None:
-                raise self.error(self.last_words(words))
+                raise self.error(self.failure_reason(text))
             time.sleep(POLL)
 
-    def last_words(self, log: str) -> str:
+    def failure_reason(self, log: str) -> str:
         lines = re.findall(self.errors, log)[:3] or log.strip().splitlines()[-5:]
-        return " / ".join(lines) or "it did not say why"
+        return " / ".join(lines) or "its log is empty"
 
     def error(self, reason: object) -> ServerError:
-        words = str(reason).rstrip(".")
-        return ServerError(f"{self.name} cannot be started here ({words}); set {self.instead}.")
+        text = str(reason).rstrip(".")
+        return ServerError(f"Cannot start {self.name}: {text}. {self.alternative}")
 
 
 @contextmanager
-def locked(folder: Path, limit: float | None = None) -> Iterator[int | None]:
-    """Let one process at a time use the folder, which is made unless it exists.
+def locked(folder: Path, timeout: float | None = None) -> Iterator[int | None]:
+    """Lock the directory for this process, and create it if it does not exist.
 
-    It waits up to `limit` seconds until another has left. A command that runs with this
-    lock, see `supervised()`, holds it too, until the last of its processes has ended.
+    Waits up to `timeout` seconds for another process. Yields a file descriptor: a command that gets
+    it through `supervised(lock=...)` shares the lock until its last process ends.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -72,10 +72,10 @@ def locked(folder: Path, limit: float | None = None) -> Iterator[int | None]:
     except OSError as error:
         raise ServerError(f"{folder} cannot be used: {error.strerror}.") from error
     try:
-        deadline = time.monotonic() + (RELEASE_LIMIT if limit is None else limit)
+        deadline = time.monotonic() + (LOCK_TIMEOUT_SECONDS if timeout is None else timeout)
         while not _lock(descriptor):
             if time.monotonic() > deadline:
-                message = f"{folder} is already in use by another process; stop that one first."
+                message = f"{folder} is already in use by another process. Stop that process first."
                 raise ServerError(message)
             time.sleep(POLL)
         yield descriptor
@@ -91,19 +91,19 @@ def _lock(descriptor: int | None) -> bool:
         except BlockingIOError:
             return False
         except OSError:
-            pass  # a file system without locks
+            pass  # this file system has no locks
     return True
 
 
 @contextmanager
-def run_folder(prefix: str, *, for_all: bool = False) -> Iterator[Path]:
-    """Make a folder for a server's socket and log; unless `for_all` to pass, a private one."""
+def run_folder(prefix: str, *, shared: bool = False) -> Iterator[Path]:
+    """Create a temporary directory for a server; with `shared`, other users may enter it."""
     home = tempfile.gettempdir()
-    if POSIX and (for_all or len(os.fsencode(home)) > SOCKET_FOLDER_LIMIT):
-        home = "/tmp"  # noqa: S108 - mkdtemp() comes next
+    if POSIX and (shared or len(os.fsencode(home)) > MAX_FOLDER_LENGTH):
+        home = "/tmp"  # noqa: S108 - mkdtemp() makes it safe
     run = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
     try:
-        run.chmod(0o711 if for_all else 0o700)
+        run.chmod(0o711 if shared else 0o700)
         yield run
     finally:
         shutil.rmtree(run, ignore_errors=True)

@@ -1,6 +1,7 @@
-"""What `python cli.py dev` runs: servers where none are named, migrations, the programs.
+"""`python cli.py dev`: starts missing servers, runs migrations and starts the service.
 
-Every process here is supervised (see dev/supervisor.py), so nothing outlives `dev`, killed or not.
+Every process is supervised (see dev/supervisor.py), so all of them stop when `dev` ends or is
+killed.
 """
 
 import asyncio
@@ -30,12 +31,12 @@ from dev import (
     # % endif
 )
 from dev.server import ServerError, locked
-from dev.supervisor import ask_to_stop, supervised
+from dev.supervisor import request_stop, supervised
 from src.core.config import DEV_ENV_FILE, ROOT, Settings, load_settings
 from src.db.setup import create_database
 
 DATA = ROOT / ".data"
-Programs = Mapping[str, Sequence[str]]  # the arguments for Python, by the name before its lines
+Programs = Mapping[str, Sequence[str]]  # arguments for Python; the name is the prefix of log lines
 
 
 def default_programs(settings: Settings) -> Programs:
@@ -45,7 +46,7 @@ def default_programs(settings: Settings) -> Programs:
     programs["worker"] = ["cli.py", "worker", "--processes", "1", "--reload"]
     # % endif
     # % if cookiecutter.scheduler
-    api.append("--scheduler-disabled")  # no reload is to interrupt a job
+    api.append("--scheduler-disabled")  # a reload must not interrupt a job
     if settings.SCHEDULER_ENABLED:
         programs["scheduler"] = ["cli.py", "scheduler"]
     # % endif
@@ -53,19 +54,19 @@ def default_programs(settings: Settings) -> Programs:
 
 
 class Server(NamedTuple):
-    """A server that the service needs, which is started unless the settings name one."""
+    """A server that `dev` starts unless the settings name one."""
 
     name: str
     is_missing: Callable[[Settings], bool]
     start: Callable[[Settings], AbstractContextManager[str]]
-    variable: str  # which leads the programs to it
-    substitute: tuple[str, str] | None = None  # a setting for where it cannot be started
+    variable: str  # gets the server's URL
+    fallback: tuple[str, str] | None = None  # a setting to use if the server cannot start
 
 
 @contextmanager
 def _postgres(settings: Settings) -> Iterator[str]:
     with postgres.embedded_postgres(DATA / "postgres", remove=[DEV_ENV_FILE]) as server:
-        typer.echo(f"PostgreSQL is up; its data are kept in {DATA / 'postgres'}")
+        typer.echo(f"PostgreSQL is running. Its data are in {DATA / 'postgres'}")
         url = make_url(server).set(database=settings.POSTGRES_DB)
         asyncio.run(create_database(url))
         yield url.render_as_string(hide_password=False)
@@ -94,7 +95,7 @@ SERVERS = [
             not it.is_set("DRAMATIQ_REDIS_URL", "REDIS_URL", "REDIS_HOST")
             and it.DRAMATIQ_BROKER == "redis"
         ),
-        # A task may be on its way when everything stops.
+        # With stored data, queued tasks survive a restart of `dev`.
         lambda _: valkey.embedded_valkey(data=DATA / "valkey", remove=[DEV_ENV_FILE]),
         "DRAMATIQ_REDIS_URL",
     ),
@@ -113,25 +114,24 @@ SERVERS = [
 def run_stack(programs: Programs | None = None) -> int:
     """Run until Ctrl-C, SIGTERM or the end of a program; return the exit status.
 
-    The programs are those that the settings ask for, unless others are given. The status is 0 when
-    asked to stop, since that is how `dev` ends, and the program's own when one ends by itself.
+    The status is 0 after Ctrl-C or SIGTERM. If a program exits by itself, its status is returned.
     """
-    # An earlier `dev` may have left its file behind in a power cut: that names no server.
+    # After a power failure, the file of an earlier `dev` still exists, but its servers do not.
     settings = load_settings(dev_server=False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     try:
         _check(settings)
         with ExitStack() as stack:
             variables = _start_servers(settings, stack)
             typer.echo("Migrating the database ...")
-            # In this process: `python -m alembic` would first import everything once more.
+            # In this process, since `python -m alembic` would import everything a second time.
             url = make_url(variables["DATABASE_URL"])
             upgrade(Config(ROOT / "alembic.ini", attributes={"url": url}), "head")
             programs = programs or default_programs(settings)
             host = "localhost" if settings.HOST in {"0.0.0.0", "::"} else settings.HOST  # noqa: S104 - compared, not bound
             typer.echo(f"Starting {', '.join(programs)} ...")
             typer.echo(f"Documentation: http://{host}:{settings.PORT}{settings.API_PREFIX}/docs")
-            typer.echo("Ctrl-C stops everything.")
+            typer.echo("Press Ctrl-C to stop.")
             return _run(programs, variables)
     except KeyboardInterrupt:
         typer.echo("Stopped.")
@@ -143,34 +143,34 @@ def run_stack(programs: Programs | None = None) -> int:
 
 def _check(settings: Settings) -> None:
     if settings.is_deployed:
-        raise ServerError(f"`dev` is for development, and ENV is {settings.ENV}.")
+        raise ServerError(f"`dev` is only for development, but ENV is {settings.ENV}.")
     family = socket.AF_INET6 if ":" in settings.HOST else socket.AF_INET
     try:
         socket.create_server((settings.HOST, settings.PORT), family=family).close()
     except OSError as error:
-        message = f"Port {settings.PORT} of {settings.HOST} is taken; choose another PORT."
+        message = f"Port {settings.PORT} on {settings.HOST} is already in use. Set another PORT."
         raise ServerError(message) from error
 
 
 def _start_servers(settings: Settings, stack: ExitStack) -> dict[str, str]:
-    """Start what is missing until `stack` is left; return the variables that lead to servers."""
+    """Start the missing servers; return the variables with the URLs of all servers."""
     variables: dict[str, str] = {}
     missing = [server for server in SERVERS if server.is_missing(settings)]
     if missing:
-        stack.enter_context(locked(DATA, limit=0))
+        stack.enter_context(locked(DATA, timeout=0))
     for server in missing:
         typer.echo(f"Starting {server.name} ...")
         try:
             variables[server.variable] = stack.enter_context(server.start(settings))
         except ServerError as error:
-            if not server.substitute:
+            if not server.fallback:
                 raise
-            name, value = server.substitute
+            name, value = server.fallback
             variables[name] = value
-            typer.echo(f"{error} Until then, {name} is {value}.", err=True)
+            typer.echo(f"{error} Using {name}={value} instead.", err=True)
     if variables:
-        # Let `alembic ...` and `python cli.py db ...` in other terminals find the servers. A URL
-        # may hold a password: the file is the user's own from the start.
+        # Commands in other terminals read the URLs from this file. They may contain passwords, so
+        # the file is private from the start.
         DEV_ENV_FILE.unlink(missing_ok=True)
         stack.callback(DEV_ENV_FILE.unlink, missing_ok=True)
         DEV_ENV_FILE.touch(mode=0o600)
@@ -180,9 +180,9 @@ def _start_servers(settings: Settings, stack: ExitStack) -> dict[str, str]:
 
 
 def _run(programs: Programs, variables: Mapping[str, str]) -> int:
-    """Run the programs until the first ends, and stop the others; return its status."""
-    colours = {"FORCE_COLOR": "1"} if sys.stdout.isatty() else {}  # which a pipe would hide
-    environment = {**os.environ, **colours, **variables, "PYTHONUNBUFFERED": "1"}
+    """Run the programs until one exits, then stop the others; return its status."""
+    colors = {"FORCE_COLOR": "1"} if sys.stdout.isatty() else {}  # their output is a pipe
+    environment = {**os.environ, **colors, **variables, "PYTHONUNBUFFERED": "1"}
     width = max(map(len, programs))
     running: dict[str, subprocess.Popen[bytes]] = {}
     with ExitStack() as stack:
@@ -190,12 +190,12 @@ def _run(programs: Programs, variables: Mapping[str, str]) -> int:
             prefix = f"{name:{width}} | " if len(programs) > 1 else ""
             running[name] = stack.enter_context(_program(arguments, environment, prefix))
         for process in running.values():
-            # Else the next would begin to stop when the one before has.
-            stack.callback(ask_to_stop, process)
+            # Without this, the programs would stop one after the other.
+            stack.callback(request_stop, process)
         while True:
             for name, process in running.items():
                 if (status := process.poll()) is not None:
-                    typer.echo(f"{name} ended by itself, with status {status}.", err=True)
+                    typer.echo(f"{name} exited with status {status}.", err=True)
                     return status
             time.sleep(0.1)
 
@@ -204,7 +204,7 @@ def _run(programs: Programs, variables: Mapping[str, str]) -> int:
 def _program(
     arguments: Sequence[str], environment: Mapping[str, str], prefix: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program; its lines appear on ours, behind the prefix."""
+    """Run a program, and print its output with the prefix."""
     command = [sys.executable, *arguments]
     with supervised(command, cwd=ROOT, env=environment, output=subprocess.PIPE) as process:
         printer = Thread(target=_print, args=(process.stdout, prefix.encode()), daemon=True)
@@ -212,9 +212,9 @@ def _program(
         try:
             yield process
         finally:
-            ask_to_stop(process)
+            request_stop(process)
             process.wait()
-            printer.join(timeout=1)  # the pipe may be kept open by what left the program's group
+            printer.join(timeout=1)  # a daemon of the program may still have the pipe open
 
 
 def _print(output: IO[bytes], prefix: bytes) -> None:

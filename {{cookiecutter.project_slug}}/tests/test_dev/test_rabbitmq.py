@@ -1,4 +1,4 @@
-"""The embedded RabbitMQ: real, kept or thrown away, and never left behind."""
+"""The embedded RabbitMQ, with stored and with temporary data."""
 
 import signal
 import sys
@@ -28,7 +28,7 @@ with embedded_rabbitmq(*map(Path, sys.argv[1:])) as url:
 
 def is_installed() -> bool:
     try:
-        rabbitmq._find_script()  # noqa: SLF001 - whether to skip, where nothing can be started
+        rabbitmq._find_script()  # noqa: SLF001 - without starting a server
     except ServerError:
         return False
     return True
@@ -40,9 +40,10 @@ needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the servers of a test, and of its owners, have their temporary folders.
+    """The parent of the servers' temporary directories.
 
-    It is not in `tmp_path`, whose path may be too long, but comes after it lest that be in here.
+    It is outside of `tmp_path`, whose path may be too long. `tmp_path` must exist first, or it would
+    be created in here.
     """
     assert tmp_path.exists()
     with tempfile.TemporaryDirectory(prefix="home-") as folder:
@@ -72,18 +73,18 @@ def consume(url: str, queue: str) -> bytes | None:
 
 
 def processes_in(home: Path) -> dict[int, str]:
-    """Find all that runs with a folder of ours as its HOME: guards, servers and their helpers."""
+    """Return the processes with a HOME below `home`: supervisors, servers and their helpers."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if f"\0HOME={home}/".encode() in b"\0" + (process / "environ").read_bytes():
                 found[int(process.name)] = (process / "comm").read_text().strip()
-        except OSError:  # it is gone, or of somebody else
+        except OSError:  # it has ended, or another user runs it
             continue
     return found
 
 
-def wait_until_nothing_is_left(home: Path) -> None:
+def wait_until_all_is_removed(home: Path) -> None:
     eventually(lambda: not processes_in(home), "the end of all processes")
     eventually(lambda: not any(home.iterdir()), "removal of the temporary folder")
 
@@ -91,10 +92,10 @@ def wait_until_nothing_is_left(home: Path) -> None:
 @needs_server
 @needs_proc
 @pytest.mark.slow
-def test_server_passes_messages_and_leaves_nothing(
+def test_temporary_server_leaves_nothing_behind(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And it does so where the environment points at other servers."""
+    """RabbitMQ's environment variables have no effect on it."""
     for name, value in {"NODENAME": "other", "CONFIG_FILE": "/no", "NODE_PORT": "1"}.items():
         monkeypatch.setenv(f"RABBITMQ_{name}", value)
     with embedded_rabbitmq() as url:
@@ -102,13 +103,13 @@ def test_server_passes_messages_and_leaves_nothing(
         assert consume(url, "letters") == b"hello"
         assert consume(url, "letters") is None
         assert "epmd" not in processes_in(home).values()
-    wait_until_nothing_is_left(home)
+    wait_until_all_is_removed(home)
 
 
 @needs_server
 @pytest.mark.slow
-def test_second_server_is_another_and_takes_another_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though the port that it thought to be free is taken, and by a RabbitMQ that answers."""
+def test_second_server_uses_another_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the port that was free is taken in the meantime."""
     with embedded_rabbitmq() as one:
         ports = iter([urlsplit(one).port])
         monkeypatch.setattr(rabbitmq, "free_port", lambda: next(ports, None) or free_port())
@@ -122,31 +123,31 @@ def test_second_server_is_another_and_takes_another_port(monkeypatch: pytest.Mon
 @needs_server
 @needs_proc
 @pytest.mark.slow
-def test_server_ends_when_its_owner_is_killed(home: Path, tmp_path: Path) -> None:
-    """And the next start, at once, waits until the data are free, and finds the messages."""
+def test_server_stops_when_its_owner_is_killed(home: Path, tmp_path: Path) -> None:
+    """A new server on the same data waits until the old one has stopped, and has its messages."""
     with owner(OWNER, tmp_path) as process:
         publish(reported_by(process), "letters", b"kept")
         end(process, signal.SIGKILL)
         with embedded_rabbitmq(tmp_path) as url:
             assert consume(url, "letters") == b"kept"
-    wait_until_nothing_is_left(home)
+    wait_until_all_is_removed(home)
 
 
 @needs_server
 @pytest.mark.slow
-def test_server_that_cannot_start_is_explained(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_the_server_is_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rabbitmq, "CONFIGURATION", "nonsense = 1\n")
     with (
-        pytest.raises(ServerError, match=r"RabbitMQ cannot be started here \(.*set nonsense"),
+        pytest.raises(ServerError, match=r"Cannot start RabbitMQ: .*set nonsense"),
         embedded_rabbitmq(),
     ):
         pass
     assert not any(home.iterdir())
 
 
-def test_missing_program_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_installation_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(rabbitmq, "FOLDERS", ())
-    advice = "`apt-get install rabbitmq-server` .* set RABBITMQ_URL to a server of your own"
-    with pytest.raises(ServerError, match=advice), embedded_rabbitmq():
+    message = "`apt-get install rabbitmq-server` .* Set RABBITMQ_URL to use another server"
+    with pytest.raises(ServerError, match=message), embedded_rabbitmq():
         pass

@@ -1,4 +1,4 @@
-"""`python cli.py dev`: everything starts, everything stops."""
+"""`python cli.py dev`."""
 
 import signal
 import socket
@@ -23,7 +23,7 @@ from tests.test_dev.processes import (
     wait_until_gone,
 )
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
 STACK = """
 from dev import stack
@@ -35,7 +35,7 @@ from tests.test_dev.test_stack import waiting
 stack.upgrade = lambda *_: None
 sys.exit(stack.run_stack(waiting(folder / "program")))
 """
-# It writes to a file who it is and where its database is.
+# It writes its process ID and its DATABASE_URL to a file.
 WAITING = """
 import os, sys, time
 print("hello")
@@ -61,9 +61,9 @@ def read(path: Path) -> tuple[int, str]:
     return int(pid), url
 
 
-def answers(url: str) -> bool:
+def responds(url: str) -> bool:
     try:
-        urllib.request.urlopen(url, timeout=LIMIT).close()  # noqa: S310 - ours, http
+        urllib.request.urlopen(url, timeout=LIMIT).close()  # noqa: S310 - always http
     except OSError:
         return False
     return True
@@ -82,11 +82,11 @@ def port(monkeypatch: pytest.MonkeyPatch) -> int:
 def test_dev_serves_the_api_until_ctrl_c(tmp_path: Path, port: int) -> None:
     with owner(STACK + "sys.exit(stack.run_stack())", tmp_path) as dev:
         url = f"http://127.0.0.1:{port}/api/v1/health/ready"
-        eventually(lambda: answers(url), f"an answer from {url}")
+        eventually(lambda: responds(url), f"a response from {url}")
         pid = pid_of_postgres(tmp_path / "postgres")
         assert (tmp_path / "dev.env").stat().st_mode & 0o777 == 0o600
         assert end(dev, signal.SIGINT) == 0
-        assert not answers(url)
+        assert not responds(url)
         assert not (tmp_path / "dev.env").exists()
         wait_until_gone(pid)
 
@@ -113,18 +113,18 @@ def test_nothing_outlives_dev(
 @pytest.mark.parametrize(
     ("death", "status"), [(signal.SIGINT, 0), (signal.SIGKILL, -signal.SIGKILL)]
 )
-def test_start_that_is_cut_short_leaves_nothing(
+def test_interrupted_start_leaves_nothing_behind(
     tmp_path: Path, death: signal.Signals, status: int
 ) -> None:
     with owner(WAITING_STACK, tmp_path) as dev:
-        eventually(lambda: any(tmp_path.glob("postgres-*/PG_VERSION")), "a cluster in the making")
+        eventually(lambda: any(tmp_path.glob("postgres-*/PG_VERSION")), "an incomplete cluster")
         assert end(dev, death) == status
         eventually(lambda: not any(tmp_path.iterdir()), "its removal")
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for a stack in this very process."""
+    """A directory for a stack that runs in this process."""
     monkeypatch.setattr(stack, "DATA", tmp_path)
     monkeypatch.setattr(stack, "DEV_ENV_FILE", tmp_path / "dev.env")
     monkeypatch.setattr(stack, "upgrade", lambda *_: None)
@@ -132,9 +132,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_second_dev_is_refused_and_does_no_harm(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_second_dev_fails_without_changes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "dev.env").touch()
     with locked(here):
         assert stack.run_stack(waiting(here / "program")) == 1
@@ -142,33 +140,33 @@ def test_second_dev_is_refused_and_does_no_harm(
     assert [path.name for path in here.iterdir()] == ["dev.env"]
 
 
-def test_port_that_is_taken_is_told_before_anything_starts(
+def test_port_in_use_is_reported_before_anything_starts(
     here: Path, port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", port)):
         assert stack.run_stack(waiting(here / "program")) == 1
-    assert f"Port {port} of 127.0.0.1 is taken" in capsys.readouterr().err
+    assert f"Port {port} on 127.0.0.1 is already in use" in capsys.readouterr().err
     assert not any(here.iterdir())
 
 
-def test_program_that_ends_by_itself_ends_dev_with_its_status(
+def test_dev_ends_with_the_status_of_a_program_that_exits(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """The settings name a server here, so none is started. Prefixes tell programs apart."""
+    """The settings name a server, so none is started. Each line has the program's name."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@nowhere/app")
     path = here / "program"
     assert stack.run_stack(waiting(path) | {"seven": ("-c", ENDING, str(path))}) == 7
     output = capsysbinary.readouterr()
     assert b"waiting | hello\n" in output.out
-    assert b"seven ended by itself, with status 7." in output.err
+    assert b"seven exited with status 7." in output.err
     program, url = read(path)
     assert url == "postgresql+asyncpg://me:secret@nowhere/app"
     assert not is_running(program)
     assert not {"postgres", "dev.env"} & {path.name for path in here.iterdir()}
 
 
-def test_file_of_a_former_dev_names_no_server(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It outlives a power cut; the server that it names does not."""
+def test_file_of_an_earlier_dev_is_ignored(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power failure the file exists, but its server does not."""
     (here / "dev.env").write_text("DATABASE_URL=postgresql://gone/app\n")
     monkeypatch.delenv("ENV_FILE")
     monkeypatch.setattr(config, "ROOT", here)
@@ -180,11 +178,11 @@ def test_file_of_a_former_dev_names_no_server(here: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("here")
-def test_dev_is_not_for_production(
+def test_dev_refuses_to_run_in_staging(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ENV", "staging")
     monkeypatch.setenv("API_KEYS", "0123456789abcdef")
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@nowhere/app")
     assert stack.run_stack() == 1
-    assert capsys.readouterr().err == "`dev` is for development, and ENV is staging.\n"
+    assert capsys.readouterr().err == "`dev` is only for development, but ENV is staging.\n"

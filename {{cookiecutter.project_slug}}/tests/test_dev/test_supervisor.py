@@ -1,5 +1,3 @@
-"""Commands never outlive their owner."""
-
 import signal
 import sys
 from pathlib import Path
@@ -11,7 +9,7 @@ from tests.test_dev.processes import LIMIT, end, eventually, is_running, owner, 
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform == "win32", reason="the commands are for a shell"),
+    pytest.mark.skipif(sys.platform == "win32", reason="the commands need a POSIX shell"),
 ]
 
 SLEEP = ["sh", "-c", 'echo $$ > "$0"; exec sleep 600']
@@ -19,7 +17,7 @@ OWNER = """
 import time
 from dev.supervisor import supervised
 pid, left, *command = sys.argv[1:]
-with supervised([*command, pid], remove=[Path(left)], limit=5):
+with supervised([*command, pid], remove=[Path(left)], stop_timeout=5):
     time.sleep(600)
 """
 
@@ -29,7 +27,7 @@ def written(path: Path) -> int:
     return int(path.read_text())
 
 
-def test_leaving_the_block_sends_the_chosen_signal_and_removes_what_was_named(
+def test_end_of_the_block_sends_the_signal_and_removes_the_paths(
     tmp_path: Path,
 ) -> None:
     folder, ready, signalled = tmp_path / "folder", tmp_path / "ready", tmp_path / "signalled"
@@ -43,9 +41,9 @@ def test_leaving_the_block_sends_the_chosen_signal_and_removes_what_was_named(
     assert not folder.exists()
 
 
-def test_command_that_does_not_listen_is_killed(tmp_path: Path) -> None:
+def test_command_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
     script = 'trap "" TERM; echo $$ > "$0"; while :; do sleep 0.01; done'
-    with supervised(["sh", "-c", script, tmp_path / "ready"], limit=0.1) as process:
+    with supervised(["sh", "-c", script, tmp_path / "ready"], stop_timeout=0.1) as process:
         pid = written(tmp_path / "ready")
     assert not is_running(pid)
     assert process.returncode == 128 + signal.SIGKILL
@@ -59,17 +57,15 @@ def test_command_that_does_not_listen_is_killed(tmp_path: Path) -> None:
         (["/no/such"], COMMAND_NOT_STARTED),
     ],
 )
-def test_status_of_the_command_is_passed_on(
-    command: list[str], status: int, tmp_path: Path
-) -> None:
-    """And files stay when it ends by itself: its owner may want them."""
+def test_status_of_the_command_is_returned(command: list[str], status: int, tmp_path: Path) -> None:
+    """If the command exits by itself, no paths are removed."""
     with supervised(command, remove=[tmp_path]) as process:
         assert process.wait(LIMIT) == status
     assert tmp_path.exists()
 
 
 @pytest.mark.parametrize("death", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_command_ends_however_its_owner_dies(tmp_path: Path, death: signal.Signals) -> None:
+def test_command_stops_when_its_owner_is_killed(tmp_path: Path, death: signal.Signals) -> None:
     ready, left = tmp_path / "ready", tmp_path / "left"
     left.touch()
     with owner(OWNER, ready, left, *SLEEP) as process:
@@ -79,8 +75,8 @@ def test_command_ends_however_its_owner_dies(tmp_path: Path, death: signal.Signa
         eventually(lambda: not left.exists(), "removal of the file")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a death")
-def test_command_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG of Linux")
+def test_command_stops_when_its_supervisor_is_killed(tmp_path: Path) -> None:
     with supervised([*SLEEP, tmp_path / "ready"]) as process:
         pid = written(tmp_path / "ready")
         process.kill()
@@ -88,7 +84,7 @@ def test_command_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
 
 
 def test_children_of_a_killed_command_are_killed_too(tmp_path: Path) -> None:
-    """So it is with a reloader: what it started would keep the port."""
+    """A child of a killed reloader would otherwise still use the port."""
     script = 'sleep 600 & echo $! > "$0"; kill -9 $$'
     with supervised(["sh", "-c", script, tmp_path / "ready"]) as process:
         process.wait(LIMIT)

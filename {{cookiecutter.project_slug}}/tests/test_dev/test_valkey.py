@@ -1,5 +1,3 @@
-"""The embedded Valkey: real, and never left behind."""
-
 import asyncio
 import signal
 import sys
@@ -14,7 +12,7 @@ from tests.test_dev.processes import end, eventually, owner, reported_by, wait_u
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform == "win32", reason="there is no wheel"),
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no wheel"),
 ]
 
 OWNER = """
@@ -33,17 +31,17 @@ def ask(url: str, *command: str) -> Any:
     return asyncio.run(connect_and_ask())
 
 
-def test_server_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
-    """Until then it is reached by its user alone; the next one finds what it kept."""
+def test_server_stops_when_its_owner_is_killed(tmp_path: Path) -> None:
+    """Its socket is private. A new server on the same data has them."""
     with owner(OWNER, tmp_path) as process:
         url = reported_by(process)
         pid = ask(url, "INFO", "server")["process_id"]
         run = Path(url.removeprefix("unix://")).parent
         assert run.stat().st_mode & 0o777 == 0o700
         assert ask(url, "CONFIG", "GET", "port") == {b"port": b"0"}
-        ask(url, "SET", "key", "kept")
+        ask(url, "SET", "key", "stored")
         end(process, signal.SIGKILL)
         with embedded_valkey(data=tmp_path) as again:
-            assert ask(again, "GET", "key") == b"kept"
+            assert ask(again, "GET", "key") == b"stored"
         wait_until_gone(pid)
         eventually(lambda: not run.exists(), "removal of the temporary folder")

@@ -68,4 +68,4 @@ def test_dev_goes_on_without_the_wheel(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     assert run(output) == (None, "memory", "CACHE_BACKEND_TYPE=memory\n")
-    assert "Until then, CACHE_BACKEND_TYPE is memory." in capsys.readouterr().err
+    assert "Using CACHE_BACKEND_TYPE=memory instead." in capsys.readouterr().err
