@@ -1,9 +1,9 @@
-# `make` lists what can be done. Everything runs from .venv, which the first target makes.
+# `make` lists the targets. Everything runs from .venv, which the first target creates.
 
 PYTHON ?= python3
 SERVICE = {{cookiecutter.project_slug}}
 BIN = .venv/bin
-# uv trusts whom the system trusts, as pip does.
+# uv uses the system's certificates, as pip does.
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
@@ -12,55 +12,55 @@ export UV_SYSTEM_CERTS ?= 1
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
 
-demo: .venv/.demo ## Scaffold a service with the default answers, run it, and walk through it
+demo: .venv/.demo ## Create a service with the default answers, start it, call it and stop it
 	@$(BIN)/python scripts/demo.py
 
 PYTEST = $(BIN)/pytest --numprocesses auto
 
-test: setup ## Run all tests: the template's, and every variant
+test: setup ## Run all tests, including every variant
 	@$(PYTEST)
 
-quick: setup ## Run the tests of the template but for the variants
+quick: setup ## Run all tests except the variants
 	@$(PYTEST) --ignore tests/test_variants.py
 
-variants: setup ## Prove the variants, or some: make variants ONLY='cache_backend=file'; ALL=1 tests more
+variants: setup ## Test the variants, or some of them: make variants ONLY='cache_backend=file'; ALL=1 runs more
 	@$(PYTEST) tests/test_variants.py --only '$(ONLY)' $(if $(ALL),--all)
 
-check: setup ## Lint and type-check the template; `make test` includes it
+check: setup ## Lint and type-check the template
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-docs: setup ## Build the documentation into build/docs; a broken link fails
+docs: setup ## Build the documentation in build/docs; a broken link is an error
 	@$(BIN)/python -m scripts.tables $(if $(CI),--check)
 	@$(BIN)/python -m sphinx -E -W --keep-going -n -q -b html docs build/docs
 	@echo "The documentation is in build/docs; index.html is its first page."
 
-pictures: setup ## Make the README's pictures again
+pictures: setup ## Update the README's pictures
 	@$(BIN)/python -m scripts.pictures
 
-audit: setup ## Look up known vulnerabilities of all pins
+audit: setup ## Check all pins for known vulnerabilities
 	@$(BIN)/uv tool run --quiet --python $(BIN)/python pip-audit --strict --disable-pip --no-deps \
 		--requirement requirements.txt --requirement '$(SERVICE)/requirements-dev.txt'
 
-bench: setup ## Compare what reads, the cache and tasks cost with the least that could do the same
+bench: setup ## Compare the cost of reads, the cache and tasks with minimal implementations
 	@$(BIN)/python benchmarks/reads.py
 	@$(BIN)/python benchmarks/cache.py
 	@$(BIN)/python benchmarks/tasks.py
 
-soak: setup ## Show that no task is lost, whatever is killed: make soak BROKER=rabbitmq
+soak: setup ## Test that killed processes lose no task: make soak BROKER=rabbitmq
 	@$(BIN)/python benchmarks/soak.py $(or $(BROKER),redis)
 
-setup: .venv/.installed ## Make .venv with all that the tests need
+setup: .venv/.installed ## Create .venv with the packages for all targets
 
-lock: setup ## Pin the newest releases, the template's and the service's
+lock: setup ## Pin the newest releases for the template and the service
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--custom-compile-command "make lock" requirements.in --output-file requirements.txt
 	$(BIN)/python scripts/lock_service.py
 
 .venv/.made:
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.13")'
-	@echo "Making .venv"
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This needs Python 3.11 or newer. Name one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.13")'
+	@echo "Creating .venv"
 	@"$(PYTHON)" -m venv .venv
 	@touch $@
 
@@ -71,9 +71,9 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 	@$(PIP_INSTALL) cookiecutter
 	@touch $@
 
-# uv needs a quarter of pip's time; the tests start hundreds of processes, faster from bytecode.
+# uv is four times as fast as pip. Tests start hundreds of processes, which is faster with bytecode.
 .venv/.installed: requirements.txt $(SERVICE)/requirements-dev.txt | .venv/.made
-	@echo "Installing what the tests need into .venv"
+	@echo "Installing packages into .venv"
 	@$(PIP_INSTALL) uv
 	@$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python \
 		--requirement requirements.txt --requirement '$(SERVICE)/requirements-dev.txt'

@@ -1,8 +1,11 @@
-"""What the cache costs, against the least that could do the same: processor time, as ratios.
+"""Compare the cost of the cache with minimal implementations: processor time, as ratios.
 
-An item from memory against an endpoint that returns ready bytes from a dict; from Valkey against
-one that returns the bytes of a bare `GET`; a decorated call against other libraries; a value on
-disk against a bare store, SQLite in a thread. All in this process, in turns.
+- An item from memory: an endpoint that returns bytes from a dict.
+- An item from Valkey: an endpoint that returns the bytes of one `GET`.
+- A decorated call: other libraries.
+- A value on disk: SQLite in a thread.
+
+Everything runs in this process, in turns.
 """
 
 import asyncio
@@ -38,7 +41,7 @@ CALLS = 10_000
 BODY = b"x" * 200
 
 
-def bare(read: Callable[[str], Awaitable[bytes]]) -> FastAPI:
+def minimal(read: Callable[[str], Awaitable[bytes]]) -> FastAPI:
     app = FastAPI()
 
     @app.get("/api/v1/items/{item_id}")
@@ -48,7 +51,7 @@ def bare(read: Callable[[str], Awaitable[bytes]]) -> FastAPI:
     return app
 
 
-async def answers(url: URL, valkey: str) -> None:
+async def responses(url: URL, valkey: str) -> None:
     settings = get_settings()
     service = create_application(settings)
     logging.disable(logging.CRITICAL)
@@ -65,7 +68,7 @@ async def answers(url: URL, valkey: str) -> None:
 
     redis = RedisBackend(redis_url.parse(valkey), namespace="bench")
     backends = {"memory": MemoryBackend(), "Valkey": CircuitBreakerBackend(redis)}
-    bares = {"memory": bare(from_dict), "Valkey": bare(from_valkey)}
+    minimal_apps = {"memory": minimal(from_dict), "Valkey": minimal(from_valkey)}
     async with open_database(url, pool_size=5) as database:
         path = await an_item(database)
         key = path.rpartition("/")[2]
@@ -75,9 +78,9 @@ async def answers(url: URL, valkey: str) -> None:
             state = {
                 "settings": settings, "database": database, "cache": Cache(backend, ttl=60),
             }  # fmt: skip
-            costs: Costs = {"bare": [], "service": []}
+            costs: Costs = {"minimal": [], "service": []}
             for _ in range(ROUNDS):
-                costs["bare"].append(await cost(bares[name], path, state))
+                costs["minimal"].append(await cost(minimal_apps[name], path, state))
                 costs["service"].append(await cost(service, path, state))
             report(f"An item from {name}", costs)
             await backend.aclose()
@@ -119,8 +122,8 @@ async def each(function: Callable[..., Awaitable[Any]], *args: Any) -> float:
     return (time.process_time() - started) / CALLS * 1e6
 
 
-class BareFile:
-    """The least that keeps values on disk: SQLite in WAL mode, in a thread of its own."""
+class MinimalFile:
+    """A minimal store on disk: SQLite in WAL mode, in a separate thread."""
 
     def __init__(self, folder: Path) -> None:
         self.thread = ThreadPoolExecutor(1)
@@ -152,9 +155,12 @@ class BareFile:
 
 
 @asynccontextmanager
-async def stores() -> AsyncGenerator[dict[str, CacheBackend | BareFile]]:
+async def stores() -> AsyncGenerator[dict[str, CacheBackend | MinimalFile]]:
     with tempfile.TemporaryDirectory() as folder:
-        found = {"bare": BareFile(Path(folder)), "service": FileBackend(Path(folder), ttl=300)}
+        found = {
+            "minimal": MinimalFile(Path(folder)),
+            "service": FileBackend(Path(folder), ttl=300),
+        }
         yield found
         for store in found.values():
             await store.aclose()
@@ -167,11 +173,11 @@ async def disk(clients: int) -> None:
             for _ in range(ROUNDS):
                 for name, store in found.items():
                     costs[name].append(await hammer(store, operation, clients))
-            report(f"A {operation} on disk, {clients} at once (elapsed)", costs)
+            report(f"A {operation} on disk, {clients} clients (elapsed time)", costs)
 
 
-async def hammer(store: CacheBackend | BareFile, operation: str, clients: int) -> float:
-    """Return microseconds that pass for each operation: here a thread works beside the loop."""
+async def hammer(store: CacheBackend | MinimalFile, operation: str, clients: int) -> float:
+    """Return elapsed microseconds per operation; processor time would miss the thread."""
 
     async def client(number: int) -> None:
         for count in range(CALLS // 4 // clients):
@@ -184,7 +190,7 @@ async def hammer(store: CacheBackend | BareFile, operation: str, clients: int) -
 
 
 async def main(url: URL, valkey: str) -> None:
-    await answers(url, valkey)
+    await responses(url, valkey)
     await calls()
     await disk(1)
     await disk(CONCURRENCY)

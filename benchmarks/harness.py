@@ -1,4 +1,4 @@
-"""What the benchmarks share: the service on the path, a database, and the cost of a request."""
+"""Shared by the benchmarks: the service on the path, a database, and the cost of a request."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ def migrated() -> Generator[URL]:
 
 
 async def an_item(database: Database) -> str:
-    """Create an item; return the path that leads to it."""
+    """Create an item; return its path."""
     async with database.transaction() as session:
         item = Item(name="Lamp")
         session.add(item)
@@ -53,13 +53,13 @@ async def cost(
     *headers: tuple[bytes, bytes],
     clients: int = CONCURRENCY,
 ) -> float:
-    """Return microseconds of processor time per request, with several clients at once."""
+    """Return microseconds of processor time per request, with concurrent clients."""
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Any) -> None:
-        assert message.get("status", 200) == 200  # noqa: S101, PLR2004 - nothing else is measured
+        assert message.get("status", 200) == 200  # noqa: S101, PLR2004 - other responses are not measured
 
     async def client() -> None:
         for _ in range(REQUESTS // clients):
@@ -77,7 +77,7 @@ async def cost(
 
 
 def report(title: str, costs: Costs, unit: str = "µs") -> None:
-    """Print each median, and how its rate compares with that of the first."""
+    """Print each median, and its rate as a ratio to the first."""
     medians = {name: statistics.median(found) for name, found in costs.items()}
     first = next(iter(medians.values()))
     sys.stdout.write(f"\n{title}\n")

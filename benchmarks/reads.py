@@ -1,8 +1,8 @@
-"""What reading an item from PostgreSQL costs, against the textbook: processor time, as a ratio.
+"""Compare the cost of reading an item from PostgreSQL with FastAPI's tutorial: processor time.
 
-The textbook is FastAPI's own tutorial with async SQLAlchemy: a session from a `yield` dependency, a
-response model, and none of the service's middleware, metrics or headers. Both run in this process,
-on one event loop and one database, in turns, so that the noise of the machine hits both.
+The tutorial's application uses async SQLAlchemy with a session from a `yield` dependency and a
+response model, without the service's middleware, metrics and headers. Both run in this process, on
+one event loop and one database, in turns, so that noise of the machine affects both.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from src.db.models.item import Item
 from src.db.session import open_database
 from src.schemas.item import ItemResponse
 
-PAST_THE_CACHE = (b"authorization", b"-")
+BYPASS_CACHE = (b"authorization", b"-")
 
 
-def textbook(url: URL) -> FastAPI:
+def tutorial(url: URL) -> FastAPI:
     sessions = async_sessionmaker(create_async_engine(url), expire_on_commit=False)
     app = FastAPI()
 
@@ -46,7 +46,7 @@ def textbook(url: URL) -> FastAPI:
 
 async def compare(url: URL) -> None:
     settings = get_settings()
-    apps = {"textbook": textbook(url), "service": create_application(settings)}
+    apps = {"tutorial": tutorial(url), "service": create_application(settings)}
     logging.disable(logging.CRITICAL)
     async with open_database(url, pool_size=15) as database:
         path = await an_item(database)
@@ -55,8 +55,8 @@ async def compare(url: URL) -> None:
         costs: Costs = {name: [] for name in apps}
         for _ in range(ROUNDS):
             for name, app in apps.items():
-                costs[name].append(await cost(app, path, state, PAST_THE_CACHE, clients=1))
-    report("A read from PostgreSQL, past the cache", costs)
+                costs[name].append(await cost(app, path, state, BYPASS_CACHE, clients=1))
+    report("A read from PostgreSQL, without the cache", costs)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""That no task is lost, and none counts twice, whatever is killed: `python soak.py redis|rabbitmq`.
+"""Test that killed processes lose and repeat no task: `python soak.py redis|rabbitmq`.
 
-10,000 files of one item each are posted and imported by a worker, while the broker is restarted
-twice, the worker killed twice and the API once. A client that hears no answer asks again with the
+Clients post 10,000 files of one item each, and a worker imports them. The broker is restarted twice,
+the worker killed twice and the API once. A client without a response repeats its request with the
 same Idempotency-Key. In the end there must be exactly 10,000 items.
 """
 
@@ -32,11 +32,11 @@ from src.domain.task import TaskStatus
 
 CLIENTS = 16
 PORT = 18765
-PATIENCE = 900.0  # seconds
+TIMEOUT = 900.0  # seconds
 
 
 class Program:
-    """One of the service's commands, in a process group of its own to be killed as a whole."""
+    """One of the service's commands, in a separate process group, which is killed as a whole."""
 
     def __init__(self, *arguments: str) -> None:
         self._arguments = [sys.executable, "cli.py", *arguments]
@@ -61,7 +61,7 @@ class Program:
 
 
 class BrokerServer:
-    """A broker that keeps its data, behind an address that stays when it is restarted."""
+    """A broker with stored data, behind an address that does not change when it restarts."""
 
     def __init__(self, kind: str, data: Path) -> None:
         self._kind = kind
@@ -118,7 +118,7 @@ async def broker_server(kind: str) -> AsyncGenerator[BrokerServer]:
 
 
 class Clients:
-    """Post the files, each until it is accepted."""
+    """Clients that post each file until it is accepted."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -144,18 +144,18 @@ class Clients:
         self, client: httpx.AsyncClient, url: str, headers: dict[str, str], content: bytes
     ) -> bool:
         try:
-            answer = await client.post(url, headers=headers, content=content)
+            response = await client.post(url, headers=headers, content=content)
         except httpx.TransportError:
             return False
-        return answer.status_code == httpx.codes.ACCEPTED
+        return response.status_code == httpx.codes.ACCEPTED
 
     async def reached(self, share: float) -> None:
-        while self.accepted < share * self._count:  # noqa: ASYNC110 - a look now and then will do
+        while self.accepted < share * self._count:  # noqa: ASYNC110 - polling is enough
             await asyncio.sleep(0.01)
 
 
 async def counts(url: URL) -> tuple[int, int, int, int]:
-    """Return how many items and finished tasks there are, tasks begun twice, messages unsent."""
+    """Return the numbers of items, succeeded tasks, repeated tasks and unsent messages."""
     async with open_database(url, pool_size=1) as database, database.reads() as session:
         items = await session.scalar(select(func.count()).select_from(Item))
         done = await session.scalar(select(func.count()).where(Task.status == TaskStatus.SUCCEEDED))
@@ -194,21 +194,21 @@ async def soak(kind: str, count: int, url: URL) -> bool:
             if asyncio.iscoroutine(happening):
                 await happening
         await posting
-        say(f"{clients.accepted} accepted, after {clients.repeated} repetitions")
-        is_right = await until_done(url, count)
-        # In a thread: the address of the broker is served by this loop.
+        say(f"{clients.accepted} accepted, after {clients.repeated} repeated requests")
+        is_correct = await until_done(url, count)
+        # In a thread, because this loop serves the address of the broker.
         await asyncio.to_thread(worker.stop)
         await asyncio.to_thread(api.stop)
-        return is_right
+        return is_correct
 
 
 async def until_done(url: URL, count: int) -> bool:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         items, done, again, unsent = await counts(url)
         is_over = done == count and not unsent
         if is_over or time.monotonic() > deadline:
-            say(f"{done} tasks done, {again} of them begun again; {items} items; {unsent} unsent")
+            say(f"{done} tasks succeeded, {again} after a repeat; {items} items; {unsent} unsent")
             return is_over and items == count
         await asyncio.sleep(1)
 
@@ -219,9 +219,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     arguments = parser.parse_args()
     with migrated() as url:
-        is_right = asyncio.run(soak(arguments.broker, arguments.count, url))
-    say("right" if is_right else "WRONG")
-    sys.exit(not is_right)
+        is_correct = asyncio.run(soak(arguments.broker, arguments.count, url))
+    say("passed" if is_correct else "FAILED")
+    sys.exit(not is_correct)
 
 
 STARTED = time.monotonic()

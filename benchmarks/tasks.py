@@ -1,8 +1,8 @@
-"""What tasks cost, against bare Dramatiq on the same broker: wall time, as ratios.
+"""Compare the cost of tasks with plain Dramatiq on the same broker: elapsed time, as ratios.
 
-Bare is Dramatiq as its documentation sets it up: default middleware, `actor.send()`, no outbox, and
-on RabbitMQ neither quorum queues nor confirms. All in this process, in turns, with a worker of eight
-threads whose tasks do nothing.
+Plain Dramatiq is set up as in its documentation: default middleware, `actor.send()`, no outbox, and
+on RabbitMQ no quorum queues and no confirms. Everything runs in this process, in turns, with a worker
+of eight threads whose tasks do nothing.
 """
 
 import asyncio
@@ -33,8 +33,12 @@ from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.outbox import enqueue, enqueue_messages
 
 ROUNDS, MESSAGES, CLIENTS, THREADS = 3, 4000, 32, 8
-# How ours are enqueued: messages in a transaction.
-OURS = {"our send()": 0, "outbox, 100 a transaction": 100, "outbox, 1 a transaction": 1}
+# How the service enqueues: messages per transaction, or 0 without the outbox.
+TRANSACTION_SIZES = {
+    "service send()": 0,
+    "outbox, 100 per transaction": 100,
+    "outbox, 1 per transaction": 1,
+}
 
 
 class Bench:
@@ -61,7 +65,7 @@ class Bench:
         return time.perf_counter() - started
 
     def drain(self) -> float:
-        """Return the seconds from the first task's end to the last's; a broker has one worker."""
+        """Return the seconds from the end of the first task to the end of the last one."""
         worker = Worker(self.broker, worker_threads=THREADS, worker_timeout=100)
         worker.start()
         self.done.acquire()
@@ -74,9 +78,9 @@ class Bench:
 
 
 async def through_outbox(settings: Settings, bench: Bench, actor: Any, *, batch: int) -> float:
-    """Enqueue in transactions of `batch`, many at once; return the seconds until all is sent."""
+    """Enqueue in concurrent transactions of `batch`; return the seconds until all are sent."""
     broker = bench.broker
-    assert isinstance(broker, TaskBroker)  # noqa: S101 - ours
+    assert isinstance(broker, TaskBroker)  # noqa: S101 - for mypy
     async with (
         open_database(settings.database_url, pool_size=settings.DATABASE_POOL_SIZE) as database,
         open_relay(settings, broker),
@@ -84,7 +88,7 @@ async def through_outbox(settings: Settings, bench: Bench, actor: Any, *, batch:
         numbers = iter(range(0, MESSAGES, batch))
         started = time.perf_counter()
         await asyncio.gather(*(client(database, actor, numbers, batch) for _ in range(CLIENTS)))
-        while await asyncio.to_thread(waiting, broker) < MESSAGES:  # noqa: ASYNC110 - it is elsewhere
+        while await asyncio.to_thread(waiting, broker) < MESSAGES:  # noqa: ASYNC110 - the broker has no event
             await asyncio.sleep(0.005)
         return time.perf_counter() - started
 
@@ -112,18 +116,18 @@ def measure(name: str, settings: Settings, bare: Callable[[], Broker], kind: str
 
     for _ in range(ROUNDS):
         bench = Bench(bare(), "bare")
-        note(enqueued, "bare send()", bench.send(bench.actors[kind]))
-        note(drained, "bare", bench.drain())
-        for label, batch in OURS.items():
+        note(enqueued, "plain send()", bench.send(bench.actors[kind]))
+        note(drained, "plain", bench.drain())
+        for label, batch in TRANSACTION_SIZES.items():
             bench = Bench(create_broker(settings), "default")
-            dramatiq.set_broker(bench.broker)  # where the outbox looks for actors
+            dramatiq.set_broker(bench.broker)  # the outbox finds actors there
             actor = bench.actors[kind]
             if batch:
                 seconds = asyncio.run(through_outbox(settings, bench, actor, batch=batch))
             else:
                 seconds = bench.send(actor)
             note(enqueued, label, seconds)
-            note(drained, "ours", bench.drain())
+            note(drained, "service", bench.drain())
     report(f"{name}: enqueue for a {kind} actor, per message", enqueued)
     report(f"{name}: drain, {kind} actor, {THREADS} threads, per message", drained)
 

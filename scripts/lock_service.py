@@ -1,6 +1,7 @@
-"""Pin the service's requirements: scaffold it, let its own `make lock` work, take the result.
+"""Pin the service's requirements: generate projects and run their own `make lock`.
 
-Once with everything, and once without each feature: what is missing then stands in its tag.
+One project has every feature, the others lack one each. Pins that are missing in a project go between
+the tags of the feature that it lacks.
 """
 
 import os
@@ -15,17 +16,17 @@ from cookiecutter.main import cookiecutter
 ROOT = Path(__file__).resolve().parents[1]
 SERVICE = ROOT / "{{cookiecutter.project_slug}}"
 FILES = ("requirements.txt", "requirements-dev.txt")
-BOTH_BROKERS = {"__queue_redis": "yes", "__queue_rabbitmq": "yes"}  # no answer gives both
+BOTH_BROKERS = {"__queue_redis": "yes", "__queue_rabbitmq": "yes"}  # no answer selects both
 EVERYTHING = {"cache_backend": "all", **BOTH_BROKERS}
-# The condition of a feature that brings packages, and answers that lack nothing but that: first
-# the parts, then the whole, to which belongs what is in none of its parts.
+# The condition of each feature with packages, and answers that deselect it. Parts come before the
+# whole, which gets the remaining pins.
 FEATURES = {
     "cookiecutter.__queue_rabbitmq": {"__queue_rabbitmq": ""},
     "cookiecutter.__queue": dict.fromkeys(BOTH_BROKERS, ""),
     "cookiecutter.__redis": {"cache_backend": "file", "__queue_redis": ""},
     "cookiecutter.scheduler": {"scheduler": "no"},
 }
-# What else names the version of a pinned package: the file, what stands before, the package.
+# Other files with the version of a pinned package: the file, the text before the version, the package.
 FOLLOWERS = [
     (".pre-commit-config.yaml", "astral-sh/ruff-pre-commit\n    rev: v", "ruff"),
     ("Dockerfile", "FROM ghcr.io/astral-sh/uv:", "uv"),
@@ -35,7 +36,7 @@ FOLLOWERS = [
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         full = lock(Path(folder) / "full", EVERYTHING)
-        lacking = {
+        reduced = {
             condition: lock(Path(folder) / condition, EVERYTHING | answers, constraints=full)
             for condition, answers in FEATURES.items()
         }
@@ -43,7 +44,7 @@ def main() -> None:
             lines = (full / name).read_text("utf-8").splitlines()
             without = {
                 condition: set((project / name).read_text("utf-8").splitlines())
-                for condition, project in lacking.items()
+                for condition, project in reduced.items()
             }
             text = "\n".join(tagged(lines, without)) + "\n"
             (SERVICE / name).write_text(text, "utf-8")
@@ -51,11 +52,11 @@ def main() -> None:
 
 
 def lock(folder: Path, answers: dict[str, str], constraints: Path | None = None) -> Path:
-    """Scaffold a project and pin its requirements, those that are constrained as there."""
+    """Generate a project and pin its requirements, at the constraints' versions."""
     project = Path(
         cookiecutter(str(ROOT), no_input=True, extra_context=answers, output_dir=str(folder))
     )
-    # The tools of this environment serve: the project needs none of its own.
+    # Mark the project as set up: it uses the tools of this environment.
     (project / ".venv").mkdir()
     (project / ".venv" / ".installed").touch()
     environment = dict(os.environ)
@@ -67,17 +68,17 @@ def lock(folder: Path, answers: dict[str, str], constraints: Path | None = None)
 
 
 def tagged(lines: list[str], without: dict[str, set[str]]) -> list[str]:
-    """Move the lines that belong to a feature to the end, each feature's in one tag."""
+    """Move the pins of each feature to the end, between its tags."""
     result, ends = lines, []
-    for condition, left in without.items():
-        own = [line for line in result if line not in left]
-        result = [line for line in result if line in left]
+    for condition, remaining in without.items():
+        own = [line for line in result if line not in remaining]
+        result = [line for line in result if line in remaining]
         ends += [f"# % if {condition}", *own, "# % endif"]
     return result + ends
 
 
 def follow(pins: str) -> None:
-    """Bring the other files that name a version to the one that is pinned."""
+    """Update the versions in other files."""
     versions = dict(re.findall(r"^([\w-]+)==([\w.]+)", pins, re.MULTILINE))
     for name, before, package in FOLLOWERS:
         path = SERVICE / name
@@ -86,7 +87,7 @@ def follow(pins: str) -> None:
             rf"({re.escape(before)})[\d.]+", rf"\g<1>{versions[package]}", text
         )
         if count != 1:
-            sys.exit(f"{name} does not name the version of {package}.")
+            sys.exit(f"{name} does not contain the version of {package}: fix FOLLOWERS.")
         path.write_text(written, "utf-8")
 
 

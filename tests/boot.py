@@ -1,4 +1,4 @@
-"""A variant as it is deployed: alone with its requirements.txt, in a fresh environment."""
+"""Start a variant as in production: in a new environment with its requirements.txt alone."""
 
 import os
 import re
@@ -29,7 +29,7 @@ NO_TASK = UUID(int=0)
 
 @cache
 def pythons() -> dict[str, Path]:
-    """Return one interpreter of each version that works here, by the version."""
+    """Return one working interpreter of each installed Python version."""
     folders = [Path(folder) for folder in os.get_exec_path()]
     folders += Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser().glob("versions/*/bin")
     found = {f"3.{sys.version_info.minor}": Path(sys.executable)}
@@ -46,15 +46,15 @@ def _works(python: Path) -> bool:
 
 @contextmanager
 def installed(project: BakedProject, scratch: Path) -> Iterator[Path]:
-    """Install the project's requirements, and no more, into an environment that nobody used.
+    """Install the project's requirements alone into a new environment; yield its interpreter.
 
-    For the Python that was chosen, if it is here. It always lies at the same place, for then
-    bytecode need not be compiled again.
+    It uses the selected Python if this machine has it. The path is always the same, so bytecode is
+    compiled once.
     """
-    ours = Path(sys.executable)
+    current = Path(sys.executable)
     environment = scratch / f"python{project.answers['python_version']}"
     python = environment / "bin" / "python"
-    interpreter = pythons().get(project.answers["python_version"], ours)
+    interpreter = pythons().get(project.answers["python_version"], current)
     uv = partial(run, "uv", "--quiet", "--no-progress", cwd=project.path)
     uv("venv", "--no-project", "--python", interpreter, environment)
     uv("pip", "install", "--python", python, "--requirements", "requirements.txt")
@@ -68,7 +68,7 @@ def installed(project: BakedProject, scratch: Path) -> Iterator[Path]:
 def production(
     answers: Answers, url_of: Callable[[str], str], database: str, port: int
 ) -> dict[str, str]:
-    """Return the environment of a deployment on the servers."""
+    """Return the environment variables of a production deployment."""
     postgres = urlsplit(url_of("postgres"))
     found = {
         "ENV": "production",
@@ -90,7 +90,7 @@ def production(
 def booted(
     project: BakedProject, python: Path, env: dict[str, str], log: Path
 ) -> Iterator[httpx.Client]:
-    """Make the database, run the API and the worker, and see them end well."""
+    """Create the database, run the API and the worker, and check that they stop cleanly."""
     programs = ["api", "worker"] if project.answers["task_queue"] != "none" else ["api"]
     with log.open("wb") as output, ExitStack() as stack:
 
@@ -116,13 +116,13 @@ def booted(
         yield stack.enter_context(client)
         for process in running:
             process.terminate()
-        ends = {process.wait(LIMIT) for process in running}
-        # uvicorn stops in good order, and then dies of the signal that it was sent.
-        assert ends <= {0, -signal.SIGTERM}, log.read_text("utf-8")
+        codes = {process.wait(LIMIT) for process in running}
+        # uvicorn shuts down, then ends itself with the signal that it received.
+        assert codes <= {0, -signal.SIGTERM}, log.read_text("utf-8")
 
 
 def smoke(client: httpx.Client, answers: Answers, log: Path) -> None:
-    """Use what every service has, and what the answers brought."""
+    """Call the endpoints that every service has, and those of the selected features."""
 
     def call(method: str, path: str, expect: int = HTTPStatus.OK, **options: Any) -> Any:
         response = client.request(method, path, **options)

@@ -1,4 +1,4 @@
-"""Fixtures: a clean copy of the template, projects made of it, and a terminal to run commands in."""
+"""Fixtures: a clean copy of the template, projects made from it, and a terminal for commands."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ from tests.variants import SETS, VARIANTS, chosen
 
 Bake = Callable[..., BakedProject]
 VARIANT = re.compile(rf"\[({'|'.join(VARIANTS)})\b")
-LONGEST = ["test_service.py", "test_variants.py"]  # to begin with, and to end with what is short
+LONGEST = ["test_service.py", "test_variants.py"]  # run first, so that short tests fill the end
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,13 +26,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--only",
         default="",
         metavar="CONDITIONS",
-        help="prove those variants in full that fit: 'cache_backend=file,none task_queue=redis'",
+        help="test only matching variants, in full: 'cache_backend=file,none task_queue=redis'",
     )
-    parser.addoption("--all", action="store_true", help="let more variants run their own tests")
+    parser.addoption(
+        "--all", action="store_true", help="run the own tests of each triple, not only each pair"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test that is marked `variants("pairs")` the variants of that set."""
+    """Parametrize tests marked `variants("pairs")` with the variants of that set."""
     only = metafunc.config.getoption("--only")
     for mark in metafunc.definition.iter_markers("variants"):
         (wanted,) = mark.args
@@ -46,9 +48,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 class ByVariant(LoadScopeScheduling):  # type: ignore[misc] # it has no types
-    """Run what concerns a variant, and else what is in a file, in one worker: they share a render.
+    """Run all tests of a variant, and other tests of a file, in one worker, which renders once.
 
-    xdist's own marks for this need an attribute of tests that pytest 9.2 no longer has.
+    xdist's marks for this need an attribute of tests that pytest 9.2 removed.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -57,7 +59,7 @@ class ByVariant(LoadScopeScheduling):  # type: ignore[misc] # it has no types
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
-    config.option.loadscopereorder = False  # else what has most tests comes first
+    config.option.loadscopereorder = False  # xdist would run the files with most tests first
     return ByVariant(config, log)
 
 
@@ -66,13 +68,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are processors: much of the time a service's tests wait for servers."""
+    """Use one worker more than processors, because tests often wait for servers."""
     return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the template as a clone has it: what git knows or would add, no caches."""
+    """Return a copy of the template with the files that git tracks or would add, without caches."""
     copy = tmp_path_factory.mktemp("clone") / "fastapi-ignite"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -96,7 +98,7 @@ def own_template(template: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def render(cookies_session: Cookies, template: Path) -> Bake:
-    """Return a function that scaffolds a project, to be read only: the same answers share one."""
+    """Return a function that returns a project to read; equal answers share one project."""
 
     @functools.cache
     def render(**answers: object) -> BakedProject:
@@ -109,7 +111,7 @@ def render(cookies_session: Cookies, template: Path) -> Bake:
 
 @pytest.fixture(scope="session")
 def bake(render: Bake, tmp_path_factory: pytest.TempPathFactory) -> Bake:
-    """Return a function that scaffolds a project for the caller to do with as it likes."""
+    """Return a function that returns a project that the test may change."""
 
     def bake(**answers: object) -> BakedProject:
         project = render(**answers)

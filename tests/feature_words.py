@@ -1,4 +1,4 @@
-"""What answers bring, by words that nothing else has a use for."""
+"""Words that occur only in a project that has the feature."""
 
 import re
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ WORDS = {
     "github": re.compile("github|dependabot", re.IGNORECASE),
     "gitlab": re.compile("gitlab|renovate", re.IGNORECASE),
 }
-# Where a word means something else.
+# Uses of these words with another meaning.
 OTHERWISE = re.compile(
     r"lru_cache|cache_logger_on_first_use|functools\.cache|import cache\b|@cache\b|cached_property|cache_(clear|info)"  # Python's, structlog's
-    r"|https://github\.com/\S+"  # where pre-commit finds its hooks
+    r"|https://github\.com/\S+"  # repositories of pre-commit hooks
     r"|__pycache__|PYTHONPYCACHEPREFIX|\.\*_cache|\.cache|\.(mypy|ruff|pytest|hypothesis|import_linter)_cache|cache_dir"  # tools'
     r"|cache-dependency-path|PIP_CACHE_DIR|(\s|^)cache: pip|^  cache:$|type=cache|the cache mount"  # pipelines'
     r"|cache hit|caches in \$HOME"  # Docker's
@@ -37,10 +37,9 @@ OTHERWISE = re.compile(
 )
 
 
-def not_chosen(answers: Answers) -> Iterator[str]:
-    """Yield the features that a project with the answers must not name."""
+def unselected(answers: Answers) -> Iterator[str]:
     cache, queue = answers["cache_backend"], answers["task_queue"]
-    kept = {
+    selected = {
         "redis": cache in {"redis", "all"} or queue == "redis",
         "file": cache in {"file", "all"},
         "cache": cache != "none",
@@ -51,11 +50,11 @@ def not_chosen(answers: Answers) -> Iterator[str]:
         "github": answers["ci_provider"] == "github",
         "gitlab": answers["ci_provider"] == "gitlab",
     }
-    return (feature for feature, is_kept in kept.items() if not is_kept)
+    return (feature for feature, is_selected in selected.items() if not is_selected)
 
 
 def unwanted(answers: Answers, text: str) -> list[str]:
-    """Return the lines that name what was not chosen."""
-    words = [WORDS[feature] for feature in not_chosen(answers)]
+    """Return the lines that name an unselected feature."""
+    words = [WORDS[feature] for feature in unselected(answers)]
     lines = (line for line in text.splitlines() if any(word.search(line) for word in words))
     return [line for line in lines if any(word.search(OTHERWISE.sub("", line)) for word in words)]

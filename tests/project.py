@@ -1,4 +1,4 @@
-"""What the tests hold in their hands: a scaffolded project, and the command that makes one."""
+"""Helpers of tests: a generated project, and a terminal with the commands that generate one."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ SERVICE = "{{cookiecutter.project_slug}}"
 
 
 def files_under(folder: Path) -> Iterator[Path]:
-    """Yield every file in a folder, by its path within, but for git's own."""
+    """Yield the relative path of every file in a folder, except git's own files."""
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if path.is_file() and inside.parts[0] != ".git":
@@ -24,7 +24,6 @@ def files_under(folder: Path) -> Iterator[Path]:
 
 
 def texts_under(folder: Path) -> dict[Path, str]:
-    """Return the text files of a folder."""
     found = {}
     for file in files_under(folder):
         content = (folder / file).read_bytes()
@@ -35,7 +34,7 @@ def texts_under(folder: Path) -> dict[Path, str]:
 
 @dataclass(frozen=True)
 class BakedProject:
-    """A scaffolded project, and the answers that it was made with."""
+    """A generated project and its answers."""
 
     path: Path
     answers: dict[str, Any]
@@ -61,7 +60,7 @@ class BakedProject:
 
     def is_valid_yaml(self, name: str | Path) -> bool:
         try:
-            list(yaml.compose_all(self.read_file(name), yaml.SafeLoader))  # any tag will do
+            list(yaml.compose_all(self.read_file(name), yaml.SafeLoader))  # accepts any tag
         except yaml.YAMLError:
             return False
         return True
@@ -69,7 +68,7 @@ class BakedProject:
 
 @dataclass(frozen=True)
 class Terminal:
-    """A user's terminal: a home, a temporary folder and a working folder, all empty at first."""
+    """A user's terminal, with a home, a temporary folder and a working folder, all empty."""
 
     root: Path
 
@@ -80,7 +79,7 @@ class Terminal:
     def run(
         self, *command: str | bytes | Path, typed: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the working folder and wait for it.  ``typed`` is its standard input."""
+        """Run a command in the working folder and wait for it; `typed` is its standard input."""
         environment = {
             **os.environ,
             "HOME": str(self.root / "home"),
@@ -106,14 +105,14 @@ class Terminal:
     def cookiecutter(
         self, template: Path, *options: str, **answers: object
     ) -> subprocess.CompletedProcess[str]:
-        """Scaffold with the real command; answers left out take their defaults."""
+        """Generate a project with the real command; other answers have their defaults."""
         given = [os.fsencode(f"{question}={answer}") for question, answer in answers.items()]
         return self.run(
             sys.executable, "-m", "cookiecutter", template, "--no-input", *options, *given
         )
 
     def cookiecutter_typed(self, template: Path, *answers: str) -> subprocess.CompletedProcess[str]:
-        """Scaffold as a person does, who types the first answers and accepts the other defaults."""
+        """Generate a project with typed answers to the first questions, then Enter."""
         typed = "".join(answer + "\n" for answer in answers) + "\n" * 20
         return self.run(sys.executable, "-m", "cookiecutter", template, typed=typed)
 
@@ -129,11 +128,11 @@ class Terminal:
         return done.stdout
 
     def commit(self, folder: Path, message: str) -> None:
-        """Commit all that is in the folder, which becomes a repository if it is none."""
+        """Commit all files of the folder; create a repository if there is none."""
         self.git(folder, "init", "--quiet", "--initial-branch=main")
         self.git(folder, "add", "--all", "--force")
         self.git(folder, "commit", "--quiet", f"--message={message}")
 
     def leftovers(self) -> list[Path]:
-        """Return what lies in the working and the temporary folder."""
+        """Return the files in the working and the temporary folder."""
         return [path for name in ("work", "tmp") for path in (self.root / name).iterdir()]

@@ -1,4 +1,4 @@
-"""A rendered service that runs as its users see it: `python cli.py dev`, with a database."""
+"""Run a generated service with `python cli.py dev`, as its users do."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ import httpx
 
 from scripts.demo import environment
 
-START_LIMIT = 60  # seconds for anything to come about
+START_LIMIT = 60  # seconds
 STOP_LIMIT = 30
 
 
@@ -32,10 +32,10 @@ def is_ready(address: str) -> bool:
         return False
 
 
-def until(seen: Callable[[], bool], log: Path) -> None:
-    """Wait until it is seen; a failure shows the log."""
+def until(condition: Callable[[], bool], log: Path) -> None:
+    """Wait until the condition is true; a failure shows the log."""
     deadline = time.monotonic() + START_LIMIT
-    while not seen():
+    while not condition():
         assert time.monotonic() < deadline, log.read_text("utf-8")
         time.sleep(0.1)
 
@@ -49,7 +49,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def running(project: Path, **variables: str) -> Iterator[str]:
-    """Run the service's `dev` until the block ends; yield its address, when it is ready."""
+    """Run the service until the block ends; yield its address when it is ready."""
     port = free_port()
     log = project.parent / "service.log"
     with log.open("wb") as output:
@@ -68,5 +68,5 @@ def running(project: Path, **variables: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(STOP_LIMIT)
-        # As root the data may lie elsewhere, behind a link, where nobody would clear them away.
+        # As root, this is a link to a folder elsewhere, which pytest would not delete.
         shutil.rmtree((project / ".data" / "postgres").resolve())

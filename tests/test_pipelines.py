@@ -1,4 +1,4 @@
-"""Pipelines and bots for dependencies, the template's own and the service's, as linters read them."""
+"""Lint the pipelines and the configuration of update bots, of the template and of the service."""
 
 import json
 import os
@@ -14,10 +14,10 @@ from tests.project import REPOSITORY, SERVICE, BakedProject
 from tests.subprocesses import BINARIES, attempt, run
 
 TEMPLATE = REPOSITORY / ".github"
-SOURCE = REPOSITORY / SERVICE / ".github"  # is copied, not rendered
+SOURCE = REPOSITORY / SERVICE / ".github"  # copied, not rendered
 WORKFLOWS = [*sorted(TEMPLATE.glob("workflows/*.yml")), *sorted(SOURCE.glob("workflows/*.yml"))]
 SCHEMA = ["check-jsonschema", "--builtin-schema"]
-SCHEMAS = {  # by the provider, its files and the schemas that it, or the bot, publishes
+SCHEMAS = {  # for each provider: its files and their published schemas
     "github": {
         ".github/workflows/ci.yml": "vendor.github-workflows",
         ".github/workflows/lock.yml": "vendor.github-workflows",
@@ -26,9 +26,9 @@ SCHEMAS = {  # by the provider, its files and the schemas that it, or the bot, p
     "gitlab": {".gitlab-ci.yml": "vendor.gitlab-ci", "renovate.json": "vendor.renovate"},
     "none": {},
 }
-# GitHub's own actions go by major version, which it moves; others would need a commit.
+# GitHub's own actions may be pinned by major version; others need a commit.
 ZIZMOR = {"rules": {"unpinned-uses": {"config": {"policies": {"actions/*": "ref-pin"}}}}}
-# What a job may write, by the workflow and the job.
+# Write permissions of jobs.
 MAY_WRITE = {
     ("lock.yml", "propose"): {"contents", "pull-requests"},
     ("newest.yml", "propose"): {"contents", "pull-requests"},
@@ -42,7 +42,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def lint(*command: str | Path) -> str:
-    """Return what a linter finds, or nothing; actionlint gives scripts to the ShellCheck beside it."""
+    """Return a linter's output if it fails, else nothing; actionlint needs ShellCheck on the PATH."""
     path = f"{BINARIES}:{os.environ['PATH']}"
     done = attempt(*command, cwd=REPOSITORY, env={"PATH": path})
     return str(done.stdout) if done.returncode else ""
@@ -50,7 +50,7 @@ def lint(*command: str | Path) -> str:
 
 @pytest.mark.parametrize("provider", SCHEMAS)
 def test_a_project_has_the_files_of_its_provider(render: Bake, provider: str) -> None:
-    """Each fits its schema, also with the one other answer that changes it; no other is there."""
+    """Each matches its schema, also with RabbitMQ, which changes it; no other file exists."""
     project = render(ci_provider=provider, task_queue="rabbitmq")
     every = {file for files in SCHEMAS.values() for file in files}
     assert {file for file in every if project.has_file(file)} == set(SCHEMAS[provider])
@@ -73,7 +73,7 @@ def test_linters_find_nothing(command: list[str | Path]) -> None:
 
 
 def test_zizmor_finds_nothing(tmp_path: Path) -> None:
-    """No right, token or text of strangers where none is needed."""
+    """No unneeded permission or token, and no template injection."""
     config = tmp_path / "zizmor.yml"
     config.write_text(json.dumps(ZIZMOR), "utf-8")
     assert not lint("zizmor", "--offline", "--config", config, TEMPLATE, SOURCE)
@@ -89,8 +89,8 @@ def test_zizmor_finds_nothing(tmp_path: Path) -> None:
     ],
     ids=["key", "expression", "script", "injection"],
 )
-def test_linters_find_a_fault(tmp_path: Path, linter: list[str], old: str, new: str) -> None:
-    """Each the kind that it is here for."""
+def test_linters_find_errors(tmp_path: Path, linter: list[str], old: str, new: str) -> None:
+    """Each linter finds the kind of error that it is used for."""
     source = (SOURCE / "workflows/lock.yml").read_text("utf-8")
     assert old in source
     wrong = tmp_path / "wrong.yml"
@@ -99,8 +99,7 @@ def test_linters_find_a_fault(tmp_path: Path, linter: list[str], old: str, new: 
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=str)
-def test_jobs_end_and_write_only_what_they_must(workflow: Path) -> None:
-    """A job that hangs costs hours; a right that nobody uses helps only a thief."""
+def test_jobs_have_a_timeout_and_minimal_permissions(workflow: Path) -> None:
     document = read(workflow)
     assert set(document["permissions"].values()) <= {"read"}
     for name, job in document["jobs"].items():
@@ -115,8 +114,8 @@ def test_all_green_waits_for_every_job() -> None:
     assert set(jobs["all-green"]["needs"]) == set(jobs) - {"all-green"}
 
 
-def test_pipelines_name_targets_that_exist(render: Bake) -> None:
-    """`make` knows each one, and GitHub's matrix has those of GitLab's jobs."""
+def test_pipelines_use_existing_make_targets(render: Bake) -> None:
+    """GitHub's matrix has the same targets as GitLab's jobs."""
     for path in WORKFLOWS:
         makefile = path.parents[2] / "Makefile"
         known = set(re.findall(r"^([\w./]+):", makefile.read_text("utf-8"), re.MULTILINE))
@@ -129,8 +128,8 @@ def test_pipelines_name_targets_that_exist(render: Bake) -> None:
     assert extended == github
 
 
-def test_bots_can_read_how_the_pins_are_made(bake: Bake) -> None:
-    """The first lines of the files are the commands of `make lock`, each value behind a `=`."""
+def test_update_bots_can_read_the_lock_commands(bake: Bake) -> None:
+    """The first lines of the pins are the commands of `make lock`, with `=` before each value."""
     project = with_environment(bake())
     planned = run("make", "--dry-run", "lock", "BIN=", cwd=project.path)
     commands = re.findall(r"^/(uv pip compile .*)$", planned, re.MULTILINE)
@@ -141,8 +140,8 @@ def test_bots_can_read_how_the_pins_are_made(bake: Bake) -> None:
         assert header == command.replace(" --quiet --upgrade", "")
 
 
-def test_migrations_that_lag_behind_are_found(bake: Bake, tmp_path: Path) -> None:
-    """A model with one column more fails the target that pipelines run, by the column's name."""
+def test_missing_migration_is_found(bake: Bake, tmp_path: Path) -> None:
+    """`make migrations`, which pipelines run, fails and names the new column."""
     project = with_environment(bake())
     model = project.path / "src/db/models/item.py"
     first = re.compile(r"^(    \w+: Mapped)", re.MULTILINE)
@@ -154,7 +153,7 @@ def test_migrations_that_lag_behind_are_found(bake: Bake, tmp_path: Path) -> Non
 
 
 def with_environment(project: BakedProject) -> BakedProject:
-    """Let the project believe that it is set up: it runs the tools of our environment."""
+    """Mark the project as set up: it uses the tools of this environment."""
     (project.path / ".venv").mkdir()
     (project.path / ".venv/.installed").touch()
     return project

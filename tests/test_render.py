@@ -1,4 +1,4 @@
-"""Guards of the template's one idea: un-rendered, it is the service with every feature on."""
+"""Rules of the template: un-rendered, it is the service with every feature."""
 
 import ast
 import re
@@ -14,14 +14,14 @@ from tests.variants import EVERYTHING
 
 TAG = re.compile(r"^[ \t]*# % *(\w+).*\n", re.MULTILINE)
 VARIABLE = re.compile(r"\{\{ cookiecutter\.(\w+) \}\}")
-COPIED = Path(".github/workflows")  # named by _copy_without_render
-INCLUDES = Path("LICENSE")  # its text comes from templates/licenses
-# Conditions in all files together; beyond them, make a folder of a feature.
+COPIED = Path(".github/workflows")  # listed in _copy_without_render
+INCLUDES = Path("LICENSE")  # includes a text from templates/licenses
+# Conditions in all files together. If you need more, move a feature to separate files.
 CONDITION_BUDGET = 195
 
 
-def patterns_of_unchosen(answers: dict[str, Any]) -> list[str]:
-    """Return the patterns below those conditions in the hook's table that the answers deny."""
+def patterns_of_unselected(answers: dict[str, Any]) -> list[str]:
+    """Return the patterns in the hook's table whose condition is false for the answers."""
     source = (REPOSITORY / "hooks/post_gen_project.py").read_text("utf-8")
     rendered = Environment(autoescape=False).from_string(source).render(cookiecutter=answers)
     (table,) = [
@@ -38,15 +38,15 @@ def service(template: Path) -> Path:
     return template / SERVICE
 
 
-def test_the_full_project_is_the_source_less_its_tags(bake: Bake, service: Path) -> None:
-    """Every line is the same but for tag lines, which are gone, and plain variables, filled in."""
+def test_the_full_project_is_the_source_without_tags(bake: Bake, service: Path) -> None:
+    """Only tag lines and variables differ."""
     project = bake(**EVERYTHING)
-    unchosen = patterns_of_unchosen(project.answers)
-    dropped = [path for pattern in unchosen for path in service.glob(pattern)]
+    unselected = patterns_of_unselected(project.answers)
+    deleted = [path for pattern in unselected for path in service.glob(pattern)]
     assert project.files() == [
         file
         for file in files_under(service)
-        if not any((service / file).is_relative_to(path) for path in dropped)
+        if not any((service / file).is_relative_to(path) for path in deleted)
     ]
     for file, source in texts_under(service).items():
         if file == INCLUDES or not project.has_file(str(file)):
@@ -60,8 +60,8 @@ def filled(source: str, project: BakedProject) -> str:
     return VARIABLE.sub(lambda match: str(project.answers[match[1]]), TAG.sub("", source))
 
 
-def test_the_hook_names_only_what_the_template_has(service: Path) -> None:
-    """Each pattern of its table matches something, but for the caches of tools."""
+def test_every_pattern_of_the_hook_matches_a_file(service: Path) -> None:
+    """Except the patterns of tools' caches."""
     source = (REPOSITORY / "hooks/post_gen_project.py").read_text("utf-8")
     for paths in re.findall(r'}}", "+(.*?)"+\)', source, re.DOTALL):
         for pattern in paths.split():
@@ -69,7 +69,7 @@ def test_the_hook_names_only_what_the_template_has(service: Path) -> None:
 
 
 def test_every_python_file_of_the_template_is_valid_python(service: Path) -> None:
-    """As it is, so that linters and tests run in place; a brace pair would be Jinja's."""
+    """Linters and tests run on the un-rendered source, so it has no Jinja braces."""
     for file, text in texts_under(service).items():
         if file.suffix == ".py":
             ast.parse(text)
@@ -77,7 +77,7 @@ def test_every_python_file_of_the_template_is_valid_python(service: Path) -> Non
 
 
 def test_tags_are_few_and_simple(service: Path) -> None:
-    """Only ``if`` and ``endif``, one level deep, and within a budget."""
+    """Only `if` and `endif`, one level deep, and within a budget."""
     conditions = 0
     for file, text in texts_under(service).items():
         words = [match[1] for match in TAG.finditer(text)]

@@ -1,7 +1,7 @@
-"""Pins are complete and minimal: what the declared dependencies lead to, and nothing else.
+"""Pins are complete and minimal: the declared dependencies and their dependencies, no others.
 
-Who needs whom is asked of the distributions installed here, which are those that are pinned. Pins are
-universal, so the answer is worked out for several systems and interpreters, not for this one alone.
+The dependency graph comes from the metadata of the installed distributions, which are the pinned
+ones. Pins are universal, so it is resolved for several systems and interpreters.
 """
 
 import functools
@@ -21,7 +21,7 @@ from tests.conftest import Bake
 from tests.project import REPOSITORY, BakedProject
 from tests.variants import EVERYTHING, VARIANTS
 
-# By name, each requirement's pins; more than one where systems need different versions.
+# The pins of each requirement; more than one if systems need different versions.
 Pins = Mapping[str, list[Requirement]]
 FILES = ["requirements.txt", "requirements-dev.txt"]
 SYSTEMS = [("linux", "Linux", "posix"), ("darwin", "Darwin", "posix"), ("win32", "Windows", "nt")]
@@ -32,7 +32,7 @@ INTERPRETERS = [
 
 
 def environments() -> list[Environment]:
-    """Return this environment, and one of each system with each interpreter."""
+    """Return this environment, and one for each system and interpreter."""
     here = default_environment()
     return [here] + [
         here
@@ -67,7 +67,7 @@ def pins_of(text: str) -> Pins:
 
 @functools.cache
 def requirements_of(distribution: str) -> list[Requirement]:
-    """Return what it needs and may need; nothing if no system like this one has it."""
+    """Return its dependencies with all extras; none if it is not installed on this system."""
     try:
         return [Requirement(line) for line in metadata.requires(distribution) or []]
     except metadata.PackageNotFoundError:
@@ -81,13 +81,13 @@ def holds(requirement: Requirement, environment: Environment, extra: str = "") -
 
 @functools.cache
 def needs_of(distribution: str, extra: str, environment: int) -> list[Requirement]:
-    """Return what it needs there, with an extra or (``""``) by itself."""
+    """Return its dependencies in that environment, for an extra or (`""`) without extras."""
     where = ENVIRONMENTS[environment]
     return [need for need in requirements_of(distribution) if holds(need, where, extra)]
 
 
 def closure(roots: Iterable[Requirement], environment: int) -> dict[str, SpecifierSet]:
-    """Return all that the roots lead to, with what is said about the versions."""
+    """Return all direct and indirect dependencies, with their version constraints."""
     found: dict[str, SpecifierSet] = {}
     seen: set[tuple[str, str]] = set()
     waiting = [root for root in roots if holds(root, ENVIRONMENTS[environment])]
@@ -103,7 +103,7 @@ def closure(roots: Iterable[Requirement], environment: int) -> dict[str, Specifi
 
 
 def faults(pins: Pins, roots: list[Requirement]) -> set[str]:
-    """Return what is pinned for nobody, what is not pinned, and pins that someone rules out."""
+    """Return unneeded pins, missing pins, and pins that violate a constraint."""
     found = set()
     for environment, where in enumerate(ENVIRONMENTS):
         needed = closure(roots, environment)
@@ -113,7 +113,7 @@ def faults(pins: Pins, roots: list[Requirement]) -> set[str]:
             for pin in candidates
             if holds(pin, where)
         }
-        found |= {f"{name} is needed by nobody" for name in active.keys() - needed.keys()}
+        found |= {f"{name} is not needed" for name in active.keys() - needed.keys()}
         found |= {f"{name} is not pinned" for name in needed.keys() - active.keys()}
         for name in active.keys() & needed.keys():
             if not needed[name].contains(version_of(active[name]), prereleases=True):
@@ -137,13 +137,13 @@ def roots_of(project: BakedProject, file: str) -> list[Requirement]:
 
 @pytest.fixture(scope="module")
 def whole(bake: Bake) -> BakedProject:
-    """Return the project with everything, whose pins are the ones that are resolved."""
+    """Return the project with every feature, whose pins are resolved by uv."""
     return bake(**EVERYTHING)
 
 
 @pytest.mark.variants("pairs")
 def test_a_variant_pins_what_it_needs(render: Bake, whole: BakedProject, variant: str) -> None:
-    """In both files: no pin more and none less, at the version that the whole has."""
+    """No pin is missing or unneeded, and versions equal those of the project with every feature."""
     project = render(**VARIANTS[variant])
     pinned = {}
     for file in FILES:
@@ -159,15 +159,14 @@ def lines_of(project: BakedProject, file: str) -> set[str]:
 
 
 def test_the_template_pins_what_it_needs() -> None:
-    """Its tools as well: requirements.txt is what requirements.in leads to."""
-    wanted, pinned = (
+    declared, pinned = (
         (REPOSITORY / f"requirements.{suffix}").read_text("utf-8") for suffix in ("in", "txt")
     )
-    assert faults(pins_of(pinned), parsed(wanted)) == set()
+    assert faults(pins_of(pinned), parsed(declared)) == set()
 
 
-def test_what_is_installed_is_what_is_pinned(whole: BakedProject) -> None:
-    """Else the tests above would ask the wrong distributions, or find none where there is one."""
+def test_installed_versions_are_the_pinned_ones(whole: BakedProject) -> None:
+    """The tests above read the metadata of installed distributions."""
     texts = [
         (REPOSITORY / "requirements.txt").read_text("utf-8"),
         whole.read_file("requirements-dev.txt"),
@@ -180,15 +179,15 @@ def test_what_is_installed_is_what_is_pinned(whole: BakedProject) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "found"),
     [
-        ("", "\ndramatiq==2.2.1\n", "dramatiq is needed by nobody"),
-        ("", "\ntomli==2.5.0 ; sys_platform == 'win32'\n", "tomli is needed by nobody"),
+        ("", "\ndramatiq==2.2.1\n", "dramatiq is not needed"),
+        ("", "\ntomli==2.5.0 ; sys_platform == 'win32'\n", "tomli is not needed"),
         (r"^pydantic-core==.*\n", "", "pydantic-core is not pinned"),
         (r"^colorama==.*\n", "", "colorama is not pinned"),
         (r"^starlette==.*\n", "starlette==0.1\n", "starlette==0.1 is not "),
     ],
 )
 def test_a_wrong_pin_is_found(bake: Bake, old: str, new: str, found: str) -> None:
-    """One too many or too few, here or on another system, and a version that someone rules out."""
+    """An unneeded or missing pin, here or on another system, and a version outside a constraint."""
     project = bake(cache_backend="none", task_queue="none", scheduler="no")
     text = project.read_file("requirements.txt")
     wrong = re.sub(old, new, text, count=1, flags=re.MULTILINE) if old else text + new

@@ -1,4 +1,4 @@
-"""The template's own code is clean; so is the service, un-rendered, and its slow tests pass."""
+"""Checks of the template's code and of the un-rendered service, and the service's slow tests."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ UNRENDERED = REPOSITORY / SERVICE
 
 
 def test_slow_tests_pass(tmp_path: Path) -> None:
-    """Kills, races and rights of servers: once, since no answer changes what they are about."""
+    """They run once, un-rendered, because no answer changes them."""
     options = ["--override-ini", f"cache_dir={tmp_path / 'cache'}", "-m", "slow"]
-    # More than there are processors: these tests mostly wait.
+    # More workers than processors: these tests mostly wait.
     run(
         "pytest",
         "--quiet",
@@ -28,13 +28,12 @@ def test_slow_tests_pass(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["ruff check", "ruff format --check", "mypy"])
 def test_template_is_clean(command: str) -> None:
-    """The template's own code passes what it asks of the service."""
     run(*command.split(), cwd=REPOSITORY)
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_service_is_clean_as_it_is(check: str) -> None:
-    """With its conditions in it, and nothing left in its folder."""
+def test_unrendered_service_is_clean(check: str) -> None:
+    """The checks leave no file in its folder."""
     caches = REPOSITORY / ".mypy_cache" / "service", REPOSITORY / ".ruff_cache" / "service"
     env = dict(zip(("MYPY_CACHE_DIR", "RUFF_CACHE_DIR"), map(str, caches), strict=True))
     run(*CHECKS[check], cwd=UNRENDERED, env=env | UNTOUCHED)

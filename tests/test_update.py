@@ -1,4 +1,4 @@
-"""A project's life with its template: the same again, over an old one, and updates."""
+"""Replay, generation into an existing folder, and updates with cruft."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def test_a_replay_gives_the_same_project(template: Path, terminal: Terminal) -> None:
-    """From the answers that cookiecutter kept, without a question."""
+    """`--replay` uses the stored answers and asks nothing."""
     project = terminal.work / "desk"
     terminal.cookiecutter(
         template, project_slug="desk", project_name='"Desk" & Söhne', license="GPL-3.0-or-later"
@@ -27,10 +27,8 @@ def test_a_replay_gives_the_same_project(template: Path, terminal: Terminal) -> 
     assert contents(project) == first
 
 
-def test_a_second_run_over_an_existing_folder_is_refused(
-    template: Path, terminal: Terminal
-) -> None:
-    """In a sentence, and the folder stays as it was."""
+def test_an_existing_folder_is_not_overwritten(template: Path, terminal: Terminal) -> None:
+    """cookiecutter prints an error, and the folder is unchanged."""
     terminal.cookiecutter(template)
     edited = terminal.work / "my-service" / "LICENSE"
     edited.write_text("mine", "utf-8")
@@ -41,8 +39,10 @@ def test_a_second_run_over_an_existing_folder_is_refused(
     assert edited.read_text("utf-8") == "mine"
 
 
-def test_a_second_run_may_overwrite_when_asked_to(template: Path, terminal: Terminal) -> None:
-    """The template's files are restored, files of the user's own stay."""
+def test_overwrite_if_exists_restores_the_template_s_files(
+    template: Path, terminal: Terminal
+) -> None:
+    """The user's own files are unchanged."""
     terminal.cookiecutter(template)
     project = terminal.work / "my-service"
     fresh = contents(project)
@@ -55,7 +55,7 @@ def test_a_second_run_may_overwrite_when_asked_to(template: Path, terminal: Term
 
 @pytest.fixture
 def project(own_template: Path, terminal: Terminal) -> Path:
-    """Return a project that cruft made, under version control, of a template that may change."""
+    """Return a project in git that cruft created from a template that the test may change."""
     terminal.commit(own_template, "template")
     answers = json.dumps(
         {"project_slug": "desk", "project_name": '"Desk" & Söhne', "ci_provider": "gitlab"}
@@ -67,15 +67,15 @@ def project(own_template: Path, terminal: Terminal) -> Path:
 
 
 def test_a_fresh_project_is_up_to_date(project: Path, terminal: Terminal) -> None:
-    """So says ``cruft check``, and an update has nothing to do."""
+    """`cruft check` succeeds, and `cruft update` changes nothing."""
     assert terminal.cruft("check", "--project-dir", project).returncode == 0
     assert "up to date" in terminal.cruft("update", "--project-dir", project).stdout
 
 
-def test_an_update_brings_the_template_s_changes_and_keeps_the_user_s(
+def test_an_update_merges_changes_of_the_template_and_the_user(
     own_template: Path, project: Path, terminal: Terminal
 ) -> None:
-    """Both edit the same file; nothing that was not chosen comes back."""
+    """Both edit the same file. Unselected files do not return."""
     with (own_template / SERVICE / ".gitignore").open("a", encoding="utf-8") as file:
         file.write("/from-the-template/\n")
     (own_template / SERVICE / "news.md").write_text(
@@ -91,7 +91,7 @@ def test_an_update_brings_the_template_s_changes_and_keeps_the_user_s(
     done = terminal.cruft("update", "--skip-apply-ask", "--project-dir", project)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "What now" not in done.stdout
+    assert "Next steps" not in done.stdout
     lines = ignored.read_text("utf-8").splitlines()
     assert (lines[0], lines[-1]) == ("/from-the-user/", "/from-the-template/")
     assert (project / "news.md").read_text("utf-8") == 'For "Desk" & Söhne\n'
@@ -105,7 +105,7 @@ def version_of(cookiecutter_json: str) -> str:
 
 @pytest.fixture
 def released(terminal: Terminal) -> Path:
-    """Return a repository of the template as it was at the release before this state."""
+    """Return a clone of the template at the previous release."""
     repository = terminal.root / "fastapi-ignite"
     terminal.git(terminal.root, "clone", "--quiet", REPOSITORY, repository)
     now = version_of((REPOSITORY / "cookiecutter.json").read_text("utf-8"))
@@ -115,7 +115,7 @@ def released(terminal: Terminal) -> Path:
         if version not in {"", now} and "dev" not in version:
             terminal.git(repository, "checkout", "--quiet", "-B", "main", commit)
             return repository
-    pytest.skip("the history is too short to hold a release; fetch all of it")
+    pytest.skip("the git history has no release: fetch all of it")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def released(terminal: Terminal) -> Path:
 def test_an_update_from_the_previous_release_keeps_local_edits(
     bake: Bake, template: Path, released: Path, terminal: Terminal, answers: dict[str, str]
 ) -> None:
-    """All else is then as if the project had been made today, its version too."""
+    """Everything else equals a new project, including the template's version."""
     given = json.dumps({"project_slug": "desk"} | answers)
     terminal.cruft("create", released, "--no-input", "--extra-context", given)
     project = terminal.work / "desk"
@@ -134,7 +134,7 @@ def test_an_update_from_the_previous_release_keeps_local_edits(
     readme.write_text(readme.read_text("utf-8") + "\nOurs.\n", "utf-8")
     own.write_text("CURRENCY = 'EUR'\n", "utf-8")
     terminal.commit(project, "edit")
-    put_in_place(template, released)
+    replace_files(template, released)
     terminal.commit(released, "today")
 
     done = terminal.cruft("update", "--skip-apply-ask", "--project-dir", project)
@@ -148,8 +148,8 @@ def test_an_update_from_the_previous_release_keeps_local_edits(
     assert updated == fresh
 
 
-def put_in_place(template: Path, repository: Path) -> None:
-    """Replace all that the repository holds."""
+def replace_files(template: Path, repository: Path) -> None:
+    """Replace all files of the repository."""
     for path in repository.iterdir():
         if path.name != ".git":
             shutil.rmtree(path) if path.is_dir() else path.unlink()

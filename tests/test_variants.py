@@ -1,6 +1,6 @@
-"""Variants: all are clean, the triples are typed and boot, the pairs pass their own tests.
+"""Variants: all are clean, the triples pass type checks and start, the pairs pass their own tests.
 
-All that a variant shows runs in one worker of pytest-xdist, which renders it once.
+All tests of a variant run in one worker of pytest-xdist, which renders it once.
 """
 
 import itertools
@@ -24,16 +24,16 @@ from tests.servers import serving
 from tests.subprocesses import run
 from tests.variants import OTHERS, SETS, STRUCTURAL, VARIANTS, tuples
 
-COPIED = Path(".github/workflows")  # not rendered: the braces in them are GitHub's
-LICENSE = Path("LICENSE")  # as its authors published it
+COPIED = Path(".github/workflows")  # not rendered: their braces are GitHub's
+LICENSE = Path("LICENSE")  # unchanged from its authors' text
 LINTERS = {"ruff": ["ruff", "check"], "format": ["ruff", "format", "--check"]}
 CHECKS = LINTERS | {
     "layers": ["lint-imports"],
     "dependencies": ["deptry", "."],
     "mypy": ["mypy"],
 }
-WITHOUT_FUZZER = {"PYTEST_ADDOPTS": "-p no:schemathesis"}  # the template's, takes seconds to load
-# These are tested as `make test` of a project does it: the default, and the barest.
+WITHOUT_FUZZER = {"PYTEST_ADDOPTS": "-p no:schemathesis"}  # the plugin takes seconds to load
+# The default and the smallest variant run their tests as their `make test` does, with coverage.
 MEASURED = SETS["pairs"][:2]
 
 
@@ -49,7 +49,7 @@ def texts(render: Bake, variant: str) -> dict[Path, str]:
 
 @dataclass(frozen=True)
 class Shared:
-    """What the variants of a worker share: a folder, and a function from a server's name to its URL."""
+    """A folder and servers that all variants of a worker use; `url_of` starts a server by name."""
 
     folder: Path
     url_of: Callable[[str], str]
@@ -57,7 +57,7 @@ class Shared:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    with ExitStack() as servers:  # each starts when it is first asked for
+    with ExitStack() as servers:  # each starts at its first use
         url_of = cache(lambda name: servers.enter_context(serving(name)))
         yield Shared(tmp_path_factory.mktemp("shared"), url_of)
 
@@ -73,7 +73,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     ids=["all", "triples", "pairs", "others"],
 )
 def test_answers_occur_together(variants: str, questions: dict[str, list[str]], size: int) -> None:
-    """All structural answers, each three and each two; of all the answers each two."""
+    """Structural answers: all combinations, triples and pairs. All answers: pairs."""
     seen = set().union(*(tuples(VARIANTS[variant], size) for variant in SETS[variants]))
     for some in itertools.combinations(sorted(questions), size):
         for words in itertools.product(*map(questions.__getitem__, some)):
@@ -82,7 +82,7 @@ def test_answers_occur_together(variants: str, questions: dict[str, list[str]], 
 
 @pytest.mark.variants("all")
 def test_no_trace_of_the_template(texts: dict[Path, str]) -> None:
-    """No tag, no brace of Jinja's and not the name of the tool in any file or file name."""
+    """No tag, Jinja brace or tool name in any file or file name."""
     for file, text in texts.items():
         assert "cookiecutter" not in text.lower() + file.as_posix(), file
         assert not re.search(r"^[ \t]*# %", text, re.MULTILINE), file
@@ -91,8 +91,8 @@ def test_no_trace_of_the_template(texts: dict[Path, str]) -> None:
 
 
 @pytest.mark.variants("all")
-def test_no_word_of_what_was_not_chosen(texts: dict[Path, str], variant: str) -> None:
-    """In no line of any file, documentation and comments included, and in no file's name."""
+def test_no_word_of_an_unselected_feature(texts: dict[Path, str], variant: str) -> None:
+    """In any file, including documentation and comments, and in any file name."""
     found = [
         f"{file}: {line.strip()}"
         for file, text in texts.items()
@@ -103,8 +103,8 @@ def test_no_word_of_what_was_not_chosen(texts: dict[Path, str], variant: str) ->
 
 
 @pytest.mark.variants("all")
-def test_reads_as_if_written_by_hand(texts: dict[Path, str]) -> None:
-    """No gap or missing gap where a condition was."""
+def test_tags_leave_no_gaps(texts: dict[Path, str]) -> None:
+    """No extra or missing blank lines where a tag was."""
     for file, text in texts.items():
         if file != LICENSE:
             assert text == text.strip("\n") + "\n" * bool(text), file
@@ -113,7 +113,7 @@ def test_reads_as_if_written_by_hand(texts: dict[Path, str]) -> None:
 
 
 def gaps_of(page: str) -> list[str]:
-    """Return the headings and fences of a Markdown page that do not stand apart from the rest."""
+    """Return the headings and fences of a Markdown page without a blank line before them."""
     faults, fenced, before = [], False, ""
     for line in page.splitlines():
         opens = line.startswith("```") and not fenced
@@ -127,8 +127,7 @@ def gaps_of(page: str) -> list[str]:
 
 
 @pytest.mark.variants("all")
-def test_data_files_are_valid(render: Bake, variant: str) -> None:
-    """TOML, YAML and JSON can be read."""
+def test_toml_yaml_and_json_are_valid(render: Bake, variant: str) -> None:
     project = render(**VARIANTS[variant])
     for file in project.files():
         if file.suffix == ".toml":
@@ -147,23 +146,23 @@ def test_linters_find_nothing(render: Bake, variant: str, linter: str) -> None:
 
 @pytest.mark.variants("triples")
 def test_passes_its_own_checks(project: BakedProject, shared: Shared) -> None:
-    """Linters, types, layers and dependencies, as they are set in the project."""
+    """Linters, types, layers and dependencies, with the project's own configuration."""
     caches = {"MYPY_CACHE_DIR": str(shared.folder / "mypy" / mypy_options(project))}
     for check in CHECKS.values():
         run(*check, cwd=project.path, env=caches)
 
 
 def mypy_options(project: BakedProject) -> str:
-    """Name what differs of mypy's options: what it knows of one variant serves those of the same."""
+    """Name the mypy options that differ between variants, which cannot share a cache."""
     options = project.read_toml("pyproject.toml")["tool"]["mypy"]
     return "-".join(options["untyped_calls_exclude"])
 
 
 @pytest.mark.variants("triples")
-def test_boots_from_its_own_requirements(
+def test_starts_with_its_own_requirements(
     project: BakedProject, variant: str, shared: Shared, tmp_path: Path
 ) -> None:
-    """In production's settings: it migrates, serves, works and stops, with nothing else installed."""
+    """With production settings: it migrates, responds, runs tasks and stops."""
     answers, log = VARIANTS[variant], tmp_path / "service.log"
     env = boot.production(answers, shared.url_of, f"boot_{uuid4().hex}", free_port())
     env["PYTHONPYCACHEPREFIX"] = str(shared.folder / "bytecode")
@@ -176,11 +175,11 @@ def test_boots_from_its_own_requirements(
 
 @pytest.mark.variants("pairs")
 def test_passes_its_own_tests(project: BakedProject, variant: str, shared: Shared) -> None:
-    """On PostgreSQL, Valkey and RabbitMQ; two of the variants with coverage, as `make test` does."""
+    """On PostgreSQL, Valkey and RabbitMQ; two variants with coverage, as their `make test` does."""
     env = WITHOUT_FUZZER | {"DATABASE_URL": shared.url_of("postgres")}
-    how: list[str] = []
+    options: list[str] = []
     if variant in MEASURED:
-        how = ["--numprocesses", "2", "--cov"]
-    elif VARIANTS[variant]["task_queue"] == "rabbitmq":  # two processes would share queues there
+        options = ["--numprocesses", "2", "--cov"]
+    elif VARIANTS[variant]["task_queue"] == "rabbitmq":  # two processes would share its queues
         env["TEST_RABBITMQ_URL"] = shared.url_of("rabbitmq")
-    run("pytest", "--quiet", *how, cwd=project.path, env=env)
+    run("pytest", "--quiet", *options, cwd=project.path, env=env)

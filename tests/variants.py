@@ -1,7 +1,7 @@
-"""The variants: every combination of the structural answers, and how far each is proven.
+"""The variants: every combination of the structural answers, and how each is tested.
 
-All are rendered and linted. Those in which each three answers occur are typed and booted, those in
-which each two occur run their own tests.
+All are rendered and linted. A set that covers all triples of answers is type-checked and started. A
+set that covers all pairs runs its own tests.
 """
 
 import itertools
@@ -12,19 +12,19 @@ from scripts.tables import choices_of, names
 Answers = dict[str, str]
 Tuples = frozenset[tuple[tuple[str, str], ...]]
 
-# The questions that decide on code. A new one gets a name here and words in feature_words.py.
+# The questions that change code. A new one needs an entry here, and words in feature_words.py.
 STRUCTURAL = {
     question: choices_of(question)
     for question in ("cache_backend", "task_queue", "scheduler", "example")
 }
-# Those with a choice that decide on text or on a file: each pair of any two answers occurs.
+# Choices that change text or single files. All pairs of any two answers are covered.
 OTHERS = {
     question: choices_of(question)
     for question in names()
     if question not in STRUCTURAL and choices_of(question)
 }
 
-# Both brokers, which no answer gives: the service as it is un-rendered.
+# The un-rendered service: both brokers, which no answer selects.
 EVERYTHING = {"cache_backend": "all", "__queue_redis": "yes", "__queue_rabbitmq": "yes"}
 
 
@@ -39,9 +39,9 @@ def tuples(answers: Answers, size: int) -> Tuples:
 
 
 def cover(rows: list[Answers], size: int, begin: list[Answers]) -> list[Answers]:
-    """Add rows until each `size` answers that are together in any row are so in a chosen one.
+    """Select rows until every combination of `size` answers in any row is in a selected one.
 
-    The next is always the one that brings the most; of several the first.
+    Greedy: the next row is the first of those with the most new combinations.
     """
     chosen = list(begin)
     seen = frozenset(chain.from_iterable(tuples(row, size) for row in chosen))
@@ -59,12 +59,12 @@ def name_of(structure: Answers) -> str:
 
 
 ALL = combinations(STRUCTURAL)
-TESTED = cover(ALL, 2, begin=[ALL[0], ALL[-1]])  # with their own tests; the default and the barest
-BOOTED = cover(ALL, 3, begin=TESTED)  # and checked for types and layers
+TESTED = cover(ALL, 2, begin=[ALL[0], ALL[-1]])  # starts with the default and the smallest
+BOOTED = cover(ALL, 3, begin=TESTED)
 
 
 def _variants() -> dict[str, Answers]:
-    """Give each combination those other answers that bring the most pairs that are new."""
+    """Add to each combination the other answers with the most new pairs."""
     variants: dict[str, Answers] = {}
     seen: Tuples = frozenset()
     others = combinations(OTHERS)
@@ -85,9 +85,9 @@ SETS = {
 
 
 def chosen(conditions: str) -> list[str]:
-    """Return the variants that fit, such as ``cache_backend=file,none scheduler=no``.
+    """Return the variants that match, for example, `cache_backend=file,none scheduler=no`.
 
-    Raises ValueError when a condition is none, or names what is not asked.
+    Raises ValueError for an invalid condition.
     """
     wanted = dict(map(_condition, conditions.split()))
     return [
@@ -100,9 +100,9 @@ def chosen(conditions: str) -> list[str]:
 def _condition(text: str) -> tuple[str, list[str]]:
     question, _, listed = text.partition("=")
     if question not in STRUCTURAL:
-        raise ValueError(f"{text!r} is none of {', '.join(f'{name}=…' for name in STRUCTURAL)}")
+        raise ValueError(f"{text!r} must be one of {', '.join(f'{name}=…' for name in STRUCTURAL)}")
     words = listed.split(",")
     if unknown := set(words) - set(STRUCTURAL[question]):
         allowed = ", ".join(STRUCTURAL[question])
-        raise ValueError(f"{question} has no answer {', '.join(unknown)!r}; it has {allowed}")
+        raise ValueError(f"{question} has no answer {', '.join(unknown)!r}; use {allowed}")
     return question, words
