@@ -48,7 +48,7 @@ async def enqueue_messages(
 ) -> list[str]:
     """Enqueue any number of messages with at most two statements. Return the message ids."""
     if isinstance(db, ReadOnlyAsyncSession):
-        raise ReadOnlySessionError("This session only reads; take `DbSession` to enqueue.")
+        raise ReadOnlySessionError("This session is read-only. Use `DbSession` to enqueue.")
     tracked = [message.actor_name for message in messages if is_tracked(message.actor_name)]
     task_ids = iter(await TaskRepository(db).add_all(tracked) if tracked else ())
     messages = [

@@ -1,4 +1,4 @@
-"""The example: requests that import items from a file."""
+"""Requests that import items from a CSV file."""
 
 from uuid import UUID, uuid4
 
@@ -41,7 +41,7 @@ async def test_an_import_is_accepted(client: AsyncClient, database: Database) ->
         (b"name\n\xff\n", "import-file"),
     ],
 )
-async def test_an_unfit_file_enqueues_no_task(
+async def test_an_invalid_file_enqueues_no_task(
     client: AsyncClient, database: Database, content: bytes, code: str | None
 ) -> None:
     response = await client.post(IMPORTS, content=content, headers=CSV)

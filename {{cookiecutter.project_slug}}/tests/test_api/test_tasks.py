@@ -32,7 +32,7 @@ PROBLEM = {"type": "urn:problem-type:no-lamps", "title": "No lamps", "detail": "
 
 @pytest.fixture
 def actor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Actor[[str], None]]:
-    """A tracked actor on a broker that no request connects to."""
+    """A tracked actor on a broker that is never connected."""
 
     def act(name: str) -> None: ...
 
@@ -134,7 +134,7 @@ async def test_a_repeated_idempotency_key_enqueues_one_task(
     assert len(await outbox(database)) == 1
 
 
-async def test_location_includes_the_path_of_a_proxy_and_the_message_the_request_id_and_trace(
+async def test_location_has_the_root_path_and_the_message_has_request_id_and_trace(
     acting_app: FastAPI, database: Database
 ) -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -149,7 +149,7 @@ async def test_location_includes_the_path_of_a_proxy_and_the_message_the_request
     }
 
 
-async def test_accepting_is_one_transaction_and_polling_one_statement(
+async def test_accepting_needs_one_transaction_and_polling_one_statement(
     acting_app: FastAPI, committing_database: Database
 ) -> None:
     client = connect(acting_app, committing_database)

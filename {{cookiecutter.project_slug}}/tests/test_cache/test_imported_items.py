@@ -1,4 +1,4 @@
-"""Lists that were read before an import do not hide what it has brought."""
+"""An import invalidates the cached lists of items."""
 
 from fastapi import FastAPI
 
@@ -11,7 +11,7 @@ ITEMS = "/api/v1/items/"
 
 
 async def test_an_import_invalidates_lists(app: FastAPI, committing_database: Database) -> None:
-    """With each batch, once it is committed."""
+    """Each batch invalidates them when it commits."""
     cache = Cache(MemoryBackend(), ttl=60)
     client = connect(app, committing_database, own_cache=cache)
 

@@ -19,7 +19,7 @@ from src.domain.item_import import (
         b'\xef\xbb\xbf"name",description\n"Lamp",Brass\n',
     ],
 )
-def test_spellings_of_one_file(content: bytes) -> None:
+def test_format_variants_are_accepted(content: bytes) -> None:
     assert list(read_rows(content)) == [Row(2, {"name": "Lamp", "description": "Brass"})]
 
 
@@ -32,7 +32,7 @@ def test_spellings_of_one_file(content: bytes) -> None:
         (b"La\0mp", "La\0mp"),
     ],
 )
-def test_cells(cell: bytes, expected: str) -> None:
+def test_quotes_newlines_and_special_characters(cell: bytes, expected: str) -> None:
     rows = list(read_rows(b"name\n" + cell + b"\nnext\n"))
 
     assert rows == [Row(2, {"name": expected}), Row(3, {"name": "next"})]
@@ -62,6 +62,6 @@ def test_empty_rows_are_skipped_but_numbered_and_extra_cells_are_kept() -> None:
         (b"name\n" + b"Lamp\n" * (MAX_ROWS + 1), str(MAX_ROWS)),
     ],
 )
-def test_invalid_files(content: bytes, message: str) -> None:
+def test_invalid_files_are_rejected(content: bytes, message: str) -> None:
     with pytest.raises(ImportFileError, match=message):
         count_rows(content)

@@ -22,7 +22,7 @@ async def start(database: Database, content: bytes) -> UUID:
 
 
 async def work(database: Database, import_id: UUID, *, limit: int) -> Progress:
-    """Import to the end, as a worker does: each batch in its own transaction."""
+    """Import all rows as a worker does, with each batch in its own transaction."""
     while True:
         async with database.transaction() as db:
             progress = await ItemImportService.import_batch(db, import_id, limit=limit)
@@ -47,7 +47,7 @@ def lamps(number: int) -> bytes:
 
 
 async def test_a_bad_row_does_not_stop_the_others(database: Database) -> None:
-    """All are counted, the first are listed."""
+    """All rejected rows are counted, and the first ones are listed."""
     rows = [
         "name,description",
         "Lamp,Brass",
@@ -97,7 +97,7 @@ async def test_a_killed_batch_is_imported_again(committing_database: Database) -
     assert await names(committing_database) == [f"Lamp {n}" for n in range(5)]
 
 
-async def test_workers_at_once_import_each_row_once(committing_database: Database) -> None:
+async def test_concurrent_workers_import_each_row_once(committing_database: Database) -> None:
     import_id = await start(committing_database, lamps(200))
 
     async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -109,7 +109,7 @@ async def test_workers_at_once_import_each_row_once(committing_database: Databas
     assert await names(committing_database) == [f"Lamp {n}" for n in range(200)]
 
 
-async def test_a_batch_is_three_statements(committing_database: Database) -> None:
+async def test_a_batch_needs_three_statements(committing_database: Database) -> None:
     import_id = await start(committing_database, lamps(600))
     with recorded(committing_database) as sent:
         async with committing_database.transaction() as db:
@@ -119,7 +119,7 @@ async def test_a_batch_is_three_statements(committing_database: Database) -> Non
 
 
 async def test_old_imports_are_deleted(database: Database, settings: Settings) -> None:
-    """As tasks are, after TASK_HISTORY_DAYS."""
+    """After TASK_HISTORY_DAYS, like tasks."""
     too_old = datetime.now(UTC) - timedelta(days=settings.TASK_HISTORY_DAYS, minutes=1)
     import_id = await start(database, lamps(1))
     async with database.transaction() as db:

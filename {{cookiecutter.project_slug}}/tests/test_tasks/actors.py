@@ -1,4 +1,4 @@
-"""Actors that write into a file what they do, for workers in this process and in others."""
+"""Actors that log their steps in a file, for workers in this process and in others."""
 
 import asyncio
 import math
@@ -16,7 +16,7 @@ from src.domain.errors import DomainError
 from src.tasks.context import message_id, report_progress, run, transaction
 from tests.fixtures.notes import Note
 
-STOPPING = "The worker stops as soon as its tasks have ended."  # a worker process writes it
+STOPPING = "The worker stops as soon as its tasks have ended."  # written by a worker process
 
 
 class RefusedError(DomainError):
@@ -78,21 +78,21 @@ async def refuse(path: str) -> None:
 
 
 async def fail(path: str, times: int) -> str:
-    """Fail as many times, then succeed."""
+    """Fail this many times, then succeed."""
     write(path, "tried")
     if len(words(Path(path))) <= times:
         raise ValueError("hunter2")
     return "result"
 
 
-async def return_unfit(path: str, what: str) -> Any:
-    """Return what JSON cannot hold."""
+async def return_non_json(path: str, what: str) -> Any:
+    """Return a value that is not valid JSON."""
     write(path, what)
     return {"set": {1}, "nan": math.nan, "surrogate": "\ud800"}[what]
 
 
 async def count(path: str, total: int) -> int:
-    """Report progress; in the middle, wait until the file is written."""
+    """Report progress. After half of it, wait until the file has content."""
     for number in range(1, total + 1):
         async with transaction() as db:
             await report_progress(db, done=number, total=total)
@@ -102,7 +102,7 @@ async def count(path: str, total: int) -> int:
 
 
 def add_note(path: str) -> None:
-    """An actor that is not async, and calls what is."""
+    """A sync actor that runs a coroutine."""
 
     async def add() -> None:
         async with transaction() as db:
@@ -113,13 +113,13 @@ def add_note(path: str) -> None:
 
 
 ACTORS: tuple[Callable[..., Any], ...] = (
-    note, nap, wait_for_file, nap_async, kill_worker, exit_process, refuse, fail, return_unfit,
+    note, nap, wait_for_file, nap_async, kill_worker, exit_process, refuse, fail, return_non_json,
     count, add_note,
 )  # fmt: skip
 
 
 def declare(broker: Broker, queue: str) -> None:
-    """Declare each actor on the queue, and once more as `tracked_…`."""
+    """Declare each actor on the queue, and a tracked copy named `tracked_…`."""
     for function in ACTORS:
         for prefix in ("", "tracked_"):
             decorate = dramatiq.actor(

@@ -1,4 +1,4 @@
-"""Fixtures on the brokers that the service can use; a test of tasks runs on each of them."""
+"""Fixtures that run each test on every broker that the service can use."""
 
 import importlib
 import logging
@@ -55,7 +55,7 @@ def queue() -> str:
 
 @pytest.fixture
 def variables(server: Server, queue: str, committing_url: URL) -> dict[str, str]:
-    """The environment of a process that works on the queue."""
+    """The environment variables of a worker of the queue."""
     return {
         **variables_for(committing_url),
         **server.variables(queue),
@@ -73,11 +73,11 @@ OpenBroker = Callable[..., TaskBroker]
 
 @pytest.fixture
 def open_broker(server: Server, queue: str, committing_url: URL) -> Iterator[OpenBroker]:
-    """Open brokers with the actors on the test's queue, and with no other queue."""
+    """Create brokers that have only the test's queue, with the actors."""
     opened: list[TaskBroker] = []
 
     def open_broker(*, url: URL = committing_url, port: int | None = None) -> TaskBroker:
-        """Of a worker with another URL of the database, or another port of the broker."""
+        """Optionally use another database URL, or another port of the broker's server."""
         variables = (server.via(port) if port else server).variables(queue)
         broker = create_broker(settings_for(url, variables))
         declare(broker, queue)
@@ -116,13 +116,13 @@ class _Collector(logging.Handler):
         self.logs: Logs = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if isinstance(record.msg, dict):  # else it is a library's
+        if isinstance(record.msg, dict):  # others come from libraries
             self.logs.append(record.msg)
 
 
 @pytest.fixture
 def logs(queue_settings: Settings) -> Iterator[Logs]:
-    """What the service logs; structlog's capture_logs misses loggers that were used before."""
+    """The log events. structlog's capture_logs misses loggers that were used before."""
     configure_logging(queue_settings)
     collector, root = _Collector(), logging.getLogger()
     level, root.handlers = root.level, [collector]
@@ -137,7 +137,7 @@ Start = Callable[..., Process]
 
 @pytest.fixture
 def start(variables: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    """Start worker processes with the actors; kill at the end those that still run."""
+    """Start worker processes with the actors. Kill the remaining ones at the end."""
     started: list[Process] = []
 
     def start(*, threads: int = 2, shutdown_seconds: float = 20.0) -> Process:
@@ -157,7 +157,7 @@ def start(variables: dict[str, str], tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def production(env: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Settings that are safe but for what the test adds."""
+    """Safe production settings, to which the test adds an unsafe one."""
     env.setenv("ENV", "production")
     env.setenv("API_KEYS", "a-key-of-sixteen-characters")
     env.setenv("POSTGRES_PASSWORD", "correct horse battery staple")

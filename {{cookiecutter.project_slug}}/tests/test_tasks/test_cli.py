@@ -1,4 +1,4 @@
-"""`python cli.py tasks dead`."""
+"""The commands `python cli.py tasks dead`."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,17 +15,17 @@ from src.tasks.engine.brokers.base import TaskBroker
 from tests.fixtures.commands import Outcome, Run
 from tests.test_tasks.conftest import OpenBroker
 from tests.test_tasks.workers import (
-    dead_letter,
-    ended,
     enqueue,
     eventually,
+    get_task,
     queue_of,
     send,
-    state_of,
+    wait_for_dead_letter,
+    wait_for_end,
     working,
 )
 
-pytestmark = pytest.mark.usefixtures("logs")  # else they are in the output too
+pytestmark = pytest.mark.usefixtures("logs")  # keeps log lines out of the output
 
 Dead = Callable[..., Outcome]
 
@@ -45,7 +45,7 @@ def dead(
 
 
 async def make_dead(broker: TaskBroker, path: Path, count: int) -> list[str]:
-    """Let as many tasks fail, one after another; return their ids."""
+    """Make this many tasks fail, one after another. Return the message ids."""
     ids: list[str] = []
     async with working(broker, threads=1):
         for number in range(count):
@@ -76,7 +76,7 @@ async def test_dead_letters_are_listed_newest_first_then_purged_and_requeued(
 
 
 @pytest.mark.usefixtures("relay")
-async def test_a_dead_letter_says_why_and_has_all_its_attempts_again_when_requeued(
+async def test_show_prints_the_error_and_requeue_resets_the_retries(
     broker: TaskBroker,
     open_broker: OpenBroker,
     committing_database: Database,
@@ -86,13 +86,13 @@ async def test_a_dead_letter_says_why_and_has_all_its_attempts_again_when_requeu
     path = str(tmp_path / "words")
     task_id = await send(committing_database, broker, "tracked_fail", path, 4)
     async with working(broker):
-        await dead_letter(broker)
+        await wait_for_dead_letter(broker)
     shown = await asyncio.to_thread(dead, "show", task_id)
-    failed = await state_of(committing_database, task_id)
+    failed = await get_task(committing_database, task_id)
     result = await asyncio.to_thread(dead, "requeue", task_id)
-    queued = await state_of(committing_database, task_id)
+    queued = await get_task(committing_database, task_id)
     async with working(open_broker()):
-        task = await ended(committing_database, task_id)
+        task = await wait_for_end(committing_database, task_id)
 
     assert shown.status == 0
     assert f"actor: tracked_fail\nqueue: {queue_of(broker)}\nfailed at: 20" in shown.out
@@ -105,10 +105,9 @@ async def test_a_dead_letter_says_why_and_has_all_its_attempts_again_when_requeu
 
 
 @pytest.mark.parametrize("command", ["requeue", "purge"])
-async def test_ids_or_all_are_required_and_an_unknown_one_is_an_error(
+async def test_ids_or_all_are_required_and_an_unknown_id_changes_nothing(
     broker: TaskBroker, dead: Dead, tmp_path: Path, command: str
 ) -> None:
-    """And nothing is done to the others."""
     known = await make_dead(broker, tmp_path, 1)
     unknown = await asyncio.to_thread(dead, command, *known, "unknown")
     neither, both = [
@@ -128,7 +127,7 @@ async def test_ids_or_all_are_required_and_an_unknown_one_is_an_error(
 @pytest.mark.parametrize(
     "arguments", [("list",), ("show", "x"), ("requeue", "--all"), ("purge", "--all")]
 )
-async def test_without_a_broker_it_is_an_error_in_a_sentence(
+async def test_an_unavailable_broker_is_reported_in_one_line(
     open_broker: OpenBroker,
     dead: Dead,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""What a task finds besides its arguments."""
+"""The context functions of tasks."""
 
 import asyncio
 import threading
@@ -24,8 +24,8 @@ from tests.test_tasks.workers import LIMIT, enqueue, eventually, working
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-async def test_a_task_finds_the_context_of_its_own_message(broker: TaskBroker, queue: str) -> None:
-    """However the task before it in the same thread has ended."""
+async def test_a_task_has_the_context_of_its_own_message(broker: TaskBroker, queue: str) -> None:
+    """Nothing is left over from the previous task in the same thread."""
     seen: list[object] = []
 
     def look(how: str) -> None:
@@ -47,7 +47,7 @@ async def test_a_task_finds_the_context_of_its_own_message(broker: TaskBroker, q
         broker.enqueue(message)
     await asyncio.sleep(0.01)
     async with working(broker, threads=1):
-        await eventually(lambda: len(seen) == 4, "all but one")
+        await eventually(lambda: len(seen) == 4, "all tasks except the old one")
 
     del messages[2]
     assert seen == [
@@ -81,7 +81,7 @@ async def test_tasks_share_the_database_of_their_worker(
     assert all(each.settings == queue_settings for each in seen)
 
 
-async def test_an_actor_that_is_not_async_can_call_what_is(
+async def test_a_sync_actor_can_run_a_coroutine(
     committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     path = tmp_path / "words"
@@ -101,7 +101,7 @@ async def test_run_needs_a_worker() -> None:
         context.run(work())
 
 
-async def test_a_test_can_call_an_actor_without_a_worker(
+async def test_context_functions_work_without_a_worker(
     committing_database: Database, settings: Settings
 ) -> None:
     with context.use_context(context.TaskContext(settings, committing_database)):

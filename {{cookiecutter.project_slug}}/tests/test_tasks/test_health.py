@@ -1,4 +1,4 @@
-"""The health port of a worker."""
+"""The health server of a worker."""
 
 import asyncio
 import os
@@ -22,12 +22,12 @@ from tests.fixtures.commands import Process
 from tests.test_tasks.conftest import OpenBroker
 from tests.test_tasks.workers import (
     LIMIT,
-    dead_letter,
     enqueue,
     eventually,
     queue_of,
     send,
     settings_for,
+    wait_for_dead_letter,
     working,
 )
 
@@ -50,7 +50,7 @@ def number(metrics: str, name: str) -> float:
     return float(found)
 
 
-async def test_ready_checks_and_metrics_leave_out_what_is_unavailable(
+async def test_readiness_fails_and_metrics_are_omitted_for_unavailable_servers(
     queue_settings: Settings, db_proxy: proxy.Proxy, broker: TaskBroker, open_broker: OpenBroker
 ) -> None:
     await db_proxy.stop()
@@ -74,13 +74,13 @@ async def test_ready_checks_and_metrics_leave_out_what_is_unavailable(
     assert "tasks_outbox" not in metrics.text
 
 
-async def test_metrics_count_what_waits(
+async def test_metrics_count_messages_in_broker_and_outbox(
     queue_settings: Settings, committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
     queue = queue_of(broker)
     async with working(broker):
         enqueue(broker, "refuse", str(tmp_path / "words"))
-        await dead_letter(broker)
+        await wait_for_dead_letter(broker)
     for _ in range(3):
         enqueue(broker, "note", "path", "a")
     for _ in range(2):
@@ -91,12 +91,12 @@ async def test_metrics_count_what_waits(
 
     for name, count in {"waiting": 3, "delayed": 2, "dead": 1}.items():
         assert number(metrics, f"tasks_{name}" + '{queue="' + queue + '"}') == count
-    assert 0.05 <= number(metrics, "tasks_outbox_oldest_seconds") < 2 * LIMIT  # and no milliseconds
+    assert 0.05 <= number(metrics, "tasks_outbox_oldest_seconds") < 2 * LIMIT  # in seconds
     outcome = {"queue": queue, "actor": "refuse", "outcome": "dead"}
     assert REGISTRY.get_sample_value("tasks_processed_total", outcome) == 1
 
 
-async def test_live_means_that_each_process_has_a_heartbeat(
+async def test_liveness_requires_a_recent_heartbeat_of_each_process(
     queue_settings: Settings,
     broker: TaskBroker,
     tmp_path: Path,
@@ -109,7 +109,7 @@ async def test_live_means_that_each_process_has_a_heartbeat(
         os.utime(beat, (0, 0))
         await eventually(health.is_alive, "another heartbeat")
         assert (await get(queue_settings, broker, "/health/live")).status_code == 200
-    assert not beat.exists()  # a process that has stopped is not missed
+    assert not beat.exists()  # a stopped process does not fail the check
 
     beat.touch()
     old = time.time() - health.MAX_HEARTBEAT_AGE - 1
@@ -120,7 +120,7 @@ async def test_live_means_that_each_process_has_a_heartbeat(
 
 
 @pytest.mark.slow
-async def test_a_worker_serves_for_all_its_processes(
+async def test_health_server_covers_all_worker_processes(
     variables: dict[str, str], broker: TaskBroker, committing_database: Database, tmp_path: Path
 ) -> None:
     command = ["cli.py", "worker", "--processes", "2", "--threads", "1", "--health-port", "0"]
@@ -131,7 +131,9 @@ async def test_a_worker_serves_for_all_its_processes(
         assert address
         async with httpx.AsyncClient(base_url=address[0], timeout=LIMIT) as client:
             live, ready = await client.get("/health/live"), await client.get("/health/ready")
-            await send(committing_database, broker, "note", "path", "a")  # their relays send it
+            await send(
+                committing_database, broker, "note", "path", "a"
+            )  # a relay of the worker sends it
 
             async def is_counted() -> bool:
                 metrics = (await client.get("/metrics")).text

@@ -1,4 +1,4 @@
-"""The example: an import of items, from the request to its end."""
+"""An import of items, from the request to the end of its task."""
 
 from httpx import AsyncClient
 from sqlalchemy import func, select
@@ -9,7 +9,7 @@ from src.db.session import Database
 from src.tasks import jobs
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.relay import open_relay
-from tests.test_tasks.workers import ended, working
+from tests.test_tasks.workers import wait_for_end, working
 
 IMPORTS = "/api/v1/item-imports/"
 CSV = {"Content-Type": "text/csv"}
@@ -26,7 +26,7 @@ async def test_an_import_succeeds(
     rows = "".join(f"Lamp {number}\n" for number in range(250))
     async with open_relay(queue_settings, broker), working(broker):
         accepted = await committing_client.post(IMPORTS, content=f'name\n{rows}""\n', headers=CSV)
-        await ended(committing_database, accepted.json()["task_id"])
+        await wait_for_end(committing_database, accepted.json()["task_id"])
     broker.flush("default")
     task = (await committing_client.get(accepted.headers["Location"])).json()
     imported = (await committing_client.get(f"{IMPORTS}{task['result']['import_id']}")).json()

@@ -1,4 +1,4 @@
-"""What is enqueued is sent if, and only if, the transaction commits."""
+"""Messages are sent if, and only if, the transaction that enqueues them commits."""
 
 import time
 from datetime import timedelta
@@ -17,7 +17,7 @@ from src.tasks.engine import relay as relays
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.relay import Relay, open_relay
 from src.tasks.outbox import MAX_BYTES, enqueue_messages
-from tests.test_tasks.workers import LIMIT, eventually, received, send, unsent
+from tests.test_tasks.workers import LIMIT, count_unsent, eventually, receive, send
 
 
 async def test_messages_are_sent_when_the_transaction_commits(
@@ -26,24 +26,24 @@ async def test_messages_are_sent_when_the_transaction_commits(
     queue_settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Long before the relay polls."""
+    """The relay does not wait for its next poll."""
     monkeypatch.setattr(relays, "POLL_SECONDS", 2 * LIMIT)
 
     async def is_sent() -> bool:
-        return not await unsent(committing_database)
+        return not await count_unsent(committing_database)
 
     async with open_relay(queue_settings, broker):
         for word in "abcd":
             await send(committing_database, broker, "note", "path", word)
             await eventually(is_sent, "an empty outbox")
 
-    assert [message.args[1] for message in await received(broker, 4)] == [*"abcd"]
+    assert [message.args[1] for message in await receive(broker, 4)] == [*"abcd"]
 
 
-async def test_what_is_rolled_back_is_never_sent(
+async def test_rolled_back_messages_are_never_sent(
     committing_database: Database, broker: TaskBroker, relay: Relay
 ) -> None:
-    """Be it a savepoint or all; and nothing is sent before the outer transaction commits."""
+    """This includes savepoints. Nothing is sent before the outer transaction commits."""
     note = broker.get_actor("note")
     async with committing_database.transaction() as db:
         await enqueue(db, broker.get_actor("tracked_note"), "path", "rolled back")
@@ -58,7 +58,7 @@ async def test_what_is_rolled_back_is_never_sent(
         assert await relay.send_batch() == 0
         assert (await db.scalars(select(Task))).all() == []
 
-    messages = await received(broker, 2)
+    messages = await receive(broker, 2)
     assert [message.args[1] for message in messages] == ["released", "last"]
 
 
@@ -66,7 +66,7 @@ async def test_what_is_rolled_back_is_never_sent(
 async def test_messages_of_a_transaction_keep_their_order(
     committing_database: Database, broker: TaskBroker
 ) -> None:
-    """However they were enqueued, and over several batches. Tracked ones have a task of the same id."""
+    """Over several batches. Tracked messages have the ids of their tasks."""
     note, tracked = broker.get_actor("note"), broker.get_actor("tracked_note")
     async with committing_database.transaction() as db:
         for number in range(20):
@@ -81,7 +81,7 @@ async def test_messages_of_a_transaction_keep_their_order(
         tasks = await db.scalars(select(Task.id).where(Task.actor == "tracked_note"))
         assert {str(key) for key in tasks} == {*ids[1::2]}
 
-    messages = await received(broker, 1200)
+    messages = await receive(broker, 1200)
     assert [message.args[1] for message in messages] == [str(number) for number in range(1200)]
     assert [message.message_id for message in messages][20:] == ids
 
@@ -99,12 +99,12 @@ async def test_delayed_messages_wait_in_the_database(
         await enqueue_message(db, note.message("path", "next year"), delay=timedelta(days=400))
         await enqueue(db, note, "path", "now")
 
-    messages = await received(broker, 2)
+    messages = await receive(broker, 2)
     due = {message.args[1]: message.message_timestamp for message in messages}
     assert [message.options.get("max_retries") for message in messages] == [None, 0]
     assert time.time() - started >= 0.3
-    assert due["soon"] >= (started + 0.3) * 1000 - 1  # its age counts from then on
-    assert await unsent(committing_database) == 1
+    assert due["soon"] >= (started + 0.3) * 1000 - 1  # its max_age counts from this time
+    assert await count_unsent(committing_database) == 1
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ async def test_delayed_messages_wait_in_the_database(
     ],
     ids=["large", "not JSON"],
 )
-async def test_unfit_arguments_are_refused(
+async def test_large_or_unserializable_arguments_are_rejected(
     committing_database: Database, broker: TaskBroker, argument: Any, error: type, words: str
 ) -> None:
     async with committing_database.transaction() as db:
@@ -125,11 +125,11 @@ async def test_unfit_arguments_are_refused(
         assert len((await db.scalars(select(OutboxMessage))).all()) == 1
 
 
-async def test_a_read_only_session_and_an_unknown_actor_are_refused(
+async def test_a_read_only_session_and_an_unknown_actor_are_rejected(
     committing_database: Database, broker: TaskBroker, queue: str
 ) -> None:
     async with committing_database.reads() as session:
-        with pytest.raises(ReadOnlySessionError, match="take `DbSession`"):
+        with pytest.raises(ReadOnlySessionError, match="Use `DbSession`"):
             await enqueue(session, broker.get_actor("note"), "path", "a")
     async with committing_database.transaction() as db:
         with pytest.raises(ActorNotFound):

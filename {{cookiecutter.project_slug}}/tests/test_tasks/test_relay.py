@@ -1,6 +1,6 @@
-"""The relay loses no message, whichever process dies, freezes or is unavailable.
+"""The relay loses no message if a process is killed or frozen, or a server is unavailable.
 
-Run as a program, with `before` or `after`, this module is a relay that is killed.
+If this module is run with the argument `before` or `after`, it is a relay that is killed.
 """
 
 import asyncio
@@ -27,17 +27,17 @@ from tests.test_tasks.conftest import OpenBroker
 from tests.test_tasks.workers import (
     LIMIT,
     Logs,
+    count_unsent,
     events,
     eventually,
-    received,
+    receive,
     send,
     settings_for,
-    unsent,
 )
 
 
 class KillingPublisher:
-    """Kills its process, before or after it has published."""
+    """Kills its process before or after it publishes."""
 
     def __init__(self, publisher: Publisher, when: str) -> None:
         self._publisher = publisher
@@ -50,7 +50,7 @@ class KillingPublisher:
 
 
 class FakePublisher:
-    """Stores the messages; fails while it has an error."""
+    """Stores the messages, or raises `error` if it is set."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
@@ -74,7 +74,7 @@ async def fill(database: Database, broker: TaskBroker, count: int) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("when", "sent_by_killed"), [("before", 0), ("after", 1)])
-async def test_another_relay_sends_what_a_killed_one_had_taken(
+async def test_another_relay_sends_the_messages_of_a_killed_one(
     committing_database: Database,
     broker: TaskBroker,
     variables: dict[str, str],
@@ -84,26 +84,26 @@ async def test_another_relay_sends_what_a_killed_one_had_taken(
     when: str,
     sent_by_killed: int,
 ) -> None:
-    """It sends again what was sent, as the transaction of the killed one has not committed."""
+    """A sent message is sent again, because the transaction of the killed relay did not commit."""
     task_id = await send(committing_database, broker, "tracked_note", "path", "a")
     killed = Process("-m", __name__, when, log=tmp_path / "log", **variables)
     assert await asyncio.to_thread(killed.wait, LIMIT) == -signal.SIGKILL
-    killed.kill()  # what it has left
+    killed.kill()  # the processes that it started
     async with open_relay(queue_settings, broker):
-        messages = await received(broker, sent_by_killed + 1)
+        messages = await receive(broker, sent_by_killed + 1)
 
     assert {message.message_id for message in messages} == {task_id}
-    assert await unsent(committing_database) == 0
+    assert await count_unsent(committing_database) == 0
 
 
 @pytest.mark.slow
-async def test_the_server_ends_the_transaction_of_a_frozen_relay(
+async def test_postgresql_ends_the_transaction_of_a_frozen_relay(
     committing_database: Database,
     broker: TaskBroker,
     queue_settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Until then, another one sends what comes after."""
+    """Until then, another relay sends the later messages."""
     monkeypatch.setattr(relays, "IDLE_TRANSACTION_SECONDS", 1.0)
     await send(committing_database, broker, "note", "path", "taken")
     has_taken, thawed = asyncio.Event(), asyncio.Event()
@@ -154,7 +154,7 @@ async def test_a_relay_that_fails_pauses_and_tries_again(
     logs: Logs,
     error: Exception,
 ) -> None:
-    """However many messages are committed in the meantime."""
+    """New messages do not shorten the pause."""
     monkeypatch.setattr(relays, "POLL_SECONDS", 0.2)
     publisher = FakePublisher()
     publisher.error = error
@@ -183,7 +183,7 @@ async def test_a_relay_recovers_from_an_outage_of_the_database(
     logs: Logs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whether the outage is there when the process starts, or begins later."""
+    """The outage may start before or after the relay."""
     monkeypatch.setattr(relays, "POLL_SECONDS", 0.05)
     await db_proxy.stop()
     await send(committing_database, broker, "note", "path", "a")
@@ -191,24 +191,24 @@ async def test_a_relay_recovers_from_an_outage_of_the_database(
         for word in ("a", "b"):
             await eventually(lambda: events(logs, "outbox_stalled"), "an outage")
             await db_proxy.start()
-            (message,) = await received(broker)
+            (message,) = await receive(broker)
             assert message.args[1] == word
             await db_proxy.stop()
             logs.clear()
             await send(committing_database, broker, "note", "path", "b")
 
 
-async def test_the_last_messages_are_sent_before_the_process_ends(
+async def test_a_relay_sends_the_remaining_messages_before_it_stops(
     committing_database: Database, broker: TaskBroker, queue_settings: Settings
 ) -> None:
     async with open_relay(queue_settings, broker):
         await send(committing_database, broker, "note", "path", "a")
 
-    assert await unsent(committing_database) == 0
-    await received(broker)
+    assert await count_unsent(committing_database) == 0
+    await receive(broker)
 
 
-async def test_a_process_ends_in_time_without_a_broker(
+async def test_a_relay_stops_in_time_if_the_broker_is_unavailable(
     committing_database: Database,
     broker: TaskBroker,
     open_broker: OpenBroker,
@@ -223,7 +223,7 @@ async def test_a_process_ends_in_time_without_a_broker(
     async with asyncio.timeout(LIMIT), open_relay(queue_settings, open_broker(port=1)):
         await eventually(lambda: events(logs, "outbox_stalled"), "an outage")
 
-    assert await unsent(committing_database) == 1
+    assert await count_unsent(committing_database) == 1
 
 
 async def send_batch_and_die(when: str) -> None:

@@ -1,4 +1,4 @@
-"""An attempt that fails, or kills its worker, is followed by another one, or a dead letter."""
+"""A failed attempt is followed by another attempt or by a dead letter."""
 
 import asyncio
 import time
@@ -21,13 +21,13 @@ from tests.test_tasks.conftest import OpenBroker, Start
 from tests.test_tasks.workers import (
     Delays,
     Logs,
-    dead_letter,
-    ended,
     enqueue,
     events,
     eventually,
     queue_of,
     send,
+    wait_for_dead_letter,
+    wait_for_end,
     working,
 )
 
@@ -40,21 +40,21 @@ from tests.test_tasks.workers import (
     ],
     ids=["exit", "age"],
 )
-async def test_a_dead_letter_says_why_and_the_next_task_runs(
+async def test_a_dead_letter_has_the_error_and_the_next_task_runs(
     broker: TaskBroker, tmp_path: Path, actor: str, options: dict[str, int], error: str
 ) -> None:
     enqueue(broker, actor, **options)
     await asyncio.sleep(0.05)
     async with working(broker):
-        letter = await dead_letter(broker)
+        letter = await wait_for_dead_letter(broker)
         enqueue(broker, "note", str(tmp_path / "words"), "next")
         await eventually(lambda: words(tmp_path / "words"), "the next task")
 
     assert letter.message.options["error"] == error
 
 
-async def test_pauses_grow(broker: TaskBroker, queue: str) -> None:
-    """From a second to ten minutes; metrics do not count them as delay."""
+async def test_backoff_grows(broker: TaskBroker, queue: str) -> None:
+    """From one second to ten minutes. Metrics do not count the backoff as delay."""
 
     def fail_always() -> None:
         raise ValueError
@@ -65,7 +65,7 @@ async def test_pauses_grow(broker: TaskBroker, queue: str) -> None:
     for retries in range(MAX_RETRIES):
         enqueue(broker, "fail_always", retries=retries)
     async with working(broker, threads=1):
-        await eventually(lambda: len(delays.messages) == MAX_RETRIES, "as many failures")
+        await eventually(lambda: len(delays.messages) == MAX_RETRIES, "all failures")
 
     for retries, (message, delay) in enumerate(delays.messages):
         assert min(2**retries, 300) <= delay / 1000 <= min(2 ** (retries + 1), 600)
@@ -74,13 +74,13 @@ async def test_pauses_grow(broker: TaskBroker, queue: str) -> None:
 
 
 @pytest.mark.slow
-async def test_a_task_that_takes_too_long_is_cancelled_and_retried(
+async def test_a_task_that_exceeds_its_time_limit_is_cancelled_and_retried(
     broker: TaskBroker, tmp_path: Path
 ) -> None:
     path, after = tmp_path / "words", tmp_path / "after"
     enqueue(broker, "nap_async", str(path), 60, time_limit=1500, max_retries=1)
     async with working(broker, threads=1):
-        letter = await dead_letter(broker)
+        letter = await wait_for_dead_letter(broker)
         enqueue(broker, "note", str(after), "a")
         await eventually(lambda: words(after), "the next task")
 
@@ -97,7 +97,7 @@ async def test_a_retry_waits_for_the_broker(
     tmp_path: Path,
     logs: Logs,
 ) -> None:
-    """Dramatiq alone would acknowledge the message, and so lose it."""
+    """Dramatiq alone would acknowledge the message and lose it."""
     path, awaited = tmp_path / "words", tmp_path / "awaited"
 
     def fail_later() -> None:
@@ -124,7 +124,7 @@ async def test_a_retry_waits_for_the_broker(
 async def test_a_hook_that_raises_loses_no_message(
     broker: TaskBroker, tmp_path: Path, logs: Logs
 ) -> None:
-    """Dramatiq alone would log an error in an actor's options, and acknowledge the message."""
+    """Dramatiq alone would log the error and acknowledge the message."""
 
     def choose(_retries: int, _error: BaseException) -> bool:
         raise ZeroDivisionError
@@ -132,44 +132,44 @@ async def test_a_hook_that_raises_loses_no_message(
     broker.get_actor("fail").options["retry_when"] = choose
     enqueue(broker, "fail", str(tmp_path / "words"), 99)
     async with working(broker):
-        letter = await dead_letter(broker)
+        letter = await wait_for_dead_letter(broker)
 
     assert letter.message.options["error"] == "ValueError: hunter2"
     assert len(events(logs, "task_retry_abandoned")) == 1
 
 
-async def test_arguments_that_a_task_has_spoiled_lose_no_message(
+async def test_a_task_that_changes_its_arguments_loses_no_message(
     broker: TaskBroker, queue: str
 ) -> None:
-    """The dead letter has them as they were sent."""
+    """The dead letter has the arguments as they were sent."""
 
-    def spoil(names: list[object]) -> None:
+    def change(names: list[object]) -> None:
         names.append(object())
         raise ValueError
 
-    dramatiq.actor(queue_name=queue, broker=broker)(spoil)
-    enqueue(broker, "spoil", ["Lamp"])
+    dramatiq.actor(queue_name=queue, broker=broker)(change)
+    enqueue(broker, "change", ["Lamp"])
     async with working(broker):
-        letter = await dead_letter(broker)
+        letter = await wait_for_dead_letter(broker)
 
     assert letter.message.args == (["Lamp"],)
     assert letter.died_at is not None
 
 
-# --- messages that kill their workers ---------------------------------------------------------
+# --- poison messages --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def _redelivered(monkeypatch: pytest.MonkeyPatch, broker: TaskBroker) -> None:
-    """Mark each message as one whose worker has died."""
+    """Mark each message as redelivered."""
     monkeypatch.setattr(broker, "is_redelivered", lambda _: True)
 
 
 @pytest.mark.slow
-async def test_a_message_that_kills_its_workers_dies_alone(
+async def test_only_the_poison_message_becomes_a_dead_letter(
     broker: TaskBroker, start: Start, tmp_path: Path
 ) -> None:
-    """The messages that its workers had taken too are processed."""
+    """The other messages that the dead workers had fetched are processed."""
     path, other = tmp_path / "words", tmp_path / "other"
     enqueue(broker, "kill_worker", str(path))
     for number in range(6):
@@ -185,7 +185,7 @@ async def test_a_message_that_kills_its_workers_dies_alone(
         await eventually(lambda: dead() or worker.poll() is not None, "a death")  # noqa: B023 - called at once
     await eventually(lambda: len(words(other)) >= 6, "the other messages")
 
-    letter = await dead_letter(broker)
+    letter = await wait_for_dead_letter(broker)
     assert letter.message.actor_name == "kill_worker"
     assert letter.message.options["error"] == "Poison message: its worker died at least 3 times."
     assert words(path) == ["died"] * 4
@@ -193,10 +193,10 @@ async def test_a_message_that_kills_its_workers_dies_alone(
 
 
 @pytest.mark.usefixtures("_redelivered", "relay")
-async def test_a_task_that_was_started_too_often_is_not_started_again(
+async def test_a_poison_message_is_not_started_again(
     committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
-    """One that ends, be it by a failure, is counted no longer."""
+    """The count of a message is deleted when its task succeeds or fails."""
     path, broken = tmp_path / "words", tmp_path / "broken"
     await send(committing_database, broker, "fail", str(broken), 99)
     ids = [
@@ -207,7 +207,7 @@ async def test_a_task_that_was_started_too_often_is_not_started_again(
             for _ in range(starts):
                 await RedeliveryRepository(db).count_start(task_id)
     async with working(broker):
-        tasks = [await ended(committing_database, each) for each in ids]
+        tasks = [await wait_for_end(committing_database, each) for each in ids]
         queue = queue_of(broker)
         await eventually(lambda: broker.queue_state(queue).dead == 2, "both dead letters")
 

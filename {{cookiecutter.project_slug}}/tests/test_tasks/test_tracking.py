@@ -1,4 +1,4 @@
-"""The states of tracked tasks; and a task that has ended is not started again."""
+"""The status of tracked tasks. A task that has ended is not started again."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -22,12 +22,12 @@ from tests.test_tasks.conftest import OpenBroker
 from tests.test_tasks.workers import (
     Delays,
     Logs,
-    dead_letter,
-    ended,
     events,
     eventually,
+    get_task,
     send,
-    state_of,
+    wait_for_dead_letter,
+    wait_for_end,
     working,
 )
 
@@ -39,16 +39,16 @@ async def test_a_task_is_queued_then_running_then_succeeded(
 ) -> None:
     path = tmp_path / "awaited"
     task_id = await send(committing_database, broker, "tracked_count", str(path), 4)
-    queued = await state_of(committing_database, task_id)
+    queued = await get_task(committing_database, task_id)
 
     async def half_done() -> Task | None:
-        task = await state_of(committing_database, task_id)
+        task = await get_task(committing_database, task_id)
         return task if task.done == 2 else None
 
     async with working(broker):
         running: Task = await eventually(half_done, "half of it")
         write(str(path), "continue")
-        task = await ended(committing_database, task_id)
+        task = await wait_for_end(committing_database, task_id)
 
     assert (queued.status, queued.attempts, queued.started_at) == (TaskStatus.QUEUED, 0, None)
     assert (running.status, running.attempts, running.total) == (TaskStatus.RUNNING, 1, 4)
@@ -62,13 +62,13 @@ async def test_a_task_is_queued_then_running_then_succeeded(
 async def test_only_tracked_actors_have_a_row(
     committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:
-    """From its first start on, if it was sent without the outbox."""
+    """A task that is sent without the outbox gets its row at its first start."""
     path = tmp_path / "words"
     await send(committing_database, broker, "note", str(path), "a")
     message = await asyncio.to_thread(broker.get_actor("tracked_note").send, str(path), "a")
     async with working(broker, threads=1):
         await eventually(lambda: len(words(path)) == 2, "both of them")
-        task = await ended(committing_database, message.message_id)
+        task = await wait_for_end(committing_database, message.message_id)
 
     assert (task.actor, task.status, task.attempts) == ("tracked_note", TaskStatus.SUCCEEDED, 1)
     async with committing_database.reads() as session:
@@ -96,7 +96,7 @@ async def test_only_a_domain_error_is_shown_and_is_not_retried(
     path = tmp_path / "words"
     task_id = await send(committing_database, broker, actor, str(path), *arguments)
     async with working(broker):
-        task = await ended(committing_database, task_id)
+        task = await wait_for_end(committing_database, task_id)
 
     code, title, detail = problem
     assert (task.status, task.attempts, task.result) == (TaskStatus.FAILED, attempts, None)
@@ -115,16 +115,16 @@ async def test_a_task_is_queued_between_two_attempts(
     task_id = await send(committing_database, broker, "tracked_fail", str(tmp_path / "words"), 1)
 
     async def is_queued_again() -> bool:
-        task = await state_of(committing_database, task_id)
+        task = await get_task(committing_database, task_id)
         return task.attempts == 1 and task.status is TaskStatus.QUEUED
 
     async with working(broker):
         await eventually(is_queued_again, "the end of the first attempt")
 
-    assert (await state_of(committing_database, task_id)).finished_at is None
+    assert (await get_task(committing_database, task_id)).finished_at is None
 
 
-async def test_the_end_of_an_attempt_does_not_queue_a_task_whose_next_one_runs(
+async def test_the_end_of_an_attempt_does_not_change_a_task_whose_next_attempt_runs(
     committing_database: Database,
 ) -> None:
     async with committing_database.transaction() as db:
@@ -133,17 +133,17 @@ async def test_the_end_of_an_attempt_does_not_queue_a_task_whose_next_one_runs(
         assert [await tasks.start(task_id, "act") for _ in range(2)] == [1, 2]
         await tasks.mark_queued(task_id, 1)
 
-    task = await state_of(committing_database, str(task_id))
+    task = await get_task(committing_database, str(task_id))
     assert task.status is TaskStatus.RUNNING
 
 
-async def test_a_message_that_comes_twice_runs_once(
+async def test_a_message_that_is_delivered_twice_runs_once(
     committing_database: Database, broker: TaskBroker, queue: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "words"
     task_id = await send(committing_database, broker, "tracked_note", str(path), "first")
     async with working(broker, threads=1):
-        await ended(committing_database, task_id)
+        await wait_for_end(committing_database, task_id)
         actor = broker.get_actor("tracked_note")
         broker.enqueue(actor.message(str(path), "second").copy(message_id=task_id))
         await send(committing_database, broker, "note", str(path), "third")
@@ -157,12 +157,12 @@ async def test_a_message_that_comes_twice_runs_once(
 async def test_a_result_that_is_not_json_is_a_dead_letter(
     committing_database: Database, broker: TaskBroker, tmp_path: Path, what: str
 ) -> None:
-    """The task is not retried: its result would be no better."""
+    """The task is not retried, because its result would be the same."""
     path = tmp_path / "words"
-    task_id = await send(committing_database, broker, "tracked_return_unfit", str(path), what)
+    task_id = await send(committing_database, broker, "tracked_return_non_json", str(path), what)
     async with working(broker):
-        task = await ended(committing_database, task_id)
-        letter = await dead_letter(broker)
+        task = await wait_for_end(committing_database, task_id)
+        letter = await wait_for_dead_letter(broker)
 
     assert task.status is TaskStatus.FAILED
     assert letter.message.options["error"].startswith("The result is not JSON: ")
@@ -170,7 +170,7 @@ async def test_a_result_that_is_not_json_is_a_dead_letter(
     assert words(path) == [what]
 
 
-async def test_a_message_is_acknowledged_once_its_end_is_recorded(
+async def test_a_message_is_acknowledged_after_its_outcome_is_recorded(
     committing_database: Database,
     open_broker: OpenBroker,
     db_proxy: proxy.Proxy,
@@ -179,7 +179,7 @@ async def test_a_message_is_acknowledged_once_its_end_is_recorded(
     monkeypatch: pytest.MonkeyPatch,
     logs: Logs,
 ) -> None:
-    """Recording waits for PostgreSQL."""
+    """The worker waits until PostgreSQL is available."""
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.1)
     broker = open_broker(url=db_proxy.url)
     path = tmp_path / "words"
@@ -188,10 +188,10 @@ async def test_a_message_is_acknowledged_once_its_end_is_recorded(
         await eventually(lambda: words(path), "its start")
         await db_proxy.stop()
         await eventually(lambda: events(logs, "task_outcome_not_recorded"), "a warning")
-        running = await state_of(committing_database, task_id)
+        running = await get_task(committing_database, task_id)
         unfinished = worker.work_queue.unfinished_tasks
         await db_proxy.start()
-        task = await ended(committing_database, task_id)
+        task = await wait_for_end(committing_database, task_id)
 
     assert words(path) == ["started", "ended"]
     assert (running.status, unfinished) == (TaskStatus.RUNNING, 1)
@@ -199,7 +199,7 @@ async def test_a_message_is_acknowledged_once_its_end_is_recorded(
 
 
 @pytest.mark.parametrize("actor", ["tracked_note", "note"], ids=["tracked", "redelivered"])
-async def test_a_task_does_not_start_while_that_cannot_be_recorded(
+async def test_a_task_does_not_start_while_its_start_cannot_be_recorded(
     committing_database: Database,
     open_broker: OpenBroker,
     db_proxy: proxy.Proxy,
@@ -208,7 +208,7 @@ async def test_a_task_does_not_start_while_that_cannot_be_recorded(
     monkeypatch: pytest.MonkeyPatch,
     actor: str,
 ) -> None:
-    """Nor has it failed, however often it is tried."""
+    """These attempts do not count as failures."""
     broker = open_broker(url=db_proxy.url)
     monkeypatch.setattr(broker, "is_redelivered", lambda _: actor == "note")
     monkeypatch.setattr(retries, "POSTPONE_MILLISECONDS", 100)
@@ -218,19 +218,19 @@ async def test_a_task_does_not_start_while_that_cannot_be_recorded(
     await db_proxy.stop()
     await send(committing_database, broker, actor, str(path), "a")
     async with working(broker):
-        await eventually(lambda: len(delays.messages) > 4, "more attempts than it has")
+        await eventually(lambda: len(delays.messages) > 4, "more attempts than max_retries")
         assert not words(path)
         await db_proxy.start()
         await eventually(lambda: words(path), "its start")
 
 
-async def test_workers_delete_what_ended_task_history_days_ago(
+async def test_workers_delete_tasks_that_ended_task_history_days_ago(
     committing_database: Database,
     broker: TaskBroker,
     queue_settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A task that has not ended stays, however old it is."""
+    """Tasks that have not ended are not deleted."""
     monkeypatch.setattr(maintenance, "PRUNE_SECONDS", 0.05)
     limit = datetime.now(UTC) - timedelta(days=queue_settings.TASK_HISTORY_DAYS)
     async with committing_database.transaction() as db:
@@ -248,4 +248,4 @@ async def test_workers_delete_what_ended_task_history_days_ago(
         return tasks == {"recent", "queued"} and messages == 1
 
     async with working(broker):
-        await eventually(is_pruned, "the end of what is old")
+        await eventually(is_pruned, "the deletion of old rows")

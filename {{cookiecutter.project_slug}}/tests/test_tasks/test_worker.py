@@ -1,4 +1,4 @@
-"""Workers as processes: they lose no task, however they end."""
+"""Worker processes lose no task, however they end."""
 
 import asyncio
 import signal
@@ -12,16 +12,24 @@ from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.dramatiq_patches import DEBOUNCE_SECONDS
 from tests.test_tasks.actors import STOPPING, words
 from tests.test_tasks.conftest import Start
-from tests.test_tasks.workers import LIMIT, ended, enqueue, eventually, send, state_of, working
+from tests.test_tasks.workers import (
+    LIMIT,
+    enqueue,
+    eventually,
+    get_task,
+    send,
+    wait_for_end,
+    working,
+)
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.usefixtures("relay")
-async def test_another_worker_does_what_a_killed_one_had_taken(
+async def test_another_worker_runs_the_tasks_of_a_killed_one(
     broker: TaskBroker, committing_database: Database, start: Start, tmp_path: Path
 ) -> None:
-    """Both what it had started and what it had not."""
+    """Both the running task and the messages that were fetched but not started."""
     path, other = tmp_path / "words", tmp_path / "other"
     killed = start(threads=1)
     task_id = await send(committing_database, broker, "tracked_nap", str(path), 1.0)
@@ -30,9 +38,9 @@ async def test_another_worker_does_what_a_killed_one_had_taken(
         enqueue(broker, "note", str(other), word)
     start(threads=1)
     killed.kill()
-    running = await state_of(committing_database, task_id)
-    task = await ended(committing_database, task_id)
-    await eventually(lambda: len(words(other)) == 2, "what the killed one had not started")
+    running = await get_task(committing_database, task_id)
+    task = await wait_for_end(committing_database, task_id)
+    await eventually(lambda: len(words(other)) == 2, "the messages that were not started")
 
     assert running.status is TaskStatus.RUNNING
     assert (task.status, task.attempts) == (TaskStatus.SUCCEEDED, 2)
@@ -43,7 +51,7 @@ async def test_another_worker_does_what_a_killed_one_had_taken(
 async def test_sigterm_lets_a_running_task_finish(
     broker: TaskBroker, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gives back at once what it has not started: other workers need not wait for a timeout."""
+    """Messages that are not started are requeued immediately, without a timeout."""
     monkeypatch.setattr(broker, "heartbeat_timeout", 3_600_000, raising=False)
     path, other, awaited = tmp_path / "words", tmp_path / "other", tmp_path / "awaited"
     worker = start(threads=1, shutdown_seconds=LIMIT)
@@ -57,14 +65,14 @@ async def test_sigterm_lets_a_running_task_finish(
     assert await asyncio.to_thread(worker.wait, LIMIT) == 0
     left = words(other)
     async with working(broker):
-        await eventually(lambda: len(words(other)) == 3, "what was left")
+        await eventually(lambda: len(words(other)) == 3, "the other messages")
 
     assert words(path) == ["started", "ended"]
     assert left == []
 
 
 @pytest.mark.parametrize("actor", ["nap", "nap_async"])
-async def test_a_second_sigterm_ends_a_worker_at_once(
+async def test_a_second_sigterm_stops_a_worker_immediately(
     broker: TaskBroker, start: Start, tmp_path: Path, actor: str
 ) -> None:
     path = tmp_path / "words"
@@ -80,7 +88,7 @@ async def test_a_second_sigterm_ends_a_worker_at_once(
     assert await asyncio.to_thread(worker.wait, LIMIT) != 0
 
 
-async def test_a_task_that_outlasts_the_shutdown_runs_again(
+async def test_a_task_that_exceeds_the_shutdown_timeout_runs_again(
     broker: TaskBroker, start: Start, tmp_path: Path
 ) -> None:
     path, awaited = tmp_path / "words", tmp_path / "awaited"

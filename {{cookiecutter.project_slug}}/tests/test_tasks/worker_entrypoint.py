@@ -1,4 +1,4 @@
-"""For `python -m dramatiq src.tasks.jobs tests.test_tasks.worker_entrypoint`."""
+"""A module for `python -m dramatiq`, which declares the actors of the tests."""
 
 import os
 import sys

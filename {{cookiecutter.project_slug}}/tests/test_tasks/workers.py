@@ -1,4 +1,4 @@
-"""Workers in this process, and ways to wait for what they do."""
+"""Workers in this process, and helpers that wait for their results."""
 
 import asyncio
 import time
@@ -21,11 +21,11 @@ from src.tasks.engine.brokers.base import DeadLetter, TaskBroker
 
 Logs = list[dict[str, Any]]
 
-LIMIT = 60.0  # seconds; only a test that fails waits so long
+LIMIT = 60.0  # seconds; only a test that fails waits this long
 
 
 async def eventually(condition: Callable[[], Any], what: str) -> Any:
-    """Wait until the condition, or what is awaited of it, is true; return it."""
+    """Wait until the condition is true, and return its value. The condition may be async."""
     deadline = time.monotonic() + LIMIT
     while True:
         value = condition()
@@ -39,9 +39,9 @@ async def eventually(condition: Callable[[], Any], what: str) -> Any:
 
 @asynccontextmanager
 async def working(broker: TaskBroker, *, threads: int = 2) -> AsyncGenerator[Worker]:
-    """Run a worker in threads of this process, with all middleware, until the block ends."""
+    """Run a worker with all middleware in threads of this process, until the block ends."""
     for middleware in broker.middleware:
-        if isinstance(middleware, TimeLimit):  # other hooks of a process's boot are about logs
+        if isinstance(middleware, TimeLimit):  # the other boot hooks configure logs
             middleware.after_process_boot(broker)
     worker = Worker(broker, worker_timeout=50, worker_threads=threads)
     await asyncio.to_thread(worker.start)
@@ -52,7 +52,7 @@ async def working(broker: TaskBroker, *, threads: int = 2) -> AsyncGenerator[Wor
 
 
 class Delays(Middleware):
-    """Collects the messages that are delayed."""
+    """Records the messages that are enqueued with a delay."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[Message[Any], int]] = []
@@ -68,13 +68,13 @@ def queue_of(broker: TaskBroker) -> str:
 
 
 def enqueue(broker: TaskBroker, actor: str, *args: Any, **options: Any) -> str:
-    """Send a message without the outbox; return its id."""
+    """Send a message without the outbox. Return the message id."""
     message = broker.get_actor(actor).message_with_options(args=args, **options)
     return broker.enqueue(message).message_id
 
 
 async def send(database: Database, broker: TaskBroker, actor: str, *args: Any) -> str:
-    """Enqueue in a transaction, for a relay to send."""
+    """Enqueue a message in a transaction, so that a relay sends it."""
     async with database.transaction() as db:
         return await enqueue_in(db, broker.get_actor(actor), *args)
 
@@ -83,26 +83,26 @@ def events(logs: Logs, name: str) -> list[dict[str, Any]]:
     return [entry for entry in logs if entry["event"] == name]
 
 
-async def state_of(database: Database, task_id: str) -> Task:
+async def get_task(database: Database, task_id: str) -> Task:
     async with database.reads() as session:
         task = await session.get(Task, UUID(task_id))
     assert task is not None
     return task
 
 
-async def ended(database: Database, task_id: str) -> Task:
+async def wait_for_end(database: Database, task_id: str) -> Task:
     """Wait until the task has succeeded or failed."""
 
     async def has_ended() -> Task | None:
-        task = await state_of(database, task_id)
+        task = await get_task(database, task_id)
         return task if task.status in TERMINAL_STATUSES else None
 
     task: Task = await eventually(has_ended, "the end of the task")
     return task
 
 
-async def dead_letter(broker: TaskBroker) -> DeadLetter:
-    """Wait for the only dead letter."""
+async def wait_for_dead_letter(broker: TaskBroker) -> DeadLetter:
+    """Wait until the queue has exactly one dead letter."""
     read = broker.dead_letters
     (letter,) = await eventually(
         lambda: asyncio.to_thread(read, queue_of(broker), limit=9), "a dead letter"
@@ -111,8 +111,8 @@ async def dead_letter(broker: TaskBroker) -> DeadLetter:
     return letter
 
 
-async def received(broker: TaskBroker, count: int = 1) -> list[MessageProxy]:
-    """Take as many messages from the queue, and check that there are no more."""
+async def receive(broker: TaskBroker, count: int = 1) -> list[MessageProxy]:
+    """Receive this many messages, and check that the queue has no more."""
     return await asyncio.to_thread(_receive, broker, count)
 
 
@@ -130,12 +130,12 @@ def _receive(broker: TaskBroker, count: int) -> list[MessageProxy]:
     return taken
 
 
-async def unsent(database: Database) -> int:
+async def count_unsent(database: Database) -> int:
     async with database.reads() as session:
         return await session.scalar(select(func.count(OutboxMessage.id))) or 0
 
 
-def text_of(url: URL) -> str:
+def url_text(url: URL) -> str:
     return url.render_as_string(hide_password=False)
 
 
@@ -145,7 +145,7 @@ def variables_for(url: URL) -> dict[str, str]:
         # % if cookiecutter.cache_backend != "none"
         "CACHE_BACKEND_TYPE": "memory",
         # % endif
-        "DATABASE_URL": text_of(url),
+        "DATABASE_URL": url_text(url),
     }
 
 

@@ -1,7 +1,7 @@
 """The relay, which sends messages from the outbox to the broker.
 
-It sends the messages of its own process right after their commit. It polls for messages that other
-processes did not send, and for delayed ones.
+Messages of this process are sent right after their commit. A poll finds delayed messages,
+and messages that another process did not send.
 """
 
 import asyncio

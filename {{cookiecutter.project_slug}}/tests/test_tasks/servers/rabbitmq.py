@@ -25,7 +25,7 @@ def serve() -> Iterator[str]:
     except ServerError as error:
         pytest.skip(str(error))
     with pytest.MonkeyPatch.context() as patch:
-        # A busy machine may take its time to answer; who is not there refuses at once.
+        # A busy server responds slowly. A server that is not running refuses connections immediately.
         for module in (rabbitmq, rabbitmq_publisher):
             patch.setattr(module, "RESPONSE_SECONDS", LIMIT)
         for name in ("socket_timeout", "stack_timeout"):
@@ -35,7 +35,7 @@ def serve() -> Iterator[str]:
 
 @cache
 def _start() -> str:
-    """Start one for all of this process: it takes seconds."""
+    """Start one server for the whole process, because a start takes seconds."""
     stack = ExitStack()
     url = stack.enter_context(embedded_rabbitmq())
     atexit.register(stack.close)
@@ -57,12 +57,12 @@ def create(url: str, _namespace: str) -> RabbitmqTaskBroker:
     return RabbitmqTaskBroker(url, middleware=[])
 
 
-def put(broker: RabbitmqTaskBroker, queue: str, body: bytes) -> None:
-    """Put anything on the queue, past the broker."""
+def put_raw(broker: RabbitmqTaskBroker, queue: str, body: bytes) -> None:
+    """Put raw bytes on the queue."""
     broker.declare_queue(queue, ensure=True)
     broker.channel.basic_publish("", queue, body)
 
 
 def variables(url: str, _name: str) -> dict[str, str]:
-    """Return the settings of a task queue. It shares the server, so its queues need own names."""
+    """Return the settings of a worker. Its server is shared, so each test needs unique queues."""
     return {"DRAMATIQ_BROKER": "rabbitmq", "RABBITMQ_URL": url}

@@ -10,7 +10,7 @@ from src.core import redis_url
 from src.tasks.engine.brokers.redis import RedisTaskBroker
 from tests.proxy import Stream
 
-PASSWORD = "none: the server asks for no password"
+PASSWORD = "none: the server has no password"
 
 
 @contextmanager
@@ -34,12 +34,12 @@ def create(url: str, namespace: str) -> RedisTaskBroker:
     return RedisTaskBroker(redis_url.parse(url), namespace=namespace, middleware=[])
 
 
-def put(broker: RedisTaskBroker, queue: str, body: bytes) -> None:
-    """Put anything on the queue, past the broker."""
+def put_raw(broker: RedisTaskBroker, queue: str, body: bytes) -> None:
+    """Put raw bytes on the queue."""
     broker.client.hset(f"{broker.namespace}:{queue}.msgs", "strange", body)
     broker.client.rpush(f"{broker.namespace}:{queue}", "strange")
 
 
 def variables(url: str, name: str) -> dict[str, str]:
-    """Return the settings of a task queue that shares the server with others."""
+    """Return the settings of a worker. Its server is shared, so each test needs a namespace."""
     return {"DRAMATIQ_BROKER": "redis", "DRAMATIQ_REDIS_URL": url, "DRAMATIQ_NAMESPACE": name}

@@ -1,4 +1,4 @@
-"""What tests do with messages, on any broker."""
+"""Helpers that work with messages on any broker."""
 
 import time
 from collections.abc import Iterator
@@ -32,19 +32,19 @@ def take(consumer: Consumer) -> MessageProxy:
     while True:
         if message := next(consumer):
             return message
-        assert time.monotonic() < deadline, "No message came."
+        assert time.monotonic() < deadline, "No message was delivered."
 
 
 def wait_for(broker: TaskBroker, queue: str, **counts: int) -> None:
-    """Wait until the queue holds so many; acknowledgements are on their way for a moment."""
+    """Wait until the queue has these counts, because an acknowledgement takes a moment."""
     deadline = time.monotonic() + LIMIT
     while not counts.items() <= vars(broker.queue_state(queue)).items():
         assert time.monotonic() < deadline, counts
         time.sleep(0.02)
 
 
-def kill(broker: TaskBroker, queue: str, count: int) -> None:
-    """Let messages become dead letters, numbered from 0, one after another."""
+def add_dead_letters(broker: TaskBroker, queue: str, count: int) -> None:
+    """Add dead letters, numbered from 0, one after another."""
     for number in range(count):
         broker.enqueue(message_to(queue, number, retries=3, traceback="Traceback ..."))
     with consuming(broker, queue) as consumer:
@@ -52,7 +52,7 @@ def kill(broker: TaskBroker, queue: str, count: int) -> None:
             message = take(consumer)
             message.options |= {ERROR: "ValueError: no", DIED_AT: message.args[0] * 1000}
             consumer.nack(message)
-            time.sleep(0.002)  # a broker may order them by milliseconds
+            time.sleep(0.002)  # a broker may order dead letters by milliseconds
     wait_for(broker, queue, waiting=0, dead=count)
 
 

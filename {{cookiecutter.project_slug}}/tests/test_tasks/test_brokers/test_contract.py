@@ -1,4 +1,4 @@
-"""What every broker promises."""
+"""The behavior of every broker."""
 
 import asyncio
 import time
@@ -14,8 +14,8 @@ from src.tasks.engine.brokers.base import ERROR, BrokerUnavailableError, TaskBro
 from tests.proxy import Relay
 from tests.test_tasks.conftest import Server
 from tests.test_tasks.test_brokers.messages import (
+    add_dead_letters,
     consuming,
-    kill,
     message_to,
     numbers,
     take,
@@ -26,10 +26,9 @@ from tests.test_tasks.workers import eventually, working
 SENTENCE = r"^\w+ is unavailable: .*$"
 
 
-async def test_published_messages_are_on_their_queues_on_return(
+async def test_publish_returns_once_messages_are_on_their_queues(
     broker: TaskBroker, queue: str
 ) -> None:
-    """However large they are."""
     other, text = f"{queue}-other", "x" * 300_000
     async with broker.open_publisher() as publisher:
         await publisher.publish([message_to(queue, text), message_to(other), message_to(queue)])
@@ -43,7 +42,7 @@ async def test_published_messages_are_on_their_queues_on_return(
 
 
 @pytest.mark.parametrize(
-    "ask",
+    "call",
     [
         lambda broker, _: broker.ping(),
         lambda broker, queue: broker.queue_state(queue),
@@ -58,12 +57,12 @@ async def test_outage_is_reported(
     server: Server,
     broker_proxy: Relay,
     queue: str,
-    ask: Callable[[TaskBroker, str], object],
+    call: Callable[[TaskBroker, str], object],
 ) -> None:
-    await asyncio.to_thread(ask, broker_behind_proxy, queue)
+    await asyncio.to_thread(call, broker_behind_proxy, queue)
     await broker_proxy.stop()
     with pytest.raises(BrokerUnavailableError, match=SENTENCE) as caught:
-        await asyncio.to_thread(ask, broker_behind_proxy, queue)
+        await asyncio.to_thread(call, broker_behind_proxy, queue)
     assert server.module.PASSWORD not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -75,7 +74,7 @@ async def test_after_an_outage_messages_are_sent_again(
     broker_proxy: Relay,
     queue: str,
 ) -> None:
-    """Dramatiq knows one class of errors after which it tries again."""
+    """Dramatiq retries only after a BrokerConnectionError."""
     async with broker_behind_proxy.open_publisher() as publisher:
         await publisher.publish([message_to(queue)])
         await asyncio.to_thread(broker_behind_proxy.enqueue, message_to(queue))
@@ -136,12 +135,12 @@ async def test_closing_does_not_need_the_server(
 # --- dead letters -----------------------------------------------------------------------------
 
 
-async def test_what_no_actor_can_do_becomes_a_dead_letter(
+async def test_message_without_an_actor_becomes_a_dead_letter(
     broker: TaskBroker, server: Server, queue: str
 ) -> None:
-    """A message to an unknown actor, and a body that is no message."""
+    """Either the actor is unknown, or the body cannot be decoded."""
     broker.enqueue(message_to(queue))
-    server.module.put(broker, queue, b"\xff garbage")
+    server.module.put_raw(broker, queue, b"\xff garbage")
     async with working(broker):
         wait_for(broker, queue, waiting=0, dead=2)
     letters = {each.message.actor_name: each for each in broker.dead_letters(queue, limit=10)}
@@ -151,17 +150,17 @@ async def test_what_no_actor_can_do_becomes_a_dead_letter(
     assert broker.purge_dead(queue, [letters["?"].id]) == 1
 
 
-def test_newest_dead_letters_come_first_however_often_one_looks(
-    broker: TaskBroker, queue: str
-) -> None:
-    kill(broker, queue, 60)
+def test_newest_dead_letters_come_first_each_time(broker: TaskBroker, queue: str) -> None:
+    add_dead_letters(broker, queue, 60)
     for _ in range(3):
         assert numbers(broker, queue, limit=5) == [59, 58, 57, 56, 55]
     assert len(broker.dead_letters(queue, limit=1000)) == 60
     assert broker.queue_state(queue).dead == 60
 
 
-def test_requeued_message_is_as_before_but_young(broker: TaskBroker, queue: str) -> None:
+def test_requeued_message_has_a_new_timestamp_and_no_failure_options(
+    broker: TaskBroker, queue: str
+) -> None:
     sent = message_to(queue, 1, retries=3).asdict() | {"message_timestamp": 1}
     broker.enqueue(Message(**sent), delay=60_000)
     with consuming(broker, dq_name(queue)) as consumer:
@@ -178,8 +177,10 @@ def test_requeued_message_is_as_before_but_young(broker: TaskBroker, queue: str)
 
 
 @pytest.mark.parametrize("act", ["requeue_dead", "purge_dead"])
-def test_only_the_named_dead_letters_are_changed(broker: TaskBroker, queue: str, act: str) -> None:
-    kill(broker, queue, 5)
+def test_only_the_selected_dead_letters_are_changed(
+    broker: TaskBroker, queue: str, act: str
+) -> None:
+    add_dead_letters(broker, queue, 5)
     ids = {each.message.args[0]: each.id for each in broker.dead_letters(queue, limit=9)}
     change = getattr(broker, act)
     assert change(queue, []) == 0

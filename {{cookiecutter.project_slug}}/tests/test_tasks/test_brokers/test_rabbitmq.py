@@ -1,4 +1,4 @@
-"""RabbitMQ as the broker: its queues, confirmations, a server that hangs, dead letters."""
+"""The RabbitMQ broker: queues, publisher confirms, a server that hangs, dead letters."""
 
 import asyncio
 import shutil
@@ -22,10 +22,10 @@ from src.tasks.engine.brokers.base import ERROR, BrokerUnavailableError, QueueSt
 from src.tasks.engine.brokers.rabbitmq import RabbitmqConsumer, RabbitmqTaskBroker
 from tests.proxy import Relay
 from tests.test_tasks.conftest import Server
-from tests.test_tasks.test_brokers.conftest import Make
+from tests.test_tasks.test_brokers.conftest import MakeBroker
 from tests.test_tasks.test_brokers.messages import (
+    add_dead_letters,
     consuming,
-    kill,
     message_to,
     numbers,
     take,
@@ -40,29 +40,33 @@ pytestmark = pytest.mark.parametrize("server", ["rabbitmq"], indirect=True)
 
 @pytest.fixture
 def operator(server: Server) -> Iterator[pika.BlockingConnection]:
-    """Works on the queues past the broker."""
+    """A connection that changes the queues without the broker."""
     with pika.BlockingConnection(pika.URLParameters(server.url)) as connection:
         yield connection
 
 
 @pytest.fixture
-def broker_behind_proxy(server: Server, make: Make, broker_proxy: Relay) -> RabbitmqTaskBroker:
-    """A broker behind the proxy; with so rare heartbeats they do not show that the server hangs."""
-    broker: RabbitmqTaskBroker = make(url=f"{server.via(broker_proxy.port).url}?heartbeat=600")
+def broker_behind_proxy(
+    server: Server, make_broker: MakeBroker, broker_proxy: Relay
+) -> RabbitmqTaskBroker:
+    """A broker behind the proxy. Its heartbeats are too rare to detect that the server hangs."""
+    broker: RabbitmqTaskBroker = make_broker(
+        url=f"{server.via(broker_proxy.port).url}?heartbeat=600"
+    )
     return broker
 
 
 @pytest.fixture
-def wait_briefly(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Call it once the test has what may take its time on a busy machine."""
+def shorten_timeouts(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it after the steps that may be slow on a busy machine."""
 
-    def wait_briefly() -> None:
+    def shorten_timeouts() -> None:
         for module in (rabbitmq, rabbitmq_publisher):
             monkeypatch.setattr(module, "RESPONSE_SECONDS", 0.3)
             monkeypatch.setattr(module, "CLOSE_SECONDS", 0.3)
         monkeypatch.setattr(rabbitmq_publisher, "BYTES_PER_SECOND", 1e9)
 
-    return wait_briefly
+    return shorten_timeouts
 
 
 # --- queues -----------------------------------------------------------------------------------
@@ -71,12 +75,12 @@ def wait_briefly(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def test_queues_have_the_arguments(
     broker: RabbitmqTaskBroker, operator: pika.BlockingConnection, queue: str
 ) -> None:
-    """The server does not show them, but refuses a declaration that lacks one."""
+    """RabbitMQ does not show the arguments, but rejects a declaration without one of them."""
     broker.declare_queue(queue, ensure=True)
     for name, arguments in broker.declarations(queue).items():
         declare = partial(operator.channel().queue_declare, name, durable=True)
         declare(arguments=dict(arguments))
-        for lacking in arguments.keys() - {"x-consumer-timeout"}:  # older servers do not know it
+        for lacking in arguments.keys() - {"x-consumer-timeout"}:  # older servers ignore it
             others = {key: value for key, value in arguments.items() if key != lacking}
             with pytest.raises(ChannelClosedByBroker, match=f"inequivalent arg '{lacking}'"):
                 operator.channel().queue_declare(name, durable=True, arguments=others)
@@ -85,7 +89,7 @@ def test_queues_have_the_arguments(
 def test_message_survives_more_deliveries_than_the_server_allows_by_default(
     broker: RabbitmqTaskBroker, queue: str
 ) -> None:
-    """Each restart of a worker is one, and each look at dead letters."""
+    """Each restart of a worker, and each command that reads dead letters, is a delivery."""
     broker.enqueue(message_to(queue))
     for _ in range(25):
         with consuming(broker, queue) as consumer:
@@ -96,7 +100,7 @@ def test_message_survives_more_deliveries_than_the_server_allows_by_default(
 async def test_queue_that_was_deleted_is_declared_again(
     broker: RabbitmqTaskBroker, operator: pika.BlockingConnection, queue: str
 ) -> None:
-    """A publisher hears of it: its message would be lost."""
+    """A publisher gets an error, because its message would be lost."""
     broker.enqueue(message_to(queue))
     operator.channel().queue_delete(queue)
     broker.enqueue(message_to(queue))
@@ -110,7 +114,7 @@ async def test_queue_that_was_deleted_is_declared_again(
     assert broker.queue_state(queue).waiting == 1
 
 
-async def test_queue_of_another_kind_is_refused(
+async def test_queue_of_another_type_is_rejected(
     broker: RabbitmqTaskBroker, operator: pika.BlockingConnection, queue: str
 ) -> None:
     operator.channel().queue_declare(queue, durable=True)
@@ -119,20 +123,20 @@ async def test_queue_of_another_kind_is_refused(
             await publisher.publish([message_to(queue)])
 
 
-# --- a server that hangs, or is not there -----------------------------------------------------
+# --- a server that hangs or is unavailable ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("is_connected", "count"),
     [(False, 1), (True, 1), (True, 100)],
-    ids=["as we connect", "later", "with much in the buffers"],
+    ids=["connecting", "connected", "full buffers"],
 )
 async def test_publisher_does_not_wait_for_a_server_that_hangs(
     broker_behind_proxy: RabbitmqTaskBroker,
     broker_proxy: Relay,
     queue: str,
     *,
-    wait_briefly: Callable[[], None],
+    shorten_timeouts: Callable[[], None],
     is_connected: bool,
     count: int,
 ) -> None:
@@ -140,7 +144,7 @@ async def test_publisher_does_not_wait_for_a_server_that_hangs(
         if is_connected:
             await publisher.publish([message_to(queue)])
         broker_proxy.freeze()
-        wait_briefly()
+        shorten_timeouts()
         with pytest.raises(BrokerUnavailableError, match="no response in time"):
             await publisher.publish([message_to(queue, "x" * 250_000)] * count)
 
@@ -150,7 +154,7 @@ async def test_closing_does_not_wait_for_a_server_that_hangs(
     broker_proxy: Relay,
     queue: str,
     *,
-    wait_briefly: Callable[[], None],
+    shorten_timeouts: Callable[[], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     await asyncio.to_thread(broker_behind_proxy.enqueue, message_to(queue))
@@ -158,12 +162,12 @@ async def test_closing_does_not_wait_for_a_server_that_hangs(
         async with broker_behind_proxy.open_publisher() as publisher:
             await publisher.publish([message_to(queue)])
             broker_proxy.freeze()
-            wait_briefly()
+            shorten_timeouts()
         await asyncio.to_thread(broker_behind_proxy.close)
     assert caplog.records == []
 
 
-async def test_large_batch_may_take_longer(
+async def test_large_batch_has_more_time(
     monkeypatch: pytest.MonkeyPatch, broker: RabbitmqTaskBroker, queue: str
 ) -> None:
     async with broker.open_publisher() as publisher:
@@ -182,11 +186,11 @@ async def test_large_batch_may_take_longer(
     ],
     ids=["port", "host", "password"],
 )
-async def test_mistake_in_the_url_is_named_but_no_password(
-    server: Server, make: Make, address: str, reason: str
+async def test_connection_error_gives_the_cause_without_the_password(
+    server: Server, make_broker: MakeBroker, address: str, reason: str
 ) -> None:
-    broker = make(f"amqp://{address.format(server.url.partition('@')[2])}?heartbeat=33")
-    assert broker.parameters[0].heartbeat == 33  # as the URL has it
+    broker = make_broker(f"amqp://{address.format(server.url.partition('@')[2])}?heartbeat=33")
+    assert broker.parameters[0].heartbeat == 33  # from the URL
     async with broker.open_publisher() as publisher:
         with pytest.raises(BrokerUnavailableError, match=reason) as caught:
             await publisher.publish([message_to("default")])
@@ -205,9 +209,9 @@ async def test_mistake_in_the_url_is_named_but_no_password(
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of 127.0.0.1, signed by itself, with its key in the same file."""
+    """A self-signed certificate for 127.0.0.1, with its key in the same file."""
     if not OPENSSL:
-        pytest.skip("openssl makes the certificate")
+        pytest.skip("needs openssl for a certificate")
     file = tmp_path_factory.mktemp("tls") / "both.pem"
     subject = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
@@ -217,7 +221,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-async def test_tls(server: Server, make: Make, queue: str, certificate: Path) -> None:
+async def test_tls(server: Server, make_broker: MakeBroker, queue: str, certificate: Path) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
     proxy = Relay(partial(server.module.connect, server.url), tls=context)
@@ -225,7 +229,7 @@ async def test_tls(server: Server, make: Make, queue: str, certificate: Path) ->
     try:
         address = server.via(proxy.port).url.replace("amqp:", "amqps:")
         options = urlencode({"ssl_options": {"cafile": str(certificate)}})
-        known, unknown = make(url=f"{address}?{options}"), make(url=address)
+        known, unknown = make_broker(url=f"{address}?{options}"), make_broker(url=address)
         async with known.open_publisher() as publisher:
             await publisher.publish([message_to(queue)])
         assert (await asyncio.to_thread(known.queue_state, queue)).waiting == 1
@@ -241,11 +245,11 @@ async def test_tls(server: Server, make: Make, queue: str, certificate: Path) ->
 # --- consuming --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", ["ack", "nack"])
+@pytest.mark.parametrize("method", ["ack", "nack"])
 def test_message_of_an_earlier_connection_is_not_acknowledged(
-    broker: RabbitmqTaskBroker, queue: str, answer: str
+    broker: RabbitmqTaskBroker, queue: str, method: str
 ) -> None:
-    """Dramatiq's own consumer acknowledges the message that has the number now."""
+    """Dramatiq's consumer would acknowledge another message with the same delivery tag."""
     for _ in range(2):
         broker.enqueue(message_to(queue))
     with consuming(broker, queue) as lost:
@@ -253,27 +257,27 @@ def test_message_of_an_earlier_connection_is_not_acknowledged(
     with consuming(broker, queue) as consumer:
         for _ in range(2):
             take(consumer)
-        getattr(consumer, answer)(message)
+        getattr(consumer, method)(message)
     wait_for(broker, queue, waiting=2, dead=0)
 
 
 def test_dead_letter_is_written_on_a_new_connection(
     broker: RabbitmqTaskBroker, operator: pika.BlockingConnection, queue: str
 ) -> None:
-    """The server closes the one of a thread that sends nothing for a while."""
+    """RabbitMQ closes the connection of an idle thread."""
     broker.enqueue(message_to(queue))
     with consuming(broker, queue) as consumer:
         message = take(consumer)
         message.options[ERROR] = "ValueError: no"
         broker.connection.close()
-        operator.channel().queue_delete(xq_name(queue))  # as an operator may, to be rid of them
+        operator.channel().queue_delete(xq_name(queue))  # as an operator may do
         consumer.nack(message)
     wait_for(broker, queue, waiting=0, dead=1)
     (letter,) = broker.dead_letters(queue, limit=10)
     assert letter.message.options[ERROR] == "ValueError: no"
 
 
-async def test_message_that_cannot_become_a_dead_letter_comes_again(
+async def test_message_that_cannot_become_a_dead_letter_is_redelivered(
     broker_behind_proxy: RabbitmqTaskBroker,
     broker: RabbitmqTaskBroker,
     broker_proxy: Relay,
@@ -282,33 +286,33 @@ async def test_message_that_cannot_become_a_dead_letter_comes_again(
     loop = asyncio.get_running_loop()
     broker.enqueue(message_to(queue))
 
-    def reject_while_away() -> None:
+    def reject_during_outage() -> None:
         with consuming(broker_behind_proxy, queue) as consumer:
             message = take(consumer)
             asyncio.run_coroutine_threadsafe(broker_proxy.stop(), loop).result()
-            with suppress(BrokerConnectionError):  # if it is noticed so soon
+            with suppress(BrokerConnectionError):  # if the outage is noticed so soon
                 consumer.nack(message)
 
-    await asyncio.to_thread(reject_while_away)
+    await asyncio.to_thread(reject_during_outage)
     wait_for(broker, queue, waiting=1, dead=0)
 
 
 # --- dead letters -----------------------------------------------------------------------------
 
 
-def test_more_dead_letters_than_a_channel_may_hold(
+def test_more_dead_letters_than_the_prefetch_limit(
     monkeypatch: pytest.MonkeyPatch, broker: RabbitmqTaskBroker, queue: str
 ) -> None:
     monkeypatch.setattr(rabbitmq, "MAX_PREFETCH", 3)
-    kill(broker, queue, 8)
+    add_dead_letters(broker, queue, 8)
     assert numbers(broker, queue) == [7, 6, 5, 4, 3, 2, 1, 0]
     assert broker.requeue_dead(queue) == 8
 
 
-def test_message_that_is_dead_twice_is_requeued_once(
+def test_message_with_two_dead_letters_is_requeued_once(
     broker: RabbitmqTaskBroker, queue: str
 ) -> None:
-    """Its worker was killed before it acknowledged the message, and so the next one had it too."""
+    """This happens if a worker is killed between the dead letter and the acknowledgement."""
     message = message_to(queue, 1)
     for _ in range(2):
         broker.enqueue(message)
@@ -323,7 +327,7 @@ def test_message_that_is_dead_twice_is_requeued_once(
 def test_failed_requeue_loses_nothing(
     broker: RabbitmqTaskBroker, operator: pika.BlockingConnection, queue: str
 ) -> None:
-    kill(broker, queue, 3)
+    add_dead_letters(broker, queue, 3)
     operator.channel().queue_delete(queue)
     with pytest.raises(BrokerUnavailableError, match="unroutable"):
         broker.requeue_dead(queue)
@@ -331,11 +335,11 @@ def test_failed_requeue_loses_nothing(
     assert numbers(broker, queue) == [2, 1, 0]
 
 
-def test_commands_take_turns(broker: RabbitmqTaskBroker, queue: str) -> None:
-    kill(broker, queue, 40)
+def test_concurrent_commands_wait_for_each_other(broker: RabbitmqTaskBroker, queue: str) -> None:
+    add_dead_letters(broker, queue, 40)
     with ThreadPoolExecutor(6) as threads:
-        looks = [threads.submit(numbers, broker, queue) for _ in range(3)]
+        listed = [threads.submit(numbers, broker, queue) for _ in range(3)]
         requeued = [threads.submit(broker.requeue_dead, queue) for _ in range(3)]
         assert sorted(each.result() for each in requeued) == [0, 0, 40]
-        assert {len(each.result()) for each in looks} <= {0, 40}
+        assert {len(each.result()) for each in listed} <= {0, 40}
     assert broker.queue_state(queue) == QueueState(40, 0, 0, oldest_seconds=None)

@@ -15,7 +15,7 @@ from src.core.config import InvalidSettingsError, load_settings
         ("amqp://me:hunter2@h:0", "  RABBITMQ_URL: "),
     ],
 )
-def test_bad_urls_are_named_but_not_shown(
+def test_invalid_url_is_reported_without_its_password(
     production: pytest.MonkeyPatch, value: str, words: str
 ) -> None:
     production.setenv("DRAMATIQ_BROKER", "rabbitmq")

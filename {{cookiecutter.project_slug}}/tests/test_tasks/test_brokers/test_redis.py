@@ -1,4 +1,4 @@
-"""Redis as the broker: what dead workers leave is redelivered, and a live one loses nothing."""
+"""The Redis broker redelivers messages of dead workers, and live workers lose none."""
 
 import pytest
 import redis
@@ -9,20 +9,28 @@ from structlog.testing import capture_logs
 
 from src.tasks.engine.brokers.base import QueueState
 from src.tasks.engine.brokers.redis import RedisTaskBroker
-from tests.test_tasks.test_brokers.conftest import Make
-from tests.test_tasks.test_brokers.messages import consuming, kill, message_to, numbers, take
+from tests.test_tasks.test_brokers.conftest import MakeBroker
+from tests.test_tasks.test_brokers.messages import (
+    add_dead_letters,
+    consuming,
+    message_to,
+    numbers,
+    take,
+)
 
 pytestmark = pytest.mark.parametrize("server", ["redis"], indirect=True)
 
 
 def age_heartbeat(broker: RedisTaskBroker, seconds: float) -> None:
-    """Let the worker look as if it had been silent for so long."""
+    """Set the age of the worker's last heartbeat."""
     then = current_millis() - int(seconds * 1000)
     broker.client.zadd(f"{broker.namespace}:__heartbeats__", {broker.broker_id: then})
 
 
-def test_messages_of_a_dead_worker_are_redelivered_once(make: Make, queue: str) -> None:
-    dead, alive, other = make(), make(), make()
+def test_messages_of_a_dead_worker_are_redelivered_once(
+    make_broker: MakeBroker, queue: str
+) -> None:
+    dead, alive, other = make_broker(), make_broker(), make_broker()
     for number in range(2):
         dead.enqueue(message_to(queue, number))
     for _ in range(2):
@@ -41,7 +49,7 @@ def test_messages_of_a_dead_worker_are_redelivered_once(make: Make, queue: str) 
     assert next(consumer) is None
 
 
-def test_next_attempt_is_no_redelivery(broker: RedisTaskBroker, queue: str) -> None:
+def test_next_attempt_is_not_a_redelivery(broker: RedisTaskBroker, queue: str) -> None:
     broker.enqueue(message_to(queue, redelivered=True))
     consumer = broker.consume(queue, prefetch=9)
     first = take(consumer)
@@ -50,24 +58,24 @@ def test_next_attempt_is_no_redelivery(broker: RedisTaskBroker, queue: str) -> N
     assert not broker.is_redelivered(take(consumer))
 
 
-def test_worker_that_was_frozen_keeps_its_messages(make: Make, queue: str) -> None:
-    broker = make()
+def test_frozen_worker_keeps_its_messages(make_broker: MakeBroker, queue: str) -> None:
+    broker = make_broker()
     broker.enqueue(message_to(queue))
     consumer = broker.consume(queue)
     taken = next(consumer)
     age_heartbeat(broker, 60)
     broker.maintain()
 
-    assert next(make().consume(queue)) is None
+    assert next(make_broker().consume(queue)) is None
     consumer.ack(taken)
     assert broker.queue_state(queue) == QueueState(0, 0, 0, 0.0)
 
 
 def test_messages_of_a_lost_reply_are_requeued(
-    make: Make, queue: str, monkeypatch: pytest.MonkeyPatch
+    make_broker: MakeBroker, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server has handed them over; those that the worker has got stay where they are."""
-    broker = make()
+    """The messages that the worker received stay in flight."""
+    broker = make_broker()
     for word in ("in flight", "lost"):
         broker.enqueue(message_to(queue, word))
     consumer = broker.consume(queue, prefetch=1)
@@ -91,36 +99,38 @@ def test_messages_of_a_lost_reply_are_requeued(
 
 
 def test_delayed_messages_survive_a_lost_connection(broker: RedisTaskBroker, queue: str) -> None:
-    """Dramatiq forgets them then, and consumes again."""
+    """Dramatiq drops them from memory and fetches them again."""
     broker.enqueue(message_to(queue), delay=60_000)
     assert next(broker.consume(dq_name(queue), prefetch=9))
     assert next(broker.consume(dq_name(queue), prefetch=9))
 
 
-def test_closing_requeues_what_was_fetched_ahead(make: Make, queue: str) -> None:
-    broker = make()
+def test_closing_requeues_messages_that_are_not_started(
+    make_broker: MakeBroker, queue: str
+) -> None:
+    broker = make_broker()
     for word in "abc":
         broker.enqueue(message_to(queue, word))
     with consuming(broker, queue) as consumer:
         take(consumer)
-    other = make().consume(queue, prefetch=9)
+    other = make_broker().consume(queue, prefetch=9)
 
     assert {take(other).args[0], take(other).args[0]} == {"b", "c"}
     assert next(other) is None
 
 
-def test_age_of_the_first_message_is_told(broker: RedisTaskBroker, queue: str) -> None:
+def test_queue_state_has_the_age_of_the_oldest_message(broker: RedisTaskBroker, queue: str) -> None:
     sent = current_millis() - 5000
     broker.enqueue(Message(queue, "act", (), {}, {}, message_timestamp=sent))
     broker.enqueue(message_to(queue))
 
     age = broker.queue_state(queue).oldest_seconds
     assert age is not None
-    assert 5 <= age < 300  # and no milliseconds
+    assert 5 <= age < 300  # in seconds
 
 
-def test_dead_letters_that_are_too_old_are_deleted(broker: RedisTaskBroker, queue: str) -> None:
-    kill(broker, queue, 2)
+def test_expired_dead_letters_are_deleted(broker: RedisTaskBroker, queue: str) -> None:
+    add_dead_letters(broker, queue, 2)
     dead = f"{broker.namespace}:{queue}.XQ"
     (oldest,) = broker.client.zrange(dead, 0, 0)
     broker.client.zadd(dead, {oldest: current_millis() - broker.dead_message_ttl - 1})
@@ -130,7 +140,7 @@ def test_dead_letters_that_are_too_old_are_deleted(broker: RedisTaskBroker, queu
     assert broker.client.hlen(f"{dead}.msgs") == 1
 
 
-def test_server_that_may_evict_is_warned_of(broker: RedisTaskBroker) -> None:
+def test_server_that_may_evict_messages_causes_a_warning(broker: RedisTaskBroker) -> None:
     client = broker.client
     with capture_logs() as logs:
         broker.warn_if_unsafe()

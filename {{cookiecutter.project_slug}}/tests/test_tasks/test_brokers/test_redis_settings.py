@@ -19,7 +19,7 @@ from src.tasks.engine.brokers.redis import create_client
         ("DRAMATIQ_NAMESPACE", "{a}", "DRAMATIQ_NAMESPACE"),
     ],
 )
-def test_production_refuses(
+def test_production_rejects_unsafe_settings(
     production: pytest.MonkeyPatch, name: str, value: str, words: str
 ) -> None:
     production.setenv("DRAMATIQ_BROKER", "redis")
@@ -31,7 +31,7 @@ def test_production_refuses(
         load_settings()
 
 
-def test_the_queue_is_in_the_redis_of_everything_unless_it_has_its_own(
+def test_dramatiq_redis_url_overrides_redis_url(
     env: pytest.MonkeyPatch,
 ) -> None:
     env.setenv("REDIS_URL", "redis://one")
@@ -46,15 +46,15 @@ def test_the_queue_is_in_the_redis_of_everything_unless_it_has_its_own(
 @pytest.mark.parametrize(
     "url", ["unix:///run/redis", "rediss://queue", "rediss+sentinel://one,two/main"]
 )
-def test_client_gives_up_in_time(url: str) -> None:
-    """It repeats nothing: a fetch whose reply was lost has taken messages from the queue."""
+def test_client_has_timeouts_and_no_retries(url: str) -> None:
+    """A fetch has removed messages from the queue, even if its reply is lost."""
     found = create_client(redis_url.parse(url)).connection_pool.connection_kwargs
 
     assert found["socket_timeout"] == 5
     assert found["retry"].get_retries() == 0
 
 
-def test_sentinels_are_spoken_to_as_the_server_is_but_without_its_password() -> None:
+def test_sentinels_use_tls_and_timeouts_but_not_the_password_of_the_server() -> None:
     client = create_client(redis_url.parse("rediss+sentinel://:secret@one,two/main/3"))
     pool: Any = client.connection_pool
 

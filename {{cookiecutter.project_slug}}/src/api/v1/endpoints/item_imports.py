@@ -33,7 +33,7 @@ async def require_csv(content_type: Annotated[str | None, Header(include_in_sche
     status_code=status.HTTP_202_ACCEPTED,
     dependencies=[Depends(require_csv)],
     responses=problems(ImportFileError, 415),
-    summary="Import items from a CSV file",
+    summary="Import Items from CSV",
 )
 async def import_csv(
     content: Annotated[
@@ -47,7 +47,7 @@ async def import_csv(
 
     The file is encoded in UTF-8. Its header has the column `name` and may have the column
     `description`. At most 10,000 rows are allowed. An invalid row is rejected, and the other rows
-    are imported. Request the URL in the header `Location` to see the progress.
+    are imported. Poll the URL in the header `Location` to see the progress.
     """
     item_import = await ItemImportService.start(db, content)
     task_id = await enqueue(db, import_items, str(item_import.id))
@@ -55,10 +55,7 @@ async def import_csv(
 
 
 @router.get(
-    "/{import_id}",
-    response_model=ItemImportResponse,
-    responses=problems(ItemImportNotFoundError),
-    summary="Get an import",
+    "/{import_id}", response_model=ItemImportResponse, responses=problems(ItemImportNotFoundError)
 )
 async def get_item_import(import_id: UUID, db: ReadSession) -> ItemImport:
     """Return how many rows of the file are imported, and which rows are rejected."""

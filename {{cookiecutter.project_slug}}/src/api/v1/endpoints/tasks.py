@@ -14,12 +14,7 @@ from src.schemas.task import TaskResponse
 router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[ApiKey])
 
 
-@router.get(
-    "/{task_id}",
-    response_model=TaskResponse,
-    responses=problems(TaskNotFoundError),
-    summary="Get the status of a task",
-)
+@router.get("/{task_id}", response_model=TaskResponse, responses=problems(TaskNotFoundError))
 async def get_task(task_id: UUID, db: ReadSession, response: Response) -> Task:
     """Return the status, progress and result of a task that another endpoint has accepted.
 
