@@ -6,8 +6,8 @@ from src.core.config import InvalidSettingsError, load_settings
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("amqp://guest:guest@queue", "RABBITMQ_URL must name a user"),
-        ("amqp://queue", "RABBITMQ_URL must name a user"),
+        ("amqp://guest:guest@queue", "RABBITMQ_URL must have a user"),
+        ("amqp://queue", "RABBITMQ_URL must have a user"),
         ("hunter2", "  RABBITMQ_URL: "),
         ("http://me:hunter2@h", "  RABBITMQ_URL: "),
         ("amqp://:hunter2@", "  RABBITMQ_URL: "),

@@ -11,9 +11,9 @@ from src.tasks.engine.brokers.redis import create_client
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("REDIS_URL", "redis://queue", "task queue's Redis must have a password"),
-        ("DRAMATIQ_REDIS_URL", "redis://queue", "task queue's Redis must have a password"),
-        ("DRAMATIQ_REDIS_URL", "redis+cluster://:a@queue", "cannot be in a Redis Cluster"),
+        ("REDIS_URL", "redis://queue", "DRAMATIQ_REDIS_URL must have a password"),
+        ("DRAMATIQ_REDIS_URL", "redis://queue", "DRAMATIQ_REDIS_URL must have a password"),
+        ("DRAMATIQ_REDIS_URL", "redis+cluster://:a@queue", "does not support Redis Cluster"),
         ("DRAMATIQ_NAMESPACE", "a:b", "DRAMATIQ_NAMESPACE"),
         ("DRAMATIQ_NAMESPACE", "a*", "DRAMATIQ_NAMESPACE"),
         ("DRAMATIQ_NAMESPACE", "{a}", "DRAMATIQ_NAMESPACE"),
