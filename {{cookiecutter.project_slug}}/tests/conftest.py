@@ -1,7 +1,7 @@
-"""All fixtures are in `tests/fixtures`, a file for each kind."""
+"""All fixtures are in `tests/fixtures`."""
 
 pytest_plugins = [
-    "tests.fixtures.environment",  # first: the others read the settings when imported
+    "tests.fixtures.environment",  # first, since the others read the settings on import
     "tests.fixtures.notes",
     "tests.fixtures.database",
     "tests.fixtures.client",

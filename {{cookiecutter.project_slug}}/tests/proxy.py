@@ -1,4 +1,4 @@
-"""A relay in front of a server that can fail as networks and servers do."""
+"""Proxies in front of a server, to simulate failures of the network and the server."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,7 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Relay:
-    """Listens on `port` of 127.0.0.1, with TLS if given, and relays to what `connect` opens."""
+    """Listens on `port` of 127.0.0.1, and forwards to the connections that `connect` opens."""
 
     def __init__(
         self, connect: Callable[[], Awaitable[Stream]], *, tls: SSLContext | None = None
@@ -31,7 +31,7 @@ class Relay:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Refuse new connections and drop the open ones, as a server that is killed does."""
+        """Refuse new connections and drop open ones, like a killed server."""
         self._running = False
         self._server.close()
         for task in self._tasks:
@@ -39,7 +39,7 @@ class Relay:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def freeze(self) -> None:
-        """Accept, but pass nothing on, as a server that hangs does."""
+        """Accept connections but forward nothing, like a server that hangs."""
         self._thawed.clear()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -70,7 +70,7 @@ class Relay:
 
 
 class Proxy(Relay):
-    """Stands before PostgreSQL; `url` leads through it to the server behind."""
+    """A proxy for PostgreSQL; clients connect to `url`."""
 
     def __init__(self, target: URL) -> None:
         super().__init__(self._connect_to_postgres)

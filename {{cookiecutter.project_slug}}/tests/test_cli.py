@@ -1,4 +1,4 @@
-"""The command line. Servers run as processes, as users run them."""
+"""The command line."""
 
 import asyncio
 import os
@@ -32,19 +32,19 @@ def test_api_listens_on_the_given_port_and_stops_cleanly() -> None:
         response = httpx.get(f"{address}/api/v1/health/live", timeout=LIMIT)
 
     assert response.status_code == 200
-    assert process.returncode == -signal.SIGTERM  # uvicorn stops in order, then passes it on
+    assert process.returncode == -signal.SIGTERM  # raised again after a graceful stop
 
 
 @pytest.mark.slow
-def test_workers_report_their_metrics_together() -> None:
+def test_metrics_include_all_workers() -> None:
     with serving("--workers", "2") as (_, address):
         httpx.get(f"{address}/api/v1/health/live", timeout=LIMIT)
-        for _ in range(20):  # each is a new connection, to any worker
+        for _ in range(20):  # each is a new connection to a random worker
             metrics = httpx.get(f"{address}/metrics", timeout=LIMIT).text
             assert 'route="/api/v1/health/live",status="200"} 1.0' in metrics
 
 
-def test_reload_and_workers_exclude_each_other(run: Run) -> None:
+def test_reload_and_workers_cannot_be_combined(run: Run) -> None:
     result = run("api", "--reload", "--workers", "2")
 
     assert result.status == 2
@@ -78,7 +78,7 @@ def test_production_does_not_start_on_defaults_under_uvicorn() -> None:
 
 
 @pytest.mark.parametrize("command", ["migrate", "downgrade", "init"])
-def test_an_unreachable_database_is_one_sentence(run: Run, command: str) -> None:
+def test_an_unreachable_database_is_reported_in_one_sentence(run: Run, command: str) -> None:
     result = run("db", command, DATABASE_URL=UNREACHABLE)
 
     assert result.status == 1
@@ -86,7 +86,7 @@ def test_an_unreachable_database_is_one_sentence(run: Run, command: str) -> None
     assert "hunter2" not in result.err
 
 
-def test_an_unknown_revision_is_one_sentence(run: Run) -> None:
+def test_an_unknown_revision_is_reported_in_one_sentence(run: Run) -> None:
     result = run("db", "migrate", "--revision", "nowhere", DATABASE_URL=os.environ[TEMPLATE_URL])
 
     assert result.status == 1

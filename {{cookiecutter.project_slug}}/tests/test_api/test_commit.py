@@ -1,4 +1,4 @@
-"""A 2xx means committed, however the endpoint takes its session and however many run at once."""
+"""A 2xx response means that the transaction has committed."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -17,10 +17,10 @@ from tests.fixtures.notes import NOTES
 
 
 @pytest.fixture
-async def failing_client(
+async def client_with_failing_commits(
     fresh_app: FastAPI, committing_database: Database
 ) -> AsyncGenerator[AsyncClient]:
-    """The service with endpoints whose commit fails: the constraint is checked by it."""
+    """A client with endpoints whose COMMIT fails, on a deferred constraint."""
 
     async def insert_twice(db: AsyncSession) -> str:
         await db.execute(text("INSERT INTO deferred VALUES (1), (1)"))
@@ -46,11 +46,11 @@ async def failing_client(
         await session.execute(text("DROP TABLE deferred"))
 
 
-@pytest.mark.parametrize("spelling", ["alias", "annotated", "default"])
-async def test_a_failed_commit_is_500(
-    failing_client: AsyncClient, committing_database: Database, spelling: str
+@pytest.mark.parametrize("style", ["alias", "annotated", "default"])
+async def test_a_failed_commit_returns_500(
+    client_with_failing_commits: AsyncClient, committing_database: Database, style: str
 ) -> None:
-    response = await failing_client.post(f"/fails/{spelling}")
+    response = await client_with_failing_commits.post(f"/fails/{style}")
 
     assert response.status_code == 500
     assert "deferred" not in response.text
@@ -58,7 +58,7 @@ async def test_a_failed_commit_is_500(
         assert await session.scalar(text("SELECT count(*) FROM deferred")) == 0
 
 
-async def test_a_created_row_can_be_read_at_once(committing_client: AsyncClient) -> None:
+async def test_a_created_row_can_be_read_immediately(committing_client: AsyncClient) -> None:
     created = await committing_client.post(NOTES, json={"text": "Lamp"})
 
     found = await committing_client.get(created.headers["location"])
@@ -66,7 +66,7 @@ async def test_a_created_row_can_be_read_at_once(committing_client: AsyncClient)
     assert found.json() == created.json()
 
 
-async def test_an_error_rolls_back(committing_client: AsyncClient) -> None:
+async def test_an_error_response_rolls_back(committing_client: AsyncClient) -> None:
     created = await committing_client.post(NOTES, json={"text": "Lamp"})
     path = created.headers["location"]
 
@@ -79,9 +79,9 @@ async def test_an_error_rolls_back(committing_client: AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("headers", "statuses", "version"),
     [({"If-Match": '"1"'}, [200] + [412] * 7, 2), ({}, [200] * 8, 9)],
-    ids=["one change wins with If-Match", "all changes happen without"],
+    ids=["with If-Match", "without If-Match"],
 )
-async def test_changes_of_one_row(
+async def test_concurrent_changes_of_one_row(
     committing_client: AsyncClient, headers: dict[str, str], statuses: list[int], version: int
 ) -> None:
     created = await committing_client.post(NOTES, json={"text": "Lamp"})
@@ -98,7 +98,7 @@ async def test_changes_of_one_row(
     assert (await committing_client.get(path)).json()["version"] == version
 
 
-async def test_more_requests_than_connections_wait_their_turn(
+async def test_requests_wait_for_a_free_connection(
     committing_client: AsyncClient,
 ) -> None:
     responses = await asyncio.gather(

@@ -1,4 +1,4 @@
-"""What a client receives while PostgreSQL is unavailable, and afterwards."""
+"""Responses while PostgreSQL is unavailable, and after its recovery."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -42,7 +42,7 @@ async def assert_unavailable(client: AsyncClient) -> None:
         assert response.json()["detail"] == "Database unavailable."
 
 
-async def test_an_outage_is_503_until_the_server_is_back(
+async def test_an_outage_returns_503_until_the_server_has_recovered(
     client: AsyncClient, db_proxy: Proxy
 ) -> None:
     await db_proxy.stop()
@@ -69,13 +69,13 @@ async def test_readiness_does_not_wait_for_a_frozen_server(
 
     monkeypatch.setattr("src.services.health.CHECK_TIMEOUT_SECONDS", 0.1)
     db_proxy.freeze()
-    async with asyncio.timeout(db_session.COMMAND_TIMEOUT_SECONDS / 2):  # which is the other limit
+    async with asyncio.timeout(db_session.COMMAND_TIMEOUT_SECONDS / 2):  # the other limit
         ready = await client.get("/api/v1/health/ready")
 
     assert ready.status_code == 503
 
 
-async def test_a_frozen_server_is_503(
+async def test_a_frozen_server_returns_503(
     db_proxy: Proxy, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db_session, "COMMAND_TIMEOUT_SECONDS", 0.2)
@@ -83,14 +83,14 @@ async def test_a_frozen_server_is_503(
         client = connect(app, database)
         async with asyncio.timeout(TIMEOUT_SECONDS):
             while (await client.get(NOTES)).status_code != 200:
-                pass  # a busy machine may exceed the limit
+                pass  # a busy machine may exceed the timeout
 
         db_proxy.freeze()
         await assert_unavailable(client)
         await db_proxy.stop()
 
 
-async def test_one_of_two_transactions_in_a_deadlock_is_503(
+async def test_a_deadlock_returns_503_to_one_request(
     fresh_app: FastAPI, committing_database: Database
 ) -> None:
     first, second = uuid4(), uuid4()
@@ -113,7 +113,7 @@ async def test_one_of_two_transactions_in_a_deadlock_is_503(
     assert sorted(response.status_code for response in responses) == [200, 503]
 
 
-async def test_a_cancelled_request_returns_its_connection(
+async def test_a_cancelled_request_returns_its_connection_to_the_pool(
     app: FastAPI, committing_url: URL
 ) -> None:
     async with open_database(committing_url, pool_size=2) as database:
@@ -129,13 +129,15 @@ async def test_a_cancelled_request_returns_its_connection(
         assert (await client.get(NOTES)).status_code == 200
 
 
-async def test_a_timeout_of_the_caller_is_not_an_outage(committing_database: Database) -> None:
+async def test_a_timeout_of_the_caller_is_not_reported_as_an_outage(
+    committing_database: Database,
+) -> None:
     with pytest.raises(TimeoutError):
         async with committing_database.reads() as session, asyncio.timeout(0.1):
             await session.execute(text("SELECT pg_sleep(60)"))
 
 
-async def test_a_read_just_after_a_migration_may_be_tried_again(
+async def test_the_first_read_after_a_migration_returns_503_and_the_next_succeeds(
     app: FastAPI, fresh_url: URL
 ) -> None:
     async with open_database(fresh_url, pool_size=1) as database:
@@ -150,7 +152,7 @@ async def test_a_read_just_after_a_migration_may_be_tried_again(
         assert (await client.get(path)).status_code == 200
 
 
-async def test_no_free_connection_is_503(
+async def test_an_exhausted_pool_returns_503(
     committing_url: URL, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db_session, "POOL_TIMEOUT_SECONDS", 0.1)
@@ -162,7 +164,7 @@ async def test_no_free_connection_is_503(
         await assert_unavailable(connect(app, database))
 
 
-async def test_a_killed_backend_costs_one_request(
+async def test_a_lost_connection_fails_at_most_one_request(
     client: AsyncClient, committing_database: Database
 ) -> None:
     await client.get(NOTES)

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a POST that is sent again gets the first response, and happens once."""
+"""Idempotency keys and replayed responses."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -28,7 +28,7 @@ LAMP = {"text": "Lamp"}
 
 @pytest.fixture(autouse=True)
 def _long_lock_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first of two requests may be slow on a busy machine."""
+    """On a busy machine, the first of two requests may be slow."""
     monkeypatch.setattr(idempotency, "LOCK_TIMEOUT_SECONDS", TIMEOUT_SECONDS)
 
 
@@ -79,12 +79,12 @@ def database(committing_database: Database) -> Database:
 
 @pytest.fixture
 def client(fresh_app: FastAPI, database: Database) -> AsyncClient:
-    """A client of the application to which a test may add an endpoint; all of it commits."""
+    """A client of `fresh_app`, so that tests can add endpoints. Its requests commit."""
     return connect(fresh_app, database)
 
 
 class TestReplay:
-    async def test_is_the_first_response_byte_for_byte(
+    async def test_is_identical_to_the_first_response(
         self, client: AsyncClient, database: Database
     ) -> None:
         first, second = await post_twice(client, NOTES)
@@ -110,7 +110,7 @@ class TestReplay:
         assert unquoted.json() == first.json()
         assert longest.status_code == 201
 
-    async def test_of_a_stream_or_an_endpoint_without_a_session(
+    async def test_works_for_streams_and_endpoints_without_a_session(
         self, client: AsyncClient, fresh_app: FastAPI
     ) -> None:
         calls = []
@@ -133,7 +133,7 @@ class TestReplay:
             assert first.content == second.content
         assert calls == [WORK]
 
-    async def test_lasts_for_a_day(self, client: AsyncClient, database: Database) -> None:
+    async def test_expires_after_a_day(self, client: AsyncClient, database: Database) -> None:
         headers = keyed()
         first = await client.post(NOTES, json=LAMP, headers=headers)
         await make_older(database, hours=23)
@@ -146,7 +146,7 @@ class TestReplay:
         assert (is_replay(second), is_replay(third)) == (False, True)
         assert first.json() != second.json() == third.json()
 
-    async def test_expired_ones_are_deleted_a_few_at_a_time(
+    async def test_expired_keys_are_deleted_in_small_batches(
         self, client: AsyncClient, database: Database
     ) -> None:
         for _ in range(12):
@@ -165,7 +165,7 @@ async def make_older(database: Database, *, hours: int) -> None:
         await session.execute(older, {"h": hours})
 
 
-class TestRefusal:
+class TestRejection:
     @pytest.mark.parametrize(
         "other",
         [
@@ -175,7 +175,7 @@ class TestRefusal:
         ],
         ids=["body", "query", "content-type"],
     )
-    async def test_of_a_different_request_with_the_key(
+    async def test_of_a_different_request_with_the_same_key(
         self, client: AsyncClient, database: Database, other: dict[str, Any]
     ) -> None:
         headers = keyed()
@@ -206,7 +206,7 @@ class TestRefusal:
 
 class TestCallers:
     @pytest.mark.parametrize("header", ["X-API-Key", "Authorization", "Cookie"])
-    async def test_have_separate_keys(self, client: AsyncClient, header: str) -> None:
+    async def test_cannot_share_keys(self, client: AsyncClient, header: str) -> None:
         headers = keyed()
         first = await client.post(NOTES, json=LAMP, headers={**headers, header: "one"})
 
@@ -281,18 +281,18 @@ class TestConcurrentRequests:
         assert second.headers["retry-after"] == "1"
         assert (await first).status_code == 201
         assert is_replay(await client.post(WORK, headers=headers))
-        assert limits == ["0"]  # the work itself has no lock timeout
+        assert limits == ["0"]  # the endpoint has no lock timeout
 
 
 async def wait_for_lock(database: Database) -> None:
     waiting = text("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
     async with database.reads() as session, asyncio.timeout(TIMEOUT_SECONDS):
-        while not await session.scalar(waiting):  # noqa: ASYNC110 - PostgreSQL holds it
+        while not await session.scalar(waiting):  # noqa: ASYNC110 - the lock is in PostgreSQL
             await asyncio.sleep(0.01)
 
 
 class TestFailure:
-    async def test_of_a_request_leaves_the_key_free(
+    async def test_of_a_request_stores_no_key(
         self, client: AsyncClient, database: Database
     ) -> None:
         headers = keyed()
@@ -303,10 +303,10 @@ class TestFailure:
 
         assert (response.status_code, is_replay(response)) == (201, False)
 
-    async def test_of_the_process_rolls_back_key_and_work(
+    async def test_of_the_process_rolls_back_the_key_and_the_changes(
         self, client: AsyncClient, fresh_app: FastAPI, database: Database
     ) -> None:
-        """To PostgreSQL a killed process is a connection that ends."""
+        """When a process is killed, PostgreSQL sees the end of its connections."""
         working = asyncio.Event()
 
         @fresh_app.post(WORK, status_code=201)
@@ -331,7 +331,7 @@ class TestFailure:
         assert is_replay(await client.post(WORK, headers=headers))
         assert await count(database) == 1
 
-    async def test_of_the_commit_is_500(
+    async def test_of_the_commit_returns_500(
         self, client: AsyncClient, fresh_app: FastAPI, database: Database
     ) -> None:
         ran_afterwards: list[str] = []
@@ -350,16 +350,16 @@ class TestFailure:
         assert ran_afterwards == []
         assert await count(database, IdempotencyKey) == 0
 
-    @pytest.mark.parametrize("notices", [False, True])
-    async def test_of_the_connection_is_503(
-        self, client: AsyncClient, fresh_app: FastAPI, database: Database, *, notices: bool
+    @pytest.mark.parametrize("queries_again", [False, True])
+    async def test_of_the_connection_returns_503(
+        self, client: AsyncClient, fresh_app: FastAPI, database: Database, *, queries_again: bool
     ) -> None:
         @fresh_app.post(WORK, status_code=201)
         async def work(db: DbSession) -> None:
             db.add(Note(**LAMP))
             await db.flush()
             await end_other_connections(database)
-            if notices:
+            if queries_again:
                 await db.execute(select(1))
 
         response = await client.post(WORK, headers=keyed())
@@ -368,7 +368,7 @@ class TestFailure:
         assert await count(database) == 0
         assert await count(database, IdempotencyKey) == 0
 
-    async def test_rolls_back_whatever_a_handler_responds(
+    async def test_rolls_back_even_if_an_exception_handler_redirects(
         self, client: AsyncClient, fresh_app: FastAPI, database: Database
     ) -> None:
         class LoginNeededError(Exception):
@@ -392,7 +392,7 @@ class TestFailure:
         assert await count(database, IdempotencyKey) == 0
 
 
-async def test_work_after_the_response_finds_it_committed(
+async def test_background_tasks_run_after_the_commit(
     client: AsyncClient, fresh_app: FastAPI, database: Database
 ) -> None:
     found = []
@@ -410,9 +410,7 @@ async def test_work_after_the_response_finds_it_committed(
     assert found == [(1, 1)]
 
 
-async def test_a_key_costs_four_statements_and_none_costs_nothing(
-    client: AsyncClient, database: Database
-) -> None:
+async def test_a_key_adds_four_statements(client: AsyncClient, database: Database) -> None:
     headers = keyed()
     await client.post(NOTES, json=LAMP, headers=keyed())  # warms up the connection
     with recorded(database) as without:
@@ -431,7 +429,7 @@ async def test_a_key_costs_four_statements_and_none_costs_nothing(
     ("method", "path", "status"),
     [("GET", "/api/v1/health/live", 200), ("POST", "/nowhere", 404), ("POST", "/metrics", 405)],
 )
-async def test_other_requests_ignore_the_header(
+async def test_the_header_is_ignored_for_other_requests(
     client: AsyncClient, database: Database, method: str, path: str, status: int
 ) -> None:
     with recorded(database) as sent:
@@ -450,7 +448,7 @@ async def test_openapi_has_the_header_for_each_post(client: AsyncClient) -> None
             assert ("Idempotency-Key" in parameters) == (method == "post")
 
 
-async def test_browsers_can_read_the_header_of_a_replay(database: Database) -> None:
+async def test_cors_exposes_the_header_of_a_replayed_response(database: Database) -> None:
     app = create_application(Settings(ENV="test", CORS_ORIGINS=["https://shop.example"]))
     headers = {"Origin": "https://shop.example"}
 

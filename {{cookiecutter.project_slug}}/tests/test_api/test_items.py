@@ -56,7 +56,7 @@ class TestCreate:
             ["Lamp"],
         ],
     )
-    async def test_refuses_an_invalid_body(self, client: AsyncClient, body: Any) -> None:
+    async def test_rejects_an_invalid_body(self, client: AsyncClient, body: Any) -> None:
         response = await client.post(ITEMS, json=body)
 
         assert response.status_code == 422
@@ -71,7 +71,7 @@ class TestList:
         assert await names(client) == ["d", "c", "b", "a"]
         assert await names(client, limit=2, offset=1) == ["c", "b"]
 
-    async def test_cursor_visits_every_item_once(self, client: AsyncClient) -> None:
+    async def test_cursor_returns_every_item_once(self, client: AsyncClient) -> None:
         for name in "abcde":
             await create(client, name)
 
@@ -87,7 +87,7 @@ class TestList:
         assert seen == ["e", "d", "c", "b", "a"]
         assert page["next_cursor"] is None
 
-    async def test_by_status_and_with_the_total(self, client: AsyncClient) -> None:
+    async def test_filters_by_status_and_counts(self, client: AsyncClient) -> None:
         await create(client, "draft")
         await change(client, await create(client, "active"), status="active")
 
@@ -101,7 +101,7 @@ class TestList:
         "query",
         [{"limit": 101}, {"offset": 10**30}, {"cursor": str(uuid4()), "offset": 1}, {"page": 2}],
     )
-    async def test_refuses_an_invalid_query(
+    async def test_rejects_an_invalid_query(
         self, client: AsyncClient, query: dict[str, Any]
     ) -> None:
         assert (await client.get(ITEMS, params=query)).status_code == 422
@@ -128,11 +128,13 @@ class TestSearch:
         "text",
         ["'", "\\", "a\\'b", "a & | ! b", "a:*", "(", "<->", "%", "' OR 1=1 --", "🪔", "\x1c"],
     )
-    async def test_operators_and_quotes_are_only_text(self, client: AsyncClient, text: str) -> None:
+    async def test_operators_and_quotes_have_no_effect(
+        self, client: AsyncClient, text: str
+    ) -> None:
         assert await names(client, SEARCH, q=text) == []
 
     @pytest.mark.parametrize("query", [{}, {"q": ""}, {"q": "  "}, {"q": "\x00"}])
-    async def test_needs_words(self, client: AsyncClient, query: dict[str, str]) -> None:
+    async def test_requires_a_word(self, client: AsyncClient, query: dict[str, str]) -> None:
         assert (await client.get(SEARCH, params=query)).status_code == 422
 
 
@@ -161,7 +163,7 @@ class TestUpdate:
             ("active", {"status": "draft"}, "item-transition"),
         ],
     )
-    async def test_refuses_what_the_status_does_not_allow(
+    async def test_rejects_changes_that_the_status_does_not_allow(
         self, client: AsyncClient, status: str, changes: dict[str, str], problem: str
     ) -> None:
         item = await create(client)
@@ -172,7 +174,7 @@ class TestUpdate:
         assert (response["status"], response["type"]) == (409, f"urn:problem-type:{problem}")
 
 
-async def test_a_deletion_wants_the_current_version(client: AsyncClient) -> None:
+async def test_a_deletion_checks_the_version(client: AsyncClient) -> None:
     item = await create(client)
     path = ITEMS + item["id"]
 
@@ -193,7 +195,7 @@ async def test_a_deletion_wants_the_current_version(client: AsyncClient) -> None
         (f"{SEARCH}?q=lamp", ["SELECT"]),
     ],
 )
-async def test_a_read_is_one_statement_for_each_result(
+async def test_a_read_sends_one_statement_per_result(
     committing_client: AsyncClient,
     committing_database: Database,
     path: str,

@@ -1,4 +1,4 @@
-"""Every error is `application/problem+json` with a request id and nothing internal."""
+"""Error responses."""
 
 from collections.abc import AsyncGenerator
 
@@ -45,7 +45,9 @@ async def test_a_domain_error_has_a_type_and_a_message(client: AsyncClient) -> N
     assert (problem["title"], problem["detail"]) == ("Note refused", "This text is refused.")
 
 
-async def test_an_invalid_request_names_the_fields_but_repeats_nothing(client: AsyncClient) -> None:
+async def test_an_invalid_request_names_the_fields_but_not_their_values(
+    client: AsyncClient,
+) -> None:
     response = await client.post(NOTES, json={"text": ["hunter2"]})
 
     assert_problem(response, 422)
@@ -78,7 +80,9 @@ async def test_a_body_over_the_limit(client: AsyncClient) -> None:
     assert_problem(without_length, 413)
 
 
-async def test_a_bug_is_500_and_reveals_nothing(fresh_app: FastAPI, database: Database) -> None:
+async def test_an_unexpected_error_returns_500_and_reveals_nothing(
+    fresh_app: FastAPI, database: Database
+) -> None:
     @fresh_app.get("/bug")
     async def bug() -> None:
         raise RuntimeError("the password is hunter2")
@@ -104,7 +108,7 @@ async def test_an_http_error_keeps_its_status_and_headers(
     assert response.headers["x-tea"] == "none"
 
 
-async def test_an_error_in_a_started_response_breaks_it_off(
+async def test_an_error_in_a_started_response_aborts_it(
     fresh_app: FastAPI, database: Database
 ) -> None:
     async def chunks() -> AsyncGenerator[bytes]:

@@ -1,4 +1,4 @@
-"""Everything around the resources: probes, metrics, headers, API keys, OpenAPI."""
+"""Probes, metrics, headers, API keys and OpenAPI."""
 
 import re
 from typing import Any
@@ -34,7 +34,7 @@ class TestHealth:
 
 
 class TestRequestId:
-    async def test_a_valid_one_is_kept(self, client: AsyncClient) -> None:
+    async def test_a_valid_id_is_used(self, client: AsyncClient) -> None:
         given = uuid4().hex
 
         response = await client.get("/nowhere", headers={"X-Request-ID": given})
@@ -42,7 +42,7 @@ class TestRequestId:
         assert response.headers["x-request-id"] == response.json()["request_id"] == given
 
     @pytest.mark.parametrize("given", [None, "", "x" * 5000, "forged\tline"])
-    async def test_any_other_is_replaced(self, client: AsyncClient, given: str | None) -> None:
+    async def test_an_invalid_id_is_replaced(self, client: AsyncClient, given: str | None) -> None:
         headers = {} if given is None else {"X-Request-ID": given}
 
         response = await client.get(LIVE, headers=headers)
@@ -59,7 +59,7 @@ class TestSecurityHeaders:
         assert headers["x-frame-options"] == "DENY"
         assert headers["content-security-policy"].startswith("default-src 'none'")
 
-    async def test_documentation_works_behind_the_prefix_of_a_proxy(
+    async def test_documentation_works_behind_a_proxy_with_a_prefix(
         self, app: FastAPI, database: Database
     ) -> None:
         response = await connect(app, database, root_path="/proxy").get("/proxy/api/docs")
@@ -102,7 +102,7 @@ class TestCors:
 
 class TestApiKey:
     @pytest.mark.parametrize("given", [None, "", "wrong", KEY[:-1], "schlüssel"])
-    async def test_any_valid_key_may_write_and_nothing_else(
+    async def test_writes_require_a_valid_key(
         self, app: FastAPI, database: Database, given: str | None
     ) -> None:
         settings = Settings(ENV="test", API_KEYS=[SecretStr("other-key"), SecretStr(KEY)])
@@ -127,7 +127,7 @@ class TestIfMatch:
         return path
 
     @pytest.mark.parametrize("tags", [[], ['"1"'], ["*"], ['"7", "1"'], ['"9"', '"1"']])
-    async def test_the_current_version_may_be_changed(
+    async def test_the_current_version_matches(
         self, client: AsyncClient, note: str, tags: list[str]
     ) -> None:
         headers = [("If-Match", tag) for tag in tags]
@@ -139,7 +139,9 @@ class TestIfMatch:
     @pytest.mark.parametrize(
         "tag", ['"2"', 'W/"1"', '"x"', "", "1", '"1', '"01"', '"' + "9" * 5000 + '"']
     )
-    async def test_any_other_is_412(self, client: AsyncClient, note: str, tag: str) -> None:
+    async def test_any_other_version_returns_412(
+        self, client: AsyncClient, note: str, tag: str
+    ) -> None:
         response = await client.patch(note, json={"text": "x"}, headers={"If-Match": tag})
 
         assert response.status_code == 412
@@ -148,7 +150,7 @@ class TestIfMatch:
 
 
 class TestMetrics:
-    async def test_labels_are_templates_and_never_paths(self, client: AsyncClient) -> None:
+    async def test_labels_are_route_templates_instead_of_paths(self, client: AsyncClient) -> None:
         await client.get(f"{NOTES}{uuid4()}")
         await client.get("/an/invented/path")
         await client.request("INVENTED", NOTES)
@@ -167,7 +169,9 @@ class TestMetrics:
 
 class TestDocumentation:
     @pytest.mark.parametrize("page", ["docs", "redoc"])
-    async def test_pages_load_nothing_from_elsewhere(self, client: AsyncClient, page: str) -> None:
+    async def test_pages_load_nothing_from_other_hosts(
+        self, client: AsyncClient, page: str
+    ) -> None:
         response = await client.get(f"/api/{page}")
 
         assert response.status_code == 200
@@ -180,7 +184,7 @@ class TestDocumentation:
         for path in assets:
             assert (await client.get(path)).status_code == 200
 
-    async def test_prefix_moves_everything(self, database: Database) -> None:
+    async def test_api_prefix_applies_to_all_paths(self, database: Database) -> None:
         settings = Settings(ENV="test", API_PREFIX="/shop")
         client = connect(create_application(settings), database, settings)
 
@@ -204,7 +208,7 @@ class TestOpenAPI:
             ("delete", NOTE, "204 401 404 412 422 503"),
         ],
     )
-    async def test_errors_follow_from_what_an_operation_takes(
+    async def test_errors_follow_from_parameters_body_and_dependencies(
         self, document: Any, method: str, path: str, statuses: str
     ) -> None:
         responses = document["paths"][path][method]["responses"]

@@ -1,4 +1,4 @@
-"""What each endpoint sends to PostgreSQL."""
+"""The statements that endpoints send to PostgreSQL."""
 
 import pytest
 from fastapi import FastAPI
@@ -12,7 +12,7 @@ from tests.fixtures.statements import recorded
 
 @pytest.fixture
 async def note(committing_client: AsyncClient) -> str:
-    """The path of a note; these requests have warmed up the connection too."""
+    """The path of a note. The requests also warm up the connection."""
     created = await committing_client.post(NOTES, json={"text": "Lamp"})
     path: str = created.headers["location"]
     await committing_client.get(path)
@@ -28,7 +28,7 @@ async def note(committing_client: AsyncClient) -> str:
         ("/api/v1/health/ready", ["SELECT"]),
     ],
 )
-async def test_a_read_is_one_statement(
+async def test_a_read_sends_one_statement(
     app: FastAPI, committing_database: Database, note: str, path: str, statements: list[str]
 ) -> None:
     client = connect(app, committing_database)
@@ -39,7 +39,7 @@ async def test_a_read_is_one_statement(
     assert sent == statements
 
 
-async def test_a_write_is_one_transaction(
+async def test_a_write_sends_one_transaction(
     committing_client: AsyncClient, committing_database: Database, note: str
 ) -> None:
     with recorded(committing_database) as created:

@@ -9,7 +9,7 @@ from src.core.config import InvalidSettingsError, Settings, load_settings
 
 @pytest.mark.usefixtures("env")
 class TestSources:
-    def test_defaults_are_for_development_and_empty_means_absent(
+    def test_defaults_are_for_development_and_empty_values_are_ignored(
         self, env: pytest.MonkeyPatch
     ) -> None:
         env.setenv("DATABASE_URL", "")
@@ -44,7 +44,6 @@ class TestSources:
             load_settings()
 
     def test_secrets_may_come_from_files(self, env: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """And hold any character."""
         (tmp_path / "POSTGRES_PASSWORD").write_text("p@ss:w/rd%20 from a file\n")
         env.setattr(config, "SECRETS_DIR", tmp_path)
 
@@ -59,7 +58,7 @@ class TestValues:
         assert load_settings().CORS_ORIGINS == ["https://a", "https://b"]
 
     @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
-    def test_any_url_of_a_provider_works(self, env: pytest.MonkeyPatch, scheme: str) -> None:
+    def test_urls_of_hosting_providers_work(self, env: pytest.MonkeyPatch, scheme: str) -> None:
         env.setenv(
             "DATABASE_URL",
             f"{scheme}://me:s%40crt@db:6543/shop?sslmode=require&channel_binding=require",
@@ -87,7 +86,7 @@ class TestValues:
             ("CORS_ORIGINS", "[hunter2"),
         ],
     )
-    def test_malformed_values_are_named_but_not_shown(
+    def test_errors_name_the_setting_but_do_not_show_the_value(
         self, env: pytest.MonkeyPatch, name: str, value: str
     ) -> None:
         env.setenv(name, value)
@@ -108,7 +107,9 @@ class TestProduction:
         return env
 
     @pytest.mark.parametrize("name", ["production", "staging"])
-    def test_all_unsafe_values_are_listed_at_once(self, env: pytest.MonkeyPatch, name: str) -> None:
+    def test_all_unsafe_values_are_listed_together(
+        self, env: pytest.MonkeyPatch, name: str
+    ) -> None:
         env.setenv("ENV", name)
         env.setenv("DEBUG", "true")
         env.setenv("CORS_ORIGINS", "*")

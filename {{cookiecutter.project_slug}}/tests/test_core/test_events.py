@@ -6,7 +6,7 @@ from src.core.config import Settings
 from tests.fixtures.client import connect
 
 
-async def test_the_lifespan_opens_what_requests_use(committing_url: URL) -> None:
+async def test_the_lifespan_opens_the_database(committing_url: URL) -> None:
     url = SecretStr(committing_url.render_as_string(hide_password=False))
     settings = Settings(ENV="test", DATABASE_URL=url)
     app = create_application(settings)

@@ -7,13 +7,13 @@ from src.core.failures import MAX_LENGTH, Outage, describe
 
 
 def test_a_description_can_be_stored() -> None:
-    """Without NUL and surrogates, which PostgreSQL refuses."""
+    """PostgreSQL rejects NUL and surrogates."""
     assert describe(ValueError("a\0b\ud800")) == r"ValueError: a\0b\ud800"
     assert len(describe(ValueError("x" * 2 * MAX_LENGTH))) == MAX_LENGTH
 
 
-def test_an_outage_is_logged_once_and_so_is_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "log", structlog.get_logger())  # not bound to an earlier test
+def test_an_outage_and_its_end_are_each_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "log", structlog.get_logger())  # not cached by an earlier test
     outage = Outage("server_unavailable", "server_recovered")
     with capture_logs() as logs:
         outage.end()

@@ -14,7 +14,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
-def leave_no_handler() -> Iterator[None]:
+def _remove_handlers() -> Iterator[None]:
     yield
     logging.getLogger().handlers = []
 
@@ -23,7 +23,7 @@ def lines(captured: Captured) -> list[dict[str, Any]]:
     return [json.loads(line) for line in captured.readouterr().err.splitlines()]
 
 
-def test_libraries_and_service_share_one_stream(capsys: Captured, settings: Settings) -> None:
+def test_libraries_and_service_use_the_same_format(capsys: Captured, settings: Settings) -> None:
     configure_logging(settings)
 
     structlog.get_logger("src.x").warning("ours", lamp="green")
@@ -35,7 +35,9 @@ def test_libraries_and_service_share_one_stream(capsys: Captured, settings: Sett
     assert ours["timestamp"].endswith("Z")
 
 
-def test_request_id_and_traceback_without_variables(capsys: Captured, settings: Settings) -> None:
+def test_lines_have_the_request_id_and_a_traceback_without_variables(
+    capsys: Captured, settings: Settings
+) -> None:
     configure_logging(settings)
 
     token = correlation_id.set("abc")
@@ -72,7 +74,7 @@ def test_secrets_are_masked_at_any_depth(capsys: Captured, settings: Settings) -
     assert line["headers"]["Accept"] == "text/plain"
 
 
-def test_loggers_of_libraries_use_our_handler_unless_switched_off(settings: Settings) -> None:
+def test_loggers_of_libraries_use_the_root_handler_unless_disabled(settings: Settings) -> None:
     loud, silent = logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")
     loud.handlers, loud.propagate = [logging.NullHandler()], False
     silent.handlers, silent.propagate = [], False
@@ -84,12 +86,12 @@ def test_loggers_of_libraries_use_our_handler_unless_switched_off(settings: Sett
     silent.propagate = True
 
 
-@pytest.mark.parametrize("in_colour", [False, True])
-def test_developers_read_lines(
-    capsys: Captured, monkeypatch: pytest.MonkeyPatch, *, in_colour: bool
+@pytest.mark.parametrize("in_color", [False, True])
+def test_lines_are_text_in_development(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, *, in_color: bool
 ) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    if in_colour:
+    if in_color:
         monkeypatch.setenv("FORCE_COLOR", "1")
     configure_logging(Settings(ENV="development", LOG_LEVEL="INFO"))
 
@@ -97,4 +99,4 @@ def test_developers_read_lines(
 
     line = capsys.readouterr().err
     assert "started" in line
-    assert ("\x1b[" in line, "port=8000" in line) == (in_colour, not in_colour)
+    assert ("\x1b[" in line, "port=8000" in line) == (in_color, not in_color)

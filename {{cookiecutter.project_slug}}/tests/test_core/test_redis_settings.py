@@ -81,7 +81,7 @@ def test_urls(text: str, nodes: list[tuple[str, int]], options: dict[str, Any]) 
         "redis+unix://:hunter2@h",
     ],
 )
-def test_bad_urls_are_named_but_not_shown(env: pytest.MonkeyPatch, text: str) -> None:
+def test_errors_of_invalid_urls_do_not_show_the_url(env: pytest.MonkeyPatch, text: str) -> None:
     env.setenv("REDIS_URL", text)
 
     with pytest.raises(InvalidSettingsError) as caught:
@@ -91,7 +91,7 @@ def test_bad_urls_are_named_but_not_shown(env: pytest.MonkeyPatch, text: str) ->
     assert "hunter2" not in str(caught.value)
 
 
-def test_nodes_of_a_cluster_may_be_elsewhere_without_protection() -> None:
+def test_a_cluster_with_a_local_node_is_not_protected() -> None:
     assert not redis_url.parse("redis+cluster://localhost").is_protected
 
 

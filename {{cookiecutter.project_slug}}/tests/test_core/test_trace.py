@@ -10,7 +10,7 @@ PARENT = "00f067aa0ba902b7"
     "text",
     [f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00", f"01-{TRACE}-{PARENT}-01-what-is-new"],
 )
-def test_a_valid_parent_names_its_trace(text: str) -> None:
+def test_a_valid_header_has_a_trace_id(text: str) -> None:
     assert trace_id_of(text) == TRACE
 
 
@@ -27,5 +27,5 @@ def test_a_valid_parent_names_its_trace(text: str) -> None:
         f"00-{TRACE}-{PARENT}-01\n",
     ],
 )
-def test_any_other_has_no_trace(text: str) -> None:
+def test_an_invalid_header_has_no_trace_id(text: str) -> None:
     assert trace_id_of(text) is None

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from sqlalchemy import make_url
 
 from src.core.config import ROOT, Settings
-from tests.leash import Leash
+from tests.process_killer import ProcessKiller
 
 LIMIT = 60.0  # seconds; only a failing test waits this long
 BYTECODE = str(ROOT / ".pytest_cache" / "bytecode")
@@ -43,11 +43,11 @@ def owner(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
         text=True,
         start_new_session=True,
     ) as process:
-        leash = Leash(process.pid)
+        killer = ProcessKiller(process.pid)
         try:
             yield process
         finally:
-            leash.pull()
+            killer.kill()
 
 
 def reported_by(process: subprocess.Popen[str]) -> Any:

@@ -11,11 +11,9 @@ from tests.fixtures.notes import Note, NoteNotFoundError, NoteRepository
 
 
 class OrderLine(Base, UUIDMixin, TableNameMixin, TimestampMixin):
-    """The base classes and its columns, and no more."""
-
-    # Apart from the service's own tables, which migrations and `alembic check` are about.
+    # Not in Base.metadata, which `alembic check` compares with the database.
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
-    __table_args__ = {"prefixes": ["TEMPORARY"]}  # noqa: RUF012 - as SQLAlchemy has it
+    __table_args__ = {"prefixes": ["TEMPORARY"]}  # noqa: RUF012 - the type that SQLAlchemy declares
     name = Column(String, index=True)
 
 
@@ -32,7 +30,7 @@ def test_tables_are_named_after_classes(name: str, expected: str) -> None:
     assert snake_case(name) == expected
 
 
-async def test_a_model_needs_no_more_than_base_classes_and_columns(db: AsyncSession) -> None:
+async def test_a_model_needs_only_base_classes_and_columns(db: AsyncSession) -> None:
     connection = await db.connection()
     await connection.run_sync(OrderLine.__table__.create)  # type: ignore[attr-defined]
     line = OrderLine(name="Lamp")
@@ -46,7 +44,7 @@ async def test_a_model_needs_no_more_than_base_classes_and_columns(db: AsyncSess
 
 
 class TestRepository:
-    async def test_a_locked_row_is_read_again(self, committing_database: Database) -> None:
+    async def test_get_for_update_reloads_the_row(self, committing_database: Database) -> None:
         async with committing_database.transaction() as session:
             note = await NoteRepository(session).add(Note(text="Lamp"))
         async with committing_database.transaction() as session:
@@ -60,7 +58,7 @@ class TestRepository:
             assert (found.text, found.version) == ("Light", 2)
 
     @pytest.mark.parametrize("for_update", [False, True])
-    async def test_get_or_raise_names_the_missing_key(
+    async def test_get_or_raise_reports_the_missing_id(
         self, db: AsyncSession, *, for_update: bool
     ) -> None:
         missing = uuid4()
@@ -85,7 +83,7 @@ class TestRepository:
         assert [note.text for note in skipped] == ["c", "b"]
 
 
-async def test_a_reading_session_does_not_write(database: Database) -> None:
+async def test_a_read_only_session_refuses_to_write(database: Database) -> None:
     async with database.reads() as session:
         session.add(Note(text="Lamp"))
         with pytest.raises(ReadOnlySessionError):

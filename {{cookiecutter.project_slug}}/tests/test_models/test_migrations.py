@@ -1,4 +1,4 @@
-"""Migrations: up, down, up again, in step with the models, and from ten replicas at once."""
+"""Migrations."""
 
 import asyncio
 import multiprocessing
@@ -22,26 +22,26 @@ def run(name: str, url: URL, *arguments: str) -> None:
 
 
 async def alembic(name: str, url: URL, *arguments: str) -> None:
-    """Run a command in a thread: Alembic starts its own event loop."""
+    """Run a command in a thread, since Alembic starts an event loop."""
     await asyncio.to_thread(run, name, url, *arguments)
 
 
-async def test_down_and_up_again_and_in_step_with_the_models(fresh_url: URL) -> None:
+async def test_downgrade_and_upgrade_result_in_the_models(fresh_url: URL) -> None:
     await alembic("downgrade", fresh_url, "base")
     await alembic("upgrade", fresh_url, "head")
     await alembic("check", fresh_url)
 
 
 @pytest.mark.slow
-async def test_ten_replicas_may_migrate_at_once(fresh_url: URL) -> None:
+async def test_ten_replicas_can_migrate_at_the_same_time(fresh_url: URL) -> None:
     empty = fresh_url.set(database=f"{fresh_url.database}_new")
     await create_database(empty)
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    # Where it can fork, import once rather than ten times.
+    # With a fork server, the modules are imported once instead of ten times.
     context.set_forkserver_preload(["cli", "alembic.autogenerate"])
     replicas = [
-        # Daemonic: the suite does not wait at its end for one that hangs.
+        # Daemonic, so that the test run does not wait for a process that hangs.
         context.Process(target=run, args=("upgrade", empty, "head"), daemon=True)
         for _ in range(REPLICAS)
     ]
