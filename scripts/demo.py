@@ -1,6 +1,6 @@
-"""Scaffold a service with the default answers, run it, and walk through it over HTTP.
+"""Create a service with the default answers, run it, and call it over HTTP.
 
-The service stays in build/demo until the next demo. What runs here needs cookiecutter, no more.
+The service stays in build/demo until the next demo. This script needs only cookiecutter.
 """
 
 import json
@@ -23,13 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "demo"
 PROJECT = BUILD / "my-service"
 LOG = BUILD / "service.log"
-LIMIT = 60.0  # seconds for anything to come about
+LIMIT = 60.0  # seconds to wait for one result
 GIT = ("git", "-C", PROJECT, "-c", "user.name=Demo", "-c", "user.email=demo@localhost")
 UNSHOWN = {"created_at", "updated_at", "instance", "request_id", "description"}
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why."""
+    """The demo cannot continue; the message says why."""
 
 
 say = partial(print, flush=True)
@@ -47,29 +47,29 @@ def scaffold() -> None:
     if (PROJECT / ".data" / "dev.env").exists():
         raise DemoError(f"{PROJECT} is running: stop its `make dev` first.")
     if any(path.name != ".venv" for path in PROJECT.glob("*")) and is_changed():
-        raise DemoError(f"{PROJECT} has changes: move it or delete it first.")
+        raise DemoError(f"{PROJECT} has changes: move or delete it first.")
     for path in PROJECT.glob("*"):
-        if path.name != ".venv":  # it holds what an earlier demo downloaded
+        if path.name != ".venv":  # packages from an earlier demo
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    say("Scaffolding a service with the default answers")
+    say("Creating a service with the default answers")
     options = ["--no-input", "--overwrite-if-exists", "--output-dir", str(BUILD)]
     run(sys.executable, "-m", "cookiecutter", ROOT, *options)
     run(*GIT, "init", "--quiet")
     run(*GIT, "add", "--all")
-    run(*GIT, "commit", "--quiet", "--message", "What the demo has scaffolded")
-    say("Installing its requirements into its own .venv")
+    run(*GIT, "commit", "--quiet", "--message", "Created by the demo")
+    say("Installing its packages into its .venv")
     run("make", "--no-print-directory", "setup", f"PYTHON={sys.executable}", cwd=PROJECT)
 
 
 def is_changed() -> bool:
-    """Whether the service differs from what an earlier demo has scaffolded and committed."""
+    """Return whether the service differs from the commit of an earlier demo."""
     if not (PROJECT / ".git").is_dir():
         return True
     return run(*GIT, "status", "--porcelain") != "" or run(*GIT, "rev-list", "HEAD").count("\n") > 1
 
 
 def environment(project: Path, port: int) -> dict[str, str]:
-    """Return ours without any setting of a service: it must meet nobody's database."""
+    """Return the environment without settings of a service, so that it uses its own database."""
     example = (project / ".env.example").read_text("utf-8")
     settings = set(re.findall(r"^(?:# )?([A-Z][A-Z_]+)=", example, re.MULTILINE))
     kept = {name: value for name, value in os.environ.items() if name not in settings}
@@ -80,13 +80,13 @@ class Service:
     def __init__(self, address: str) -> None:
         self.address = address
         self.session = requests.Session()
-        self.session.trust_env = False  # a proxy would not find a service on this machine
+        self.session.trust_env = False  # a proxy cannot reach a service on this machine
 
     def call(self, method: str, path: str, **options: Any) -> requests.Response:
         return self.session.request(method, self.address + path, timeout=10, **options)
 
     def show(self, method: str, path: str, *, expect: int = 200, **options: Any) -> Any:
-        """Call, print the call and what says something in its response, and return the body."""
+        """Call, print the call and the main parts of its response, and return the body."""
         sent = [json.dumps(options[name]) for name in ("json", "headers") if name in options]
         say("  ".join([f"    {method} {path}", *sent]))
         response = self.call(method, path, **options)
@@ -100,7 +100,7 @@ class Service:
         return body
 
     def until(self, path: str, seen: Callable[[Any], Any]) -> Any:
-        """Get a path again and again until something is seen in the body; return that."""
+        """Poll a path until `seen` returns a true value for the body; return that value."""
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
             try:
@@ -109,7 +109,7 @@ class Service:
             except requests.ConnectionError:
                 pass
             time.sleep(0.1)
-        raise DemoError(f"{path} did not come to show what it should:\n{LOG.read_text()}")
+        raise DemoError(f"{path} did not show the expected result:\n{LOG.read_text()}")
 
 
 @contextmanager
@@ -125,40 +125,40 @@ def running() -> Iterator[Service]:
         service.until("/api/v1/health/ready", lambda body: body["status"] == "ok")
         yield service
     finally:
-        say("Stopping all of it")
+        say("Stopping all processes")
         process.terminate()
         process.wait(30)
 
 
 def walk(service: Service) -> None:
     show, items = service.show, "/api/v1/items/"
-    say(f"\nIt serves {service.address}/api/docs\n\n  It checks what it needs:")
+    say(f"\nAPI documentation: {service.address}/api/docs\n\n  Readiness:")
     show("GET", "/api/v1/health/ready")
-    say("  Create an item, its key a UUIDv7, and find it by full text:")
+    say("  Create an item (its ID is a UUIDv7), and find it with full-text search:")
     item = show("POST", items, json={"name": "Green lamp"}, expect=201)
     show("GET", f"{items}search?q=green+la")
-    say("  The response to a POST got lost? It is safe to send it again:")
+    say("  A client that lost the response can repeat a POST with the same Idempotency-Key:")
     key = {"Idempotency-Key": '"demo-1"'}
     first = show("POST", items, json={"name": "Wall lamp"}, headers=key, expect=201)
     if show("POST", items, json={"name": "Wall lamp"}, headers=key, expect=201) != first:
-        raise DemoError("A second item was made.")
-    say("  Two people change the same version; the second one is refused (RFC 9457):")
+        raise DemoError("The repeated request created a second item.")
+    say("  Two clients change the same version. The second change is refused (RFC 9457):")
     path, version = items + item["id"], {"If-Match": '"1"'}
     show("PATCH", path, json={"status": "active"}, headers=version)
     show("PATCH", path, json={"name": "Red lamp"}, headers=version, expect=412)
-    say("  The cache, in a Valkey that came with the service; a change is seen at once:")
+    say("  The cache uses Valkey. The first read after a change returns the new value:")
     for what in ("first read", "cached read", "change", "first read", "cached read"):
         started = time.perf_counter()
         change = {"json": {"name": "Red lamp"}} if what == "change" else {}
         body = service.call("PATCH" if change else "GET", path, **change).json()
         say(f"    {what:11} {body['name']:10} {(time.perf_counter() - started) * 1000:6.1f} ms")
-    say("  A background task, tracked to its end: a CSV of 1,000 items, one without a name:")
+    say("  A tracked background task imports 1,000 CSV rows, one of them without a name:")
     rows = "name,description" + "".join(f"\nItem {number}," for number in range(999)) + "\n,none"
     csv = {"data": rows, "headers": {"Content-Type": "text/csv"}}
     task = show("POST", "/api/v1/item-imports/", expect=202, **csv)
     result = service.until(f"/api/v1/tasks/{task['task_id']}", lambda body: body["result"])
     say(f"    {result}")
-    say("  The scheduler, in a process of its own; one of its jobs has its first tick at once:")
+    say("  The scheduler runs in a separate process. One job runs immediately:")
     jobs = service.until(
         "/api/v1/scheduler/jobs?runs=1",
         lambda body: [job for job in body["jobs"] for run in job["runs"] if run["finished_at"]],
@@ -173,15 +173,15 @@ def main() -> int:
         with running() as service:
             walk(service)
     except KeyboardInterrupt:
-        say("Interrupted; nothing is left running.")
+        say("Interrupted. All processes are stopped.")
         return 130
     except (DemoError, OSError, subprocess.TimeoutExpired) as error:
         say(f"\n{error}")
         return 1
     say(
-        f"\nDone in {time.monotonic() - started:.0f} s. To go on with it: cd {PROJECT.relative_to(ROOT)}"
+        f"\nDone in {time.monotonic() - started:.0f} s. The service is in {PROJECT.relative_to(ROOT)}."
     )
-    say("For a service of your own: .venv/bin/cookiecutter . --output-dir ..")
+    say("To create your own service: .venv/bin/cookiecutter . --output-dir ..")
     return 0
 
 

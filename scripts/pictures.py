@@ -1,7 +1,7 @@
-"""Make the README's pictures, docs/images, from the template at work: python -m scripts.pictures.
+"""Make the pictures in docs/images: python -m scripts.pictures.
 
-What a terminal shows becomes an SVG, and a browser photographs the service's own page. Ids, times
-and pids differ each time.
+The output of a terminal becomes an SVG, and a browser takes a screenshot of the API documentation.
+IDs, times and process IDs differ each time.
 """
 
 import io
@@ -22,16 +22,16 @@ from scripts.demo import ROOT, Service, environment, run
 from scripts.tables import names
 
 IMAGES = ROOT / "docs" / "images"
-# chromium is a package of Debian's; where it is called otherwise, CHROMIUM names it.
+# The name of the program, which differs between systems.
 CHROMIUM = os.environ.get("CHROMIUM", "chromium")
-PORT = 8000  # the default, which the pictures show
-ANSWERS = {"project_name": "Lamp Shop", "description": "Sells lamps."}  # Enter takes the default
+PORT = 8000  # the pictures show the default port
+ANSWERS = {"project_name": "Lamp Shop", "description": "Sells lamps."}  # Enter selects the default
 ITEMS = "localhost:8000/api/v1/items/"
 CALLS = [
-    f"""curl -s {ITEMS} --json '{{"name": "Green lamp"}}' | jq -C""",
-    "curl -s localhost:8000/api/v1/item-imports/ -H 'Content-Type: text/csv' --data-binary @lamps.csv | jq -cC",
-    f"curl -s '{ITEMS}search?q=lamp' | jq -C '.items[].name'",
-    f"curl -s {ITEMS} --json '{{}}' | jq -cC '{{title, errors}}'",
+    f"""curl -s {ITEMS} --json '{{"name": "Green lamp"}}' | jq""",
+    "curl -s localhost:8000/api/v1/item-imports/ -H 'Content-Type: text/csv' --data-binary @lamps.csv",
+    f"curl -s '{ITEMS}search?q=lamp' | jq '.items[].name'",
+    f"curl -s {ITEMS} --json '{{}}' | jq -c '{{title, errors}}'",
 ]
 SHOWN = re.compile(
     r"^(Starting|PostgreSQL|Migrating|Documentation)|items?_imported|item[\w/-]* HTTP|\?q="
@@ -40,8 +40,8 @@ LAMPS = "name,description\nDesk lamp,Brass\nWall lamp,Two arms\nFloor lamp,\n"
 
 
 def terminal() -> Console:
-    """Return rich's own console, through which cookiecutter asks, anew and with nothing on it."""
-    rich.reconfigure(record=True, width=110, force_terminal=True, file=io.StringIO())
+    """Return rich's global console, which cookiecutter uses, without earlier output."""
+    rich.reconfigure(record=True, width=102, force_terminal=True, file=io.StringIO())
     return rich.get_console()
 
 
@@ -52,12 +52,12 @@ def show(console: Console, command: str, output: str = "") -> None:
 
 def save(console: Console, name: str, title: str) -> None:
     svg = console.export_svg(title=title)
-    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # of the internet
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # from a CDN
     (IMAGES / name).write_text(re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE), "utf-8")
 
 
 class Typing(io.StringIO):
-    """Standard input from somebody whose typing is seen."""
+    """Standard input that shows the typed answers."""
 
     def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override] # as StringIO's
         line = super().readline(-1 if size is None else size)
@@ -66,18 +66,18 @@ class Typing(io.StringIO):
 
 
 def scaffold(folder: Path) -> Path:
-    """Answer the questions in a picture."""
+    """Create a service, and record the questions and answers."""
     console = terminal()
     [address] = set(re.findall(r"cookiecutter (gh:\S+)", (ROOT / "README.md").read_text("utf-8")))
     show(console, f"cookiecutter {address}")
     sys.stdin = Typing("".join(ANSWERS.get(question, "") + "\n" for question in names()))
     project = Path(cookiecutter(str(ROOT), output_dir=str(folder)))
-    save(console, "prompts.svg", "Scaffolding a service")
+    save(console, "prompts.svg", "Creating a service")
     return project
 
 
 def serve(project: Path) -> None:
-    """Run the service and call it in a picture, and photograph its documentation."""
+    """Run the service and record calls to it, and take a screenshot of its documentation."""
     console, log = terminal(), project.parent / "service.log"
     (project / "lamps.csv").write_text(LAMPS, "utf-8")
     run("make", "--no-print-directory", "setup", f"PYTHON={sys.executable}", cwd=project)
@@ -89,23 +89,25 @@ def serve(project: Path) -> None:
         Service(address).until("/api/v1/health/ready", lambda body: body["status"] == "ok")
         calls = {}
         for call in CALLS:
-            calls[call] = subprocess.check_output(["bash", "-c", call], cwd=project, text=True)
-            time.sleep(1)  # the import is done in it
-        photograph(f"{address}/api/docs", project.parent)
+            colored = ["bash", "-c", call.replace("| jq", "| jq -C")]
+            calls[call] = subprocess.check_output(colored, cwd=project, text=True)
+            time.sleep(1)  # the import finishes
+        screenshot(f"{address}/api/docs", project.parent)
     finally:
         dev.terminate()
         dev.wait(30)
     logged = re.sub(r"^(\w+ +\| )\S+ ", r"\1", log.read_text("utf-8"), flags=re.MULTILINE)
+    logged = re.sub(r" (request_id|task)=\S+", "", logged)  # lines fit
     lines = logged.replace(str(project.parent), "~").splitlines()
     show(console, "make dev", "\n".join(line for line in lines if SHOWN.search(line)))
     console.rule()
     for call, printed in calls.items():
         show(console, call, printed)
-    save(console, "running.svg", "The service runs, and is called")
+    save(console, "running.svg", "Running a service")
 
 
-def photograph(address: str, folder: Path) -> None:
-    """Take a screenshot of a page, in a browser that reaches nothing but this machine."""
+def screenshot(address: str, folder: Path) -> None:
+    """Take a screenshot of a page, in a browser that can reach only this machine."""
     run(
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
         "--disable-background-networking", "--no-first-run",
@@ -118,7 +120,7 @@ def photograph(address: str, folder: Path) -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="pictures-") as folder:
-        Path(folder).chmod(0o755)  # else root's PostgreSQL could not keep its data in the project
+        Path(folder).chmod(0o755)  # as root, PostgreSQL runs as another user and needs access
         serve(scaffold(Path(folder).resolve()))
 
 
