@@ -41,7 +41,7 @@ POLICY_SCOPE_KEY = "response_cache_policy"
 PATH_SCOPE_KEY = "cached_path"
 
 _OK, _NOT_MODIFIED = 200, 304
-# These dependencies read only the `state` of the request, so they cannot change the response.
+# These dependencies read only the `state` of the request, which does not depend on the caller.
 _STATE_ONLY_DEPENDENCIES = (get_app_settings, get_cache, get_read_session)
 _BYPASS_HEADERS = [(b"cache-control", b"private, no-cache")]
 _HEADERS_OF_304 = frozenset({b"cache-control", b"content-location", b"etag", b"expires", b"vary"})
@@ -117,7 +117,7 @@ class RouteCache:
         self.headers = _cache_headers(policy)
         dependants = list(walk(route.dependant))
         _check_policy(route.name, policy, dependants)
-        # The response may contain the query and the host of the request.
+        # An endpoint that takes the request may put its query and its host into the response.
         self.reads_request = any(map(_takes_request, dependants))
         self.reads_query = self.reads_request or any(
             dependant.query_params for dependant in dependants
@@ -289,12 +289,13 @@ def _check_policy(name: str, policy: ResponsePolicy, dependants: Sequence[Depend
             f"`{name}` reads credentials or cookies, so its response may depend on the caller. Pass"
             " `identity=` to cached_response(): a function that returns the verified caller."
         )
-    takes_request = any(map(_takes_request, dependants[1:]))
+    takes_request = [dependant.call for dependant in dependants[1:] if _takes_request(dependant)]
     if takes_request and not (policy.shared or policy.identity):
+        dependency = getattr(takes_request[0], "__name__", takes_request[0])
         raise TypeError(
-            f"`{name}` has a dependency that takes the request, so its response may depend on the"
-            " caller. Pass `identity=` to cached_response(), or `shared=True` if the response is"
-            " the same for every caller."
+            f"The dependency `{dependency}` of `{name}` takes the request, so the response may"
+            " depend on the caller. Pass `identity=` to cached_response(), or `shared=True` if the"
+            " response is the same for every caller."
         )
     varied = {header.lower() for header in policy.vary}
     for header in chain.from_iterable(dependant.header_params for dependant in dependants):

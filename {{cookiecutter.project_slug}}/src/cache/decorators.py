@@ -75,7 +75,7 @@ def _check_stale(function: Callable[..., Any], arguments: Arguments, stale: floa
         raise TypeError(
             f"`{function.__qualname__}` cannot use `stale=`: the refresh in the background runs"
             f" after the request, when its argument `{arguments.excluded[0]}` is no longer valid."
-            " Remove the argument and open what you need inside the function."
+            " Remove the argument and open what you need inside the function, or remove `stale=`."
         )
 
 

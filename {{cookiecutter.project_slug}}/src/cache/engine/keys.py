@@ -193,9 +193,10 @@ class Template:
         for _, field in self._parts:
             root = re.split(r"[.\[]", field or "", maxsplit=1)[0]
             if field is not None and root not in self._names:
+                placeholder = "{" + field + "}"
                 raise TypeError(
-                    f"The template {text!r} of `{arguments.name}` uses `{field}`, which is not an"
-                    f" argument. The function has: {', '.join(self._names) or 'no arguments'}."
+                    f"The template {text!r} contains `{placeholder}`, but `{arguments.name}` has no"
+                    f" such argument. Its arguments are: {', '.join(self._names) or 'none'}."
                 )
         is_constant = all(field is None for _, field in self._parts)
         self._constant = "".join(literal for literal, _ in self._parts) if is_constant else None
