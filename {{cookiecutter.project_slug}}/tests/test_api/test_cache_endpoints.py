@@ -1,4 +1,4 @@
-"""`/api/v1/cache/…`: a look into the cache, and a way to empty it."""
+"""`/api/v1/cache/`: inspect and clear the cache."""
 
 from fastapi import FastAPI
 from pydantic import SecretStr
@@ -13,11 +13,13 @@ CLEAR = "/api/v1/cache/clear"
 KEY = "k" * 32
 
 
-async def test_look_in_and_empty(app: FastAPI, database: Database, settings: Settings) -> None:
-    """With the key alone; and what crawlers and prefetching browsers follow changes nothing."""
+async def test_inspect_and_clear_the_cache(
+    app: FastAPI, database: Database, settings: Settings
+) -> None:
+    """Both need an API key. A GET request never clears the cache."""
     cache = Cache(MemoryBackend(), ttl=60)
-    locked = settings.model_copy(update={"API_KEYS": [SecretStr(KEY)]})
-    client = connect(app, database, locked, own_cache=cache)
+    protected = settings.model_copy(update={"API_KEYS": [SecretStr(KEY)]})
+    client = connect(app, database, protected, own_cache=cache)
     headers = {"X-API-Key": KEY}
     await cache.backend.set("one", "1")
 
@@ -25,9 +27,9 @@ async def test_look_in_and_empty(app: FastAPI, database: Database, settings: Set
     refused = [await client.get(INFO), await client.post(CLEAR)]
     refused.append(await client.get(CLEAR, headers=headers))
 
-    answer = info.json()
-    assert (answer["backend"], answer["available"], answer["ttl_seconds"]) == ("memory", True, 60)
-    assert answer["state"]["entries"] == 1
+    body = info.json()
+    assert (body["backend"], body["available"], body["ttl_seconds"]) == ("memory", True, 60)
+    assert body["state"]["entries"] == 1
     assert "://" not in info.text
     assert settings.POSTGRES_PASSWORD.get_secret_value() not in info.text
     assert [response.status_code for response in refused] == [401, 401, 405]

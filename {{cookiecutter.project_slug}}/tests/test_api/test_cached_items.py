@@ -1,4 +1,4 @@
-"""Items are read from the cache, and never as they were before a change."""
+"""A cached response for items is never older than the last committed change."""
 
 import pytest
 from httpx import AsyncClient
@@ -15,10 +15,10 @@ async def item(committing_client: AsyncClient) -> str:
     return path
 
 
-async def test_a_read_is_cached_until_a_change(
+async def test_responses_are_cached_until_a_change(
     committing_client: AsyncClient, committing_database: Database, item: str
 ) -> None:
-    """The item, the list and what is found; the ETag is the version of the item."""
+    """For an item, the list and a search. The ETag is the version of the item."""
     lists = (ITEMS, f"{ITEMS}search?q=lamp", f"{ITEMS}search?q=table")
     first = [(await committing_client.get(path)).content for path in (item, *lists)]
     with recorded(committing_database) as sent:

@@ -1,4 +1,4 @@
-"""Cached responses, on routes that the tests add."""
+"""Response caching, on routes that the tests add."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from src.cache import Cache, MemoryBackend
 from src.db.session import Database
 from tests.fixtures.client import connect
 
-PATIENCE_SECONDS = 60
+TIMEOUT_SECONDS = 60
 ClientOf = Callable[..., AsyncClient]
 
 
@@ -53,7 +53,7 @@ def router() -> APIRouter:
 def client_of(
     fresh_app: FastAPI, database: Database, cache: Cache, router: APIRouter, counter: Counter
 ) -> ClientOf:
-    """Return what makes one cached route, and a client of an application that has it."""
+    """Return a function that adds a cached route and returns a client for it."""
 
     def client_of(path: str = "/n", endpoint: Any = None, **policy: Any) -> AsyncClient:
         async def count() -> dict[str, int]:
@@ -69,12 +69,12 @@ def client_of(
     return client_of
 
 
-async def test_a_second_request_does_not_run_the_endpoint(
+async def test_second_request_does_not_run_the_endpoint(
     client_of: ClientOf, counter: Counter
 ) -> None:
-    """With the very same body and headers, but for the id of the request; the metrics count it.
+    """Body and headers are the same, except the request id. The metrics count the request.
 
-    A query that the endpoint does not read makes no difference.
+    The cache ignores a query that the endpoint does not read.
     """
     client = client_of()
     labels = {"method": "GET", "route": "/x/t/n", "status": "200"}
@@ -90,8 +90,8 @@ async def test_a_second_request_does_not_run_the_endpoint(
     assert REGISTRY.get_sample_value("http_requests_total", labels) == before + 4
 
 
-async def test_each_query_has_a_response(client_of: ClientOf, counter: Counter) -> None:
-    """The order of different names does not matter, that of values of one name does."""
+async def test_each_query_has_a_separate_response(client_of: ClientOf, counter: Counter) -> None:
+    """The order of parameters does not matter, but the order of the values of one parameter does."""
 
     async def search(q: Annotated[list[str], Query()], limit: int = 5) -> dict[str, Any]:
         return {"q": q, "limit": limit, **counter()}
@@ -106,16 +106,16 @@ async def test_each_query_has_a_response(client_of: ClientOf, counter: Counter) 
     assert responses[4]["q"] == ["b", "a"]
 
 
-async def test_reading_the_request_puts_query_and_host_into_the_key(
+async def test_query_and_host_are_in_the_key_of_an_endpoint_that_takes_the_request(
     client_of: ClientOf, router: APIRouter
 ) -> None:
-    """Or a caller could choose the links that others get."""
+    """Otherwise, one caller could choose the links in the responses to others."""
 
-    def second(request: Request) -> str | None:
+    def read_query(request: Request) -> str | None:
         return request.query_params.get("q")
 
-    @router.get("/second", dependencies=[cached_response(shared=True)])
-    async def by_dependency(q: Annotated[str | None, Depends(second)]) -> str | None:
+    @router.get("/dependency", dependencies=[cached_response(shared=True)])
+    async def by_dependency(q: Annotated[str | None, Depends(read_query)]) -> str | None:
         return q
 
     async def get(request: Request) -> str:
@@ -126,29 +126,29 @@ async def test_reading_the_request_puts_query_and_host_into_the_key(
         for _ in range(2):
             assert (await client.get(url)).json() == url
     for value in "ab":
-        assert (await client.get(f"/x/t/second?q={value}")).json() == value
+        assert (await client.get(f"/x/t/dependency?q={value}")).json() == value
 
 
-async def test_spellings_of_a_uuid_share_a_response(
+async def test_different_notations_of_a_uuid_share_a_response(
     client_of: ClientOf, cache: Cache, counter: Counter
 ) -> None:
-    """So that an invalidation reaches every spelling of a UUID."""
+    """An invalidation therefore applies to all of them."""
 
     async def get(key: UUID) -> dict[str, Any]:
         return {"key": str(key), **counter()}
 
     client = client_of("/k/{key}", get, tags=["key:{key}"])
     key = uuid4()
-    for spelling in (str(key), str(key).upper(), key.hex):
-        assert (await client.get(f"/x/t/k/{spelling}")).json()["call"] == 1
+    for notation in (str(key), str(key).upper(), key.hex):
+        assert (await client.get(f"/x/t/k/{notation}")).json()["call"] == 1
 
     await cache.invalidate(tags=[f"key:{key}"])
 
-    for spelling in (key.hex, str(key).upper(), str(key)):
-        assert (await client.get(f"/x/t/k/{spelling}")).json()["call"] == 2
+    for notation in (key.hex, str(key).upper(), str(key)):
+        assert (await client.get(f"/x/t/k/{notation}")).json()["call"] == 2
 
 
-async def test_an_invalid_request_is_refused(client_of: ClientOf) -> None:
+async def test_invalid_request_is_refused(client_of: ClientOf) -> None:
     async def get(key: int, limit: Annotated[int, Query(le=10)] = 1) -> dict[str, int]:
         return {"key": key, "limit": limit}
 
@@ -160,10 +160,10 @@ async def test_an_invalid_request_is_refused(client_of: ClientOf) -> None:
 
 
 @pytest.mark.parametrize("header", ["Authorization", "Cookie", "X-API-Key"])
-async def test_a_request_with_credentials_bypasses_the_cache(
+async def test_request_with_credentials_bypasses_the_cache(
     client_of: ClientOf, counter: Counter, header: str
 ) -> None:
-    """It neither gets what others got, nor do others get what it gets."""
+    """It does not receive a cached response, and its response is not cached."""
     client = client_of()
     await client.get("/x/t/n", headers={header: "a=b"})
     await client.get("/x/t/n")
@@ -174,7 +174,7 @@ async def test_a_request_with_credentials_bypasses_the_cache(
     assert counter.calls == 3
 
 
-async def test_identity_separates_callers_whose_clients_alone_may_keep_a_response(
+async def test_identity_gives_each_caller_a_private_response(
     client_of: ClientOf,
 ) -> None:
     client = client_of(identity=lambda caller: caller.headers.get("authorization"), max_age=30)
@@ -184,7 +184,7 @@ async def test_identity_separates_callers_whose_clients_alone_may_keep_a_respons
         assert response.headers["cache-control"] == "private, max-age=30"
 
 
-async def test_varying_headers_are_in_the_key(client_of: ClientOf, counter: Counter) -> None:
+async def test_vary_headers_are_in_the_key(client_of: ClientOf, counter: Counter) -> None:
     async def greet(accept_language: Annotated[str | None, Header()] = None) -> dict[str, Any]:
         return {"language": accept_language, **counter()}
 
@@ -196,10 +196,10 @@ async def test_varying_headers_are_in_the_key(client_of: ClientOf, counter: Coun
 
 
 @pytest.mark.parametrize("sent", ["{etag}", 'W/{etag}, "x"', '"x", {etag}', "*"])
-async def test_a_client_that_has_the_response_gets_304(
+async def test_client_with_the_current_etag_receives_304(
     client_of: ClientOf, cache: Cache, sent: str
 ) -> None:
-    """304, with the headers that it needs, until the response is another."""
+    """The 304 has the headers that RFC 9110 requires. A changed response is sent again."""
     client = client_of(max_age=10, tags=["n"])
     etag = (await client.get("/x/t/n")).headers["etag"]
     response = await client.get("/x/t/n", headers={"If-None-Match": sent.format(etag=etag)})
@@ -215,8 +215,8 @@ async def test_a_client_that_has_the_response_gets_304(
     assert (changed.status_code, changed.headers["etag"] != etag) == (200, True)
 
 
-async def test_the_endpoints_own_etag_stays(client_of: ClientOf) -> None:
-    """And a request that bypasses the cache is compared with it too."""
+async def test_etag_of_the_endpoint_is_not_replaced(client_of: ClientOf) -> None:
+    """A request that bypasses the cache can receive a 304 too."""
 
     async def tagged(response: Response) -> dict[str, str]:
         response.headers["ETag"] = '"7"'
@@ -231,7 +231,7 @@ async def test_the_endpoints_own_etag_stays(client_of: ClientOf) -> None:
     assert response.headers["cache-control"] == "private, no-cache"
 
 
-async def test_a_background_task_runs_although_the_client_has_the_response(
+async def test_background_task_runs_even_if_the_etag_matches(
     client_of: ClientOf, counter: Counter
 ) -> None:
     async def get() -> Response:
@@ -267,7 +267,7 @@ async def nothing() -> None:
     ],
     ids=["cookie", "202", "no-store", "private", "background", "stream", "vary"],
 )
-async def test_a_response_that_is_not_for_everyone_is_not_cached(
+async def test_response_that_must_not_be_shared_is_not_cached(
     client_of: ClientOf, counter: Counter, response: Callable[[int], Response]
 ) -> None:
     async def endpoint() -> Response:
@@ -278,7 +278,7 @@ async def test_a_response_that_is_not_for_everyone_is_not_cached(
 
 
 async def test_uncached_responses_do_not_wait_for_each_other(client_of: ClientOf) -> None:
-    """But for the first, which the others wait for: it might be cached."""
+    """Only the first one delays the others, because its response might be cacheable."""
     all_others = asyncio.Barrier(19)
     calls = count(1)
 
@@ -286,12 +286,12 @@ async def test_uncached_responses_do_not_wait_for_each_other(client_of: ClientOf
         if next(calls) > 1:
             await all_others.wait()
         else:
-            for _ in range(1000):  # turns of the loop, for the others to come
+            for _ in range(1000):  # let the other requests start
                 await asyncio.sleep(0)
         return Response("x", headers={"Cache-Control": "no-store"})
 
     client = client_of(endpoint=endpoint)
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         await asyncio.gather(*(client.get("/x/t/n") for _ in range(20)))
 
     assert next(calls) == 21
@@ -308,10 +308,10 @@ async def test_errors_are_not_cached(client_of: ClientOf, counter: Counter) -> N
     assert counter.calls == 3
 
 
-async def test_a_policy_without_a_cached_route_is_an_error(
+async def test_cached_response_without_a_cached_route_is_an_error(
     fresh_app: FastAPI, database: Database
 ) -> None:
-    """A policy without effect must not go unnoticed."""
+    """Otherwise, the policy would have no effect."""
     router = APIRouter()
     router.get("/n", dependencies=[cached_response()])(nothing)
     fresh_app.include_router(router)
@@ -319,30 +319,30 @@ async def test_a_policy_without_a_cached_route_is_an_error(
         assert (await client.get("/n")).status_code == 500
 
 
-async def of_the_language(accept_language: Annotated[str, Header()]) -> None: ...
+async def read_language(accept_language: Annotated[str, Header()]) -> None: ...
 
 
-def ask_who_calls(request: Request) -> str | None:
+def read_caller(request: Request) -> str | None:
     return request.headers.get("x-token")
 
 
-async def of_the_cookie(session: Annotated[str, Cookie()]) -> None: ...
+async def read_cookie(session: Annotated[str, Cookie()]) -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "options", "fault"),
+    ("endpoint", "options", "message"),
     [
-        (of_the_language, {}, "`vary`"),
-        (of_the_cookie, {}, "identity"),
+        (read_language, {}, "`vary`"),
+        (read_cookie, {}, "identity"),
         (nothing, {"dependencies": [ApiKey]}, "identity"),
-        (nothing, {"dependencies": [Depends(ask_who_calls)]}, "shared=True"),
+        (nothing, {"dependencies": [Depends(read_caller)]}, "shared=True"),
         (nothing, {"methods": ["POST"]}, "only GET"),
     ],
 )
-def test_a_route_whose_responses_cannot_be_shared_is_refused(
-    router: APIRouter, endpoint: Any, options: dict[str, Any], fault: str
+def test_route_with_an_unsafe_policy_is_refused(
+    router: APIRouter, endpoint: Any, options: dict[str, Any], message: str
 ) -> None:
-    """When the route is declared, not when somebody has read another's response."""
+    """When the route is declared, before a caller can receive the response to another one."""
     dependencies = [cached_response(), *options.pop("dependencies", [])]
-    with pytest.raises(TypeError, match=fault):
+    with pytest.raises(TypeError, match=message):
         router.add_api_route("/n", endpoint, dependencies=dependencies, **options)

@@ -1,4 +1,4 @@
-"""The tests' notes as cached responses; they are changed at their own endpoints."""
+"""Endpoints with cached responses for the notes of the tests; other endpoints change the notes."""
 
 from uuid import UUID
 
@@ -28,6 +28,6 @@ def add_cached_notes(app: FastAPI) -> None:
     app.include_router(router)
 
 
-def cached(path: str) -> str:
-    """Return where the note of a path is cached."""
+def cached_path(path: str) -> str:
+    """Return the path of the cached response for a note."""
     return CACHED_NOTES + path.rpartition("/")[2]

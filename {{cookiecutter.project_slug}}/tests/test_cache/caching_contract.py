@@ -1,6 +1,6 @@
-"""What `@cached` must do on every backend; each backend's tests run all of it.
+"""The contract of `@cached` on every backend; the tests of each backend run it.
 
-A subclass provides the fixture `backend`, which is empty when a test begins.
+A subclass provides the fixture `backend`, which is empty at the start of each test.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from src.cache import Cache, CacheBackend, cached, invalidate, invalidate_cache,
 from src.cache.engine import cache as cache_module
 from src.core.config import ROOT
 
-PATIENCE_SECONDS = 20  # less than WAIT_SECONDS, after which callers wait no longer
+TIMEOUT_SECONDS = 20  # less than WAIT_SECONDS, after which a caller stops waiting
 Change = Callable[[CacheBackend], Awaitable[object]]
 Read = Callable[[int], Coroutine[None, None, int]]
 Start = Callable[[float], Awaitable[Process]]
 
 
 class Source:
-    """Something slow to read, that can be held up."""
+    """A slow data source: a read waits until `gate` is set."""
 
     def __init__(self) -> None:
         self.value = 1
@@ -40,7 +40,7 @@ class Source:
         return value
 
     def replace_value(self, value: int) -> asyncio.Event:
-        """Let later readers find this value at once; return the gate of those who read before."""
+        """Return the new value to later reads without delay; return the gate of earlier reads."""
         old_gate, self.gate = self.gate, asyncio.Event()
         self.gate.set()
         self.value = value
@@ -51,14 +51,14 @@ CHANGES: dict[str, Change] = {
     "key": lambda _: invalidate("source:1"),
     "pattern": lambda _: invalidate("source:*"),
     "tag": lambda _: invalidate(tags=["tagged:1"]),
-    "elsewhere": lambda backend: backend.delete("source:1"),
+    "other process": lambda backend: backend.delete("source:1"),
 }
 
 
 class CachingContract:
     @pytest.fixture(autouse=True)
     def cache(self, backend: CacheBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cache]:
-        # However busy the machine, none expires; and one left behind would be waited for.
+        # No lease expires, even on a slow machine. If a lease is not released, the test times out.
         monkeypatch.setattr(cache_module, "LEASE_SECONDS", 60.0)
         with use_cache(Cache(backend, ttl=60)) as cache:
             yield cache
@@ -79,7 +79,7 @@ class CachingContract:
         return read
 
     @pytest.mark.parametrize("value", [None, 0, "", False, [], {}], ids=repr)
-    async def test_a_falsy_value_is_a_hit(self, value: object) -> None:
+    async def test_falsy_value_is_a_cache_hit(self, value: object) -> None:
         calls = 0
 
         @cached()
@@ -91,7 +91,7 @@ class CachingContract:
         assert [await find(), await find()] == [value, value]
         assert calls == 1
 
-    async def test_an_exception_is_not_cached(self) -> None:
+    async def test_exception_is_not_cached(self) -> None:
         calls = 0
 
         @cached()
@@ -116,7 +116,7 @@ class CachingContract:
 
     @pytest.mark.parametrize("in_one_process", [True, False])
     @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-    async def test_a_computation_from_before_a_change_is_neither_stored_nor_shared(
+    async def test_value_computed_before_an_invalidation_is_not_stored_or_shared(
         self,
         backend: CacheBackend,
         source: Source,
@@ -125,23 +125,25 @@ class CachingContract:
         *,
         in_one_process: bool,
     ) -> None:
-        """Callers after the change do not even wait for it."""
-        another = Cache(backend, ttl=60)  # which shares nothing but the backend
+        """Callers after the invalidation do not wait for the outdated computation."""
+        other_process = Cache(backend, ttl=60)
         outdated = [asyncio.create_task(read(1)) for _ in range(3)]
         await source.is_read.wait()
         old_gate = source.replace_value(2)
 
         await change(backend)
 
-        with nullcontext() if in_one_process else use_cache(another):
-            async with asyncio.timeout(PATIENCE_SECONDS):
+        with nullcontext() if in_one_process else use_cache(other_process):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 assert await asyncio.gather(*(read(1) for _ in range(50))) == [2] * 50
             old_gate.set()
             assert set(await asyncio.gather(*outdated)) <= {1, 2}
             assert await read(1) == 2
         assert source.calls == 2
 
-    async def test_a_cancelled_computation_is_replaced(self, source: Source, read: Read) -> None:
+    async def test_waiting_caller_computes_after_a_cancellation(
+        self, source: Source, read: Read
+    ) -> None:
         computing = asyncio.create_task(read(1))
         await source.is_read.wait()
         others = [asyncio.create_task(read(1)) for _ in range(10)]
@@ -150,13 +152,13 @@ class CachingContract:
         computing.cancel()
         source.gate.set()
 
-        async with asyncio.timeout(PATIENCE_SECONDS):  # no lease is left behind
+        async with asyncio.timeout(TIMEOUT_SECONDS):  # the lease was released
             assert await asyncio.gather(*others) == [1] * 10
         assert source.calls == 2
         with pytest.raises(asyncio.CancelledError):
             await computing
 
-    async def test_each_caller_gets_an_object_of_its_own(self) -> None:
+    async def test_each_caller_gets_a_separate_object(self) -> None:
         @cached()
         async def find() -> list[int]:
             return [1]
@@ -166,9 +168,7 @@ class CachingContract:
 
         assert await find() == [1]
 
-    async def test_functions_that_need_each_others_values_do_not_deadlock(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_nested_calls_do_not_deadlock(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A nested call stops waiting for a computation that waits too."""
         monkeypatch.setattr(cache_module, "NESTED_WAIT_SECONDS", 0.5)
         both_compute = asyncio.Barrier(2)
@@ -182,7 +182,7 @@ class CachingContract:
             await both_compute.wait()
             return await inner(3 - number)
 
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             assert set(await asyncio.gather(outer(1), outer(2))) <= {1, 2}
 
     async def test_nested_calls_compute_a_slow_value_once(
@@ -209,7 +209,7 @@ class CachingContract:
 
         assert (await readers, calls) == ([1, 2, 3, 4, 5], 1)
 
-    async def test_a_stale_value_is_returned_while_it_is_refreshed(self, cache: Cache) -> None:
+    async def test_stale_value_is_returned_while_it_is_refreshed(self, cache: Cache) -> None:
         calls = 0
 
         @cached(ttl=0.05, stale=60, jitter=0)
@@ -217,16 +217,16 @@ class CachingContract:
             nonlocal calls
             calls += 1
             if calls == 2:
-                raise ValueError("this is logged, and the next reader tries again")
+                raise ValueError("this is logged, and the next call tries again")
             return calls
 
         assert await count() == 1
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while await count() < 3:  # noqa: ASYNC110 - it is computed when it is asked for
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while await count() < 3:  # noqa: ASYNC110 - each call may start a refresh
                 await asyncio.sleep(0.01)
         await cache.aclose()
 
-    async def test_a_failed_call_invalidates_nothing(self, source: Source, read: Read) -> None:
+    async def test_failed_call_does_not_invalidate(self, source: Source, read: Read) -> None:
         @invalidate_cache("source:{number}")
         async def change(number: int) -> None:
             if number == 1:
@@ -242,7 +242,7 @@ class CachingContract:
 
 
 class SharedCachingContract(CachingContract):
-    """For a backend that processes share; `variables` are the settings that lead to it."""
+    """For backends that processes share; `variables` are the environment variables of a process."""
 
     @pytest.fixture
     async def start(self, variables: dict[str, str], tmp_path: Path) -> AsyncGenerator[Start]:
@@ -278,18 +278,19 @@ class SharedCachingContract(CachingContract):
         assert len((tmp_path / "calls").read_text().splitlines()) == 1
 
     @pytest.mark.slow
-    async def test_a_killed_process_is_replaced(self, start: Start, tmp_path: Path) -> None:
-        killed, successor = await start(60), await start(0)
+    async def test_other_process_computes_after_a_process_is_killed(
+        self, start: Start, tmp_path: Path
+    ) -> None:
+        killed, other = await start(60), await start(0)
         assert killed.stdin
         killed.stdin.write(b"\n")
         calls = tmp_path / "calls"
         async with asyncio.timeout(60):
-            # Another process makes it, and it is empty for a moment.
-            while not (calls.exists() and calls.read_text()):  # noqa: ASYNC110
+            while not (calls.exists() and calls.read_text()):  # noqa: ASYNC110 - of a process
                 await asyncio.sleep(0.01)
 
         killed.kill()
 
         async with asyncio.timeout(60):
-            assert (await successor.communicate(b"\n"))[0] == b"2100\n"
+            assert (await other.communicate(b"\n"))[0] == b"2100\n"
         assert len(calls.read_text().splitlines()) == 2

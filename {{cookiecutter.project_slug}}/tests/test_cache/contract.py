@@ -1,10 +1,10 @@
-"""What every cache backend must do; each backend's tests run all of it.
+"""The contract of all cache backends; the tests of each backend run it.
 
-A subclass provides two fixtures, both empty at first: `backend`, and `neighbour`, which shares
-with it whatever such backends can share, but not the namespace.
+A subclass provides two fixtures, both empty at first: `backend`, and `other_namespace`, a backend
+in a different namespace of the same server (or in a different file or memory).
 
-Times are real, for a server has a clock of its own. A test waits until something is gone, for
-seconds if it must, and never expects it to be gone by a certain moment.
+Tests use the real time, because a server has its own clock. They wait until a value has expired, and
+never assume that it has expired at a certain time.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ import pytest
 
 from src.cache.backends.base import CacheBackend, Value
 
-SOON = 0.05
-PATIENCE_SECONDS = 60
-MINUTE = 60.0
+SHORT_SECONDS = 0.05
+TIMEOUT_SECONDS = 60
+LONG_SECONDS = 60.0
 
 VALUES: dict[str, Value] = {
     "empty text": "",
@@ -75,20 +75,20 @@ PATTERNS = {
 
 
 async def until(condition: Callable[[], Awaitable[bool] | bool]) -> None:
-    """Wait until a function, async or not, returns True: time that passes has no event."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    """Wait until the function, async or not, returns True."""
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:
             found = condition()
             if (await found) if isinstance(found, Awaitable) else found:
                 return
-            await asyncio.sleep(SOON / 10)
+            await asyncio.sleep(SHORT_SECONDS / 10)
 
 
-async def until_gone(backend: CacheBackend, key: str) -> None:
-    async def gone() -> bool:
+async def until_expired(backend: CacheBackend, key: str) -> None:
+    async def is_expired() -> bool:
         return await backend.get(key) is None
 
-    await until(gone)
+    await until(is_expired)
 
 
 async def keys_of(backend: CacheBackend, pattern: str = "*") -> list[str]:
@@ -106,7 +106,7 @@ Write = Callable[[CacheBackend, str, Value, float | None], Awaitable[object]]
 
 
 async def set_with_lease(backend: CacheBackend, key: str, value: Value, ex: float | None) -> None:
-    await backend.acquire_lease(key, "token", MINUTE)
+    await backend.acquire_lease(key, "token", LONG_SECONDS)
     assert await backend.set_if_leased(key, "token", value, ex)
 
 
@@ -129,10 +129,9 @@ DELETIONS: dict[str, Callable[[CacheBackend], Awaitable[int | None]]] = {
 class BackendContract:
     @every_write
     @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES.keys())
-    async def test_value_comes_back(
+    async def test_value_is_returned_with_its_type(
         self, backend: CacheBackend, write: Write, value: Value
     ) -> None:
-        """A value comes back equal and of the same type, whichever way it was set."""
         assert await backend.get("key") is None
         await write(backend, "key", value, None)
 
@@ -146,28 +145,29 @@ class BackendContract:
             assert await backend.get("key") == other
 
     @pytest.mark.parametrize("key", KEYS, ids=lambda key: ascii(key[:20]))
-    async def test_any_text_is_a_key(self, backend: CacheBackend, key: str) -> None:
-        """Any text may be a key, and means no more than itself."""
+    async def test_any_text_can_be_a_key(self, backend: CacheBackend, key: str) -> None:
         await set_all(backend, ["other", key + "x"])
 
         await backend.set(key, "value")
 
         assert await backend.get_many(key) == [await backend.get(key)] == ["value"]
         assert await keys_of(backend) == sorted([key, "other", key + "x"])
-        assert await backend.acquire_lease(key, "token", MINUTE)
+        assert await backend.acquire_lease(key, "token", LONG_SECONDS)
         assert await backend.set_if_leased(key, "token", "new")
         assert await backend.delete(key) == 1
         assert await backend.get_many(key, "other", key + "x") == [None, "value", "value"]
 
     @pytest.mark.parametrize(("key", "value"), [("key", "\ud800"), ("\ud800", "value")])
-    async def test_text_without_utf8_is_refused(
+    async def test_lone_surrogates_are_refused(
         self, backend: CacheBackend, key: str, value: str
     ) -> None:
         with pytest.raises(ValueError, match="surrogates"):
             await backend.set(key, value)
         assert await keys_of(backend) == []
 
-    async def test_get_many_keeps_the_order(self, backend: CacheBackend) -> None:
+    async def test_get_many_returns_values_in_the_order_of_the_keys(
+        self, backend: CacheBackend
+    ) -> None:
         await set_all(backend, {"a": "1", "b": b"2", "empty": ""})
 
         found = await backend.get_many("b", "none", "a", "b", "empty")
@@ -177,13 +177,13 @@ class BackendContract:
 
     @every_write
     async def test_value_expires(self, backend: CacheBackend, write: Write) -> None:
-        """A value set with `ex` is there at first, also for a fraction of a second, then gone."""
-        await write(backend, "key", "1", MINUTE + 0.5)
+        """A TTL may be a fraction of a second."""
+        await write(backend, "key", "1", LONG_SECONDS + 0.5)
         assert await backend.get_many("key") == ["1"]
 
         await backend.delete("key")
-        await write(backend, "key", "1", SOON)
-        await until_gone(backend, "key")
+        await write(backend, "key", "1", SHORT_SECONDS)
+        await until_expired(backend, "key")
 
         assert await backend.get_many("key") == [None]
         assert await keys_of(backend) == []
@@ -201,41 +201,40 @@ class BackendContract:
 
     @every_write
     async def test_default_ttl(self, backend: CacheBackend, write: Write) -> None:
-        """Without `ex` a value lives for the backend's `ttl`."""
-        backend.ttl = SOON
-        await backend.set("longer", "value", ex=MINUTE)
+        backend.ttl = SHORT_SECONDS
+        await backend.set("longer", "value", ex=LONG_SECONDS)
 
         await write(backend, "key", "1", None)
 
-        await until_gone(backend, "key")
+        await until_expired(backend, "key")
         assert await backend.get("longer") == "value"
 
     async def test_set_resets_ttl(self, backend: CacheBackend) -> None:
-        await backend.set("longer", "old", ex=SOON)
+        await backend.set("longer", "old", ex=SHORT_SECONDS)
         await backend.set("longer", "new")
         await backend.set("shorter", "old")
-        await backend.set("shorter", "new", ex=SOON)
+        await backend.set("shorter", "new", ex=SHORT_SECONDS)
 
-        await until_gone(backend, "shorter")
-        await asyncio.sleep(2 * SOON)
+        await until_expired(backend, "shorter")
+        await asyncio.sleep(2 * SHORT_SECONDS)
 
         assert await backend.get("longer") == "new"
 
-    async def test_add_changes_neither_value_nor_ttl_of_what_is_there(
+    async def test_add_does_not_change_an_existing_value_or_its_ttl(
         self, backend: CacheBackend
     ) -> None:
         assert await backend.add("key", "")
-        assert not await backend.add("key", "second", ex=SOON)
+        assert not await backend.add("key", "second", ex=SHORT_SECONDS)
 
-        await asyncio.sleep(2 * SOON)
+        await asyncio.sleep(2 * SHORT_SECONDS)
 
         assert await backend.get("key") == ""
 
-    async def test_one_of_concurrent_adds_wins(self, backend: CacheBackend) -> None:
-        won = await asyncio.gather(*(backend.add("key", str(n)) for n in range(50)))
+    async def test_one_of_concurrent_adds_succeeds(self, backend: CacheBackend) -> None:
+        added = await asyncio.gather(*(backend.add("key", str(n)) for n in range(50)))
 
-        assert won.count(True) == 1
-        assert await backend.get("key") == str(won.index(True))
+        assert added.count(True) == 1
+        assert await backend.get("key") == str(added.index(True))
 
     async def test_delete_counts_each_key_once(self, backend: CacheBackend) -> None:
         await set_all(backend, {"a": "1", "b": "", "c": b"3"})
@@ -245,8 +244,9 @@ class BackendContract:
         assert await keys_of(backend) == ["c"]
 
     @pytest.mark.parametrize("pattern", PATTERNS)
-    async def test_patterns(self, backend: CacheBackend, pattern: str) -> None:
-        """`scan` and `delete_matching` take glob patterns."""
+    async def test_scan_and_delete_matching_take_glob_patterns(
+        self, backend: CacheBackend, pattern: str
+    ) -> None:
         await set_all(backend, STORED)
         matching = PATTERNS[pattern]
 
@@ -254,10 +254,8 @@ class BackendContract:
         assert await backend.delete_matching(pattern) == len(matching)
         assert await keys_of(backend) == sorted(STORED - matching)
 
-    async def test_one_call_takes_thousands_of_keys_and_a_scan_yields_each_once(
-        self, backend: CacheBackend
-    ) -> None:
-        """Also if it is deleted on the way."""
+    async def test_thousands_of_keys(self, backend: CacheBackend) -> None:
+        """A scan yields each key once, even if keys are deleted during the scan."""
         keys = [f"key{number}" for number in range(3000)]
         await set_all(backend, dict(zip(keys, keys, strict=True)))
         assert await backend.get_many(*keys) == keys
@@ -273,76 +271,76 @@ class BackendContract:
         assert await backend.delete(*keys) == len(keys)
 
     async def test_namespaces_are_separate(
-        self, backend: CacheBackend, neighbour: CacheBackend
+        self, backend: CacheBackend, other_namespace: CacheBackend
     ) -> None:
-        await neighbour.set("key", "theirs")
-        await neighbour.acquire_lease("leased", "token", MINUTE)
+        await other_namespace.set("key", "theirs")
+        await other_namespace.acquire_lease("leased", "token", LONG_SECONDS)
         assert await backend.get("key") is None
         assert await keys_of(backend) == []
-        assert await backend.acquire_lease("leased", "other", MINUTE)
+        assert await backend.acquire_lease("leased", "other", LONG_SECONDS)
 
         await backend.set("key", "ours")
         await backend.delete("key", "leased")
         await backend.delete_matching("*")
         await backend.flush()
 
-        assert await neighbour.get("key") == "theirs"
-        assert await keys_of(neighbour) == ["key"]
-        assert await neighbour.set_if_leased("leased", "token", "value")
+        assert await other_namespace.get("key") == "theirs"
+        assert await keys_of(other_namespace) == ["key"]
+        assert await other_namespace.set_if_leased("leased", "token", "value")
 
     async def test_lease_is_exclusive(self, backend: CacheBackend) -> None:
-        """Of many that want a lease at once one gets it; other keys are not affected."""
-        won = await asyncio.gather(
-            *(backend.acquire_lease("key", str(n), MINUTE) for n in range(50))
+        """One of many concurrent callers acquires it. Leases on other keys are not affected."""
+        acquired = await asyncio.gather(
+            *(backend.acquire_lease("key", str(n), LONG_SECONDS) for n in range(50))
         )
 
-        assert won.count(True) == 1
-        assert await backend.acquire_lease("other", "theirs", MINUTE)
-        assert await backend.set_if_leased("key", str(won.index(True)), "value")
+        assert acquired.count(True) == 1
+        assert await backend.acquire_lease("other", "theirs", LONG_SECONDS)
+        assert await backend.set_if_leased("key", str(acquired.index(True)), "value")
 
-    async def test_expired_lease_is_lost(self, backend: CacheBackend) -> None:
-        """It goes to the next caller, and its old token is worth nothing."""
-        await backend.acquire_lease("unclaimed", "mine", SOON)
-        await backend.acquire_lease("key", "mine", SOON)
+    async def test_expired_lease_can_be_acquired_again(self, backend: CacheBackend) -> None:
+        """After that, the old token is not valid."""
+        await backend.acquire_lease("unclaimed", "mine", SHORT_SECONDS)
+        await backend.acquire_lease("key", "mine", SHORT_SECONDS)
 
-        await until(lambda: backend.acquire_lease("key", "theirs", MINUTE))
+        await until(lambda: backend.acquire_lease("key", "theirs", LONG_SECONDS))
 
         for key in ("key", "unclaimed"):
-            assert not await backend.renew_lease(key, "mine", MINUTE)
+            assert not await backend.renew_lease(key, "mine", LONG_SECONDS)
             assert not await backend.set_if_leased(key, "mine", "value")
         await backend.release_lease("key", "mine")
         assert await backend.get("key") is None
         assert await backend.set_if_leased("key", "theirs", "value")
 
-    async def test_renewed_lease_lives_longer(self, backend: CacheBackend) -> None:
+    async def test_renewed_lease_expires_later(self, backend: CacheBackend) -> None:
         async def is_renewed_in_time() -> bool:
             await backend.release_lease("key", "mine")
-            await backend.acquire_lease("key", "mine", 4 * SOON)
-            return await backend.renew_lease("key", "mine", MINUTE)
+            await backend.acquire_lease("key", "mine", 4 * SHORT_SECONDS)
+            return await backend.renew_lease("key", "mine", LONG_SECONDS)
 
-        assert not await backend.renew_lease("key", "mine", MINUTE)
+        assert not await backend.renew_lease("key", "mine", LONG_SECONDS)
         await until(is_renewed_in_time)
-        await asyncio.sleep(5 * SOON)
+        await asyncio.sleep(5 * SHORT_SECONDS)
 
-        assert not await backend.renew_lease("key", "theirs", MINUTE)
-        assert not await backend.acquire_lease("key", "theirs", MINUTE)
+        assert not await backend.renew_lease("key", "theirs", LONG_SECONDS)
+        assert not await backend.acquire_lease("key", "theirs", LONG_SECONDS)
         assert await backend.set_if_leased("key", "mine", "value")
 
-    async def test_its_holder_ends_a_lease_by_release_or_a_value(
+    async def test_only_the_token_of_a_lease_can_release_it_or_set_the_value(
         self, backend: CacheBackend
     ) -> None:
-        await backend.acquire_lease("key", "another", MINUTE)
+        await backend.acquire_lease("key", "another", LONG_SECONDS)
         await backend.release_lease("key", "theirs")
-        assert not await backend.acquire_lease("key", "mine", MINUTE)
+        assert not await backend.acquire_lease("key", "mine", LONG_SECONDS)
         await backend.release_lease("key", "another")
-        assert await backend.acquire_lease("key", "mine", MINUTE)
+        assert await backend.acquire_lease("key", "mine", LONG_SECONDS)
         assert not await backend.set_if_leased("key", "theirs", "other")
 
         assert await backend.set_if_leased("key", "mine", "value")
 
         assert not await backend.set_if_leased("key", "mine", "again")
         assert await backend.get("key") == "value"
-        assert await backend.acquire_lease("key", "theirs", MINUTE)
+        assert await backend.acquire_lease("key", "theirs", LONG_SECONDS)
 
     @pytest.mark.parametrize("had_value", [True, False])
     @pytest.mark.parametrize("delete", DELETIONS.values(), ids=DELETIONS)
@@ -353,21 +351,21 @@ class BackendContract:
         *,
         had_value: bool,
     ) -> None:
-        """After a deletion of any kind no value computed before it is stored."""
+        """A value that was computed before the deletion is not stored after it."""
         if had_value:
             await backend.set("key", "old")
-        await backend.acquire_lease("key", "mine", MINUTE)
+        await backend.acquire_lease("key", "mine", LONG_SECONDS)
 
         assert await delete(backend) in {int(had_value), None}
 
-        assert not await backend.renew_lease("key", "mine", MINUTE)
+        assert not await backend.renew_lease("key", "mine", LONG_SECONDS)
         assert not await backend.set_if_leased("key", "mine", "stale")
         assert await backend.get("key") is None
-        assert await backend.acquire_lease("key", "theirs", MINUTE)
+        assert await backend.acquire_lease("key", "theirs", LONG_SECONDS)
 
-    async def test_other_operations_leave_the_lease(self, backend: CacheBackend) -> None:
-        """Deletions of other keys, and values that somebody sets."""
-        await backend.acquire_lease("key", "mine", MINUTE)
+    async def test_other_operations_do_not_end_the_lease(self, backend: CacheBackend) -> None:
+        """Neither deletions of other keys nor values that are set without the lease."""
+        await backend.acquire_lease("key", "mine", LONG_SECONDS)
         await backend.set("key", "1")
         await backend.add("key", "2")
         await backend.set("key2", "value")
@@ -379,11 +377,13 @@ class BackendContract:
         assert await backend.set_if_leased("key", "mine", "value")
         assert await backend.get("key") == "value"
 
-    async def test_info_is_json_and_counts_values_but_no_lease(self, backend: CacheBackend) -> None:
+    async def test_info_is_json_and_counts_values_without_leases(
+        self, backend: CacheBackend
+    ) -> None:
         await backend.ping()
         before = await backend.info()
         await set_all(backend, {"a": "1", "b": b"2"})
-        await backend.acquire_lease("leased", "mine", MINUTE)
+        await backend.acquire_lease("leased", "mine", LONG_SECONDS)
 
         after = await backend.info()
 
@@ -393,12 +393,12 @@ class BackendContract:
         assert await keys_of(backend) == ["a", "b"]
         assert await backend.add("leased", "value")
 
-    async def test_it_can_be_closed_twice(self, backend: CacheBackend) -> None:
+    async def test_backend_can_be_closed_twice(self, backend: CacheBackend) -> None:
         async with backend as entered:
             assert entered is backend
             await entered.set("key", "value")
 
-    async def test_a_cancelled_caller_disturbs_no_other(self, backend: CacheBackend) -> None:
+    async def test_cancelled_call_does_not_affect_other_calls(self, backend: CacheBackend) -> None:
         for _ in range(20):
             tasks = [asyncio.create_task(backend.set("key", str(n))) for n in range(10)]
             await asyncio.sleep(0)
@@ -411,14 +411,12 @@ class BackendContract:
         await backend.set("key", "last")
         assert await backend.get("key") == "last"
 
-    async def test_concurrent_callers_get_what_each_would_alone(
-        self, backend: CacheBackend
-    ) -> None:
+    async def test_concurrent_callers_do_not_affect_each_other(self, backend: CacheBackend) -> None:
         async def work(number: int) -> None:
             key = f"work:{number}"
             await backend.set(key, str(number))
             assert await backend.get(key) == str(number)
-            assert await backend.acquire_lease(key, "token", MINUTE)
+            assert await backend.acquire_lease(key, "token", LONG_SECONDS)
             assert await backend.set_if_leased(key, "token", b"done")
             assert await backend.get_many(key, "unknown") == [b"done", None]
             assert await backend.delete(key) == 1

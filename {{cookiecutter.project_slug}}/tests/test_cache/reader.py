@@ -1,4 +1,4 @@
-"""A process that reads one slow value through the cache, and notes each time it computes it."""
+"""A program that reads one slow value through the cache, and logs each computation of it."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from src.core.config import load_settings
 async def main(log: str, seconds: str) -> None:
     @cached(key="slow")
     async def read() -> int:
-        with Path(log).open("a") as calls:  # noqa: ASYNC230 - next to nothing
+        with Path(log).open("a") as calls:  # noqa: ASYNC230 - a tiny write
             calls.write(f"{os.getpid()}\n")
         await asyncio.sleep(float(seconds))
         return 42

@@ -1,4 +1,4 @@
-"""Invalidation waits for the commit, and is done before the caller of `commit` continues."""
+"""After-commit callbacks: they run after the commit, and before `commit()` returns."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -28,7 +28,7 @@ SLOW_COMMIT = (
 
 
 class RecordingBackend(MemoryBackend):
-    """Knows what was deleted; a deletion waits at the gate."""
+    """Records the deleted keys. A deletion waits until `gate` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,8 +50,10 @@ async def backend() -> AsyncGenerator[RecordingBackend]:
         yield backend
 
 
-async def test_it_waits_for_the_commit(database: Database, backend: RecordingBackend) -> None:
-    """Whatever a transaction invalidates is deleted together, once; without one it is at once."""
+async def test_invalidation_runs_after_the_commit(
+    database: Database, backend: RecordingBackend
+) -> None:
+    """A transaction deletes its keys together, each once. Without one, deletion is immediate."""
     async with database.transaction():
         await invalidate("a")
         await invalidate("a", "b")
@@ -62,10 +64,8 @@ async def test_it_waits_for_the_commit(database: Database, backend: RecordingBac
     assert backend.deleted[3:] == ["key"]
 
 
-async def test_after_a_rollback_nothing_is_deleted(
-    database: Database, backend: RecordingBackend
-) -> None:
-    with pytest.raises(ValueError, match="undo"):  # noqa: PT012 - the block is what raises
+async def test_rollback_invalidates_nothing(database: Database, backend: RecordingBackend) -> None:
+    with pytest.raises(ValueError, match="undo"):  # noqa: PT012 - the block must raise
         async with database.transaction():
             await invalidate("key")
             raise ValueError("undo")
@@ -74,10 +74,10 @@ async def test_after_a_rollback_nothing_is_deleted(
     assert backend.deleted == []
 
 
-async def test_a_savepoint_does_not_count_as_a_commit(
+async def test_savepoint_does_not_count_as_a_commit(
     db: AsyncSession, backend: RecordingBackend
 ) -> None:
-    """Nor does one that is open hide the commit."""
+    """An open savepoint does not prevent the invalidation after the commit."""
     async with db.begin_nested():
         await invalidate("a")
     await db.begin_nested()
@@ -87,10 +87,10 @@ async def test_a_savepoint_does_not_count_as_a_commit(
     assert sorted(backend.deleted) == ["a", "b"]
 
 
-async def test_either_of_two_sessions_may_have_written(
+async def test_uncommitted_changes_of_two_sessions_are_tracked(
     committing_database: Database, backend: RecordingBackend
 ) -> None:
-    """Neither hides what the other has not committed yet."""
+    """One session does not hide uncommitted changes of the other."""
     async with committing_database.transaction() as session:
         await session.execute(text("CREATE TEMPORARY TABLE one (id int)"))
         async with committing_database.transaction() as other:
@@ -103,7 +103,7 @@ async def test_either_of_two_sessions_may_have_written(
     assert not has_uncommitted_changes()
 
 
-async def test_a_reading_session_does_not_hide_the_transaction(
+async def test_read_only_session_does_not_hide_an_open_transaction(
     committing_database: Database, backend: RecordingBackend
 ) -> None:
     async with committing_database.transaction(), committing_database.reads() as reads:
@@ -112,7 +112,7 @@ async def test_a_reading_session_does_not_hide_the_transaction(
     assert backend.deleted == ["key"]
 
 
-async def test_a_task_that_outlives_the_transaction_is_not_in_it(
+async def test_asyncio_task_that_outlives_the_transaction_invalidates_immediately(
     committing_database: Database, backend: RecordingBackend
 ) -> None:
     ended = asyncio.Event()
@@ -132,7 +132,7 @@ async def test_a_task_that_outlives_the_transaction_is_not_in_it(
     assert backend.deleted == ["key"]
 
 
-async def test_a_failure_does_not_look_like_a_failed_commit(
+async def test_failed_invalidation_does_not_fail_the_commit(
     database: Database, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: str) -> int:
@@ -143,7 +143,7 @@ async def test_a_failure_does_not_look_like_a_failed_commit(
         await invalidate("key")
 
 
-async def test_a_commit_that_is_cancelled_may_have_succeeded(
+async def test_cancelled_commit_still_invalidates(
     committing_database: Database, backend: RecordingBackend
 ) -> None:
     ready = asyncio.Event()
@@ -158,7 +158,7 @@ async def test_a_commit_that_is_cancelled_may_have_succeeded(
 
     task = asyncio.create_task(change())
     await ready.wait()
-    await asyncio.sleep(0.1)  # the commit would take far longer
+    await asyncio.sleep(0.1)  # the commit takes 30 s
     task.cancel()
 
     with pytest.raises(asyncio.CancelledError):
@@ -167,7 +167,7 @@ async def test_a_commit_that_is_cancelled_may_have_succeeded(
 
 
 @pytest.mark.parametrize("in_a_block", [True, False])
-async def test_a_caller_cancelled_after_the_commit_still_invalidates(
+async def test_cancellation_after_the_commit_still_invalidates(
     committing_database: Database, backend: RecordingBackend, *, in_a_block: bool
 ) -> None:
     backend.gate.clear()
@@ -201,10 +201,10 @@ class Book(Base):
     shelf: Mapped[str]
 
 
-async def test_a_change_of_a_model_invalidates_the_tags_of_its_old_and_its_new_state(
+async def test_model_change_invalidates_the_tags_of_the_old_and_the_new_state(
     committing_database: Database, backend: RecordingBackend
 ) -> None:
-    """In a session that expires objects as it commits, as SQLAlchemy's own do."""
+    """In a session with `expire_on_commit=True`, SQLAlchemy's default."""
     engine = committing_database.writes.kw["bind"]
     async with async_sessionmaker(engine)() as session:
         await session.execute(text("CREATE TABLE book (id serial PRIMARY KEY, shelf text)"))
@@ -222,7 +222,7 @@ async def test_a_change_of_a_model_invalidates_the_tags_of_its_old_and_its_new_s
         assert {*backend.deleted} == {"tag:books", "tag:book:1", "tag:shelf:a", "tag:shelf:b"}
 
         backend.deleted.clear()
-        await session.delete(book)  # of which nothing is loaded
+        await session.delete(book)  # its attributes have expired
         await session.commit()
         assert {*backend.deleted} == {"tag:books", "tag:book:1", "tag:shelf:b"}
         await session.execute(text("DROP TABLE book"))

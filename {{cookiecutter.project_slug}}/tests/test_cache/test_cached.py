@@ -1,4 +1,4 @@
-"""`@cached` on the memory backend, and what no backend matters to."""
+"""`@cached` on the memory backend, and tests that do not depend on the backend."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -12,7 +12,7 @@ from src.cache import Cache, CacheBackend, MemoryBackend, cached, use_cache
 from src.db.session import Database
 from tests.fixtures.client import connect
 from tests.fixtures.notes import Note
-from tests.test_cache.caching_contract import PATIENCE_SECONDS, CachingContract
+from tests.test_cache.caching_contract import TIMEOUT_SECONDS, CachingContract
 
 
 @pytest.fixture
@@ -30,11 +30,18 @@ async def get_user(user_id: str, *, details: bool = False) -> dict[str, Any]:
     return {"id": user_id, "details": details}
 
 
-UNFIT = [Note, list[Note], Response, AsyncIterator[int], Iterable[int], Callable[[], int]]
+UNCACHEABLE_TYPES = [
+    Note,
+    list[Note],
+    Response,
+    AsyncIterator[int],
+    Iterable[int],
+    Callable[[], int],
+]
 
 
-@pytest.mark.parametrize("annotation", UNFIT, ids=str)
-def test_a_type_that_cannot_be_cached_is_refused_when_decorated(annotation: Any) -> None:
+@pytest.mark.parametrize("annotation", UNCACHEABLE_TYPES, ids=str)
+def test_decorator_refuses_a_return_type_that_cannot_be_cached(annotation: Any) -> None:
     async def find() -> Any: ...
 
     find.__annotations__["return"] = annotation
@@ -42,7 +49,7 @@ def test_a_type_that_cannot_be_cached_is_refused_when_decorated(annotation: Any)
         cached()(find)
 
 
-def test_what_is_not_annotated_or_not_async_is_refused() -> None:
+def test_decorator_refuses_a_function_without_annotation_or_async() -> None:
     async def find(): ...  # type: ignore[no-untyped-def]
 
     with pytest.raises(TypeError, match="needs a return annotation"):
@@ -51,7 +58,7 @@ def test_what_is_not_annotated_or_not_async_is_refused() -> None:
         cached()(lambda: None)  # type: ignore[arg-type, return-value]
 
 
-async def test_it_can_be_a_dependency(fresh_app: FastAPI, database: Database) -> None:
+async def test_cached_function_can_be_a_dependency(fresh_app: FastAPI, database: Database) -> None:
     @fresh_app.get("/users/{user_id}")
     async def show(user: Annotated[dict[str, Any], Depends(get_user)]) -> dict[str, Any]:
         return user
@@ -87,7 +94,7 @@ async def test_methods_are_cached(backend: CacheBackend, name: str) -> None:
     assert Repository.calls == 1
 
 
-async def test_a_value_that_the_annotation_does_not_cover_is_never_shared(
+async def test_value_that_does_not_match_the_annotation_is_not_shared(
     backend: CacheBackend,
 ) -> None:
     calls = 0
@@ -115,13 +122,13 @@ class WithSession:
         return self.calls
 
 
-async def test_what_has_a_session_is_not_refreshed_in_the_background(
+async def test_call_with_a_session_is_not_refreshed_in_the_background(
     backend: CacheBackend,
 ) -> None:
-    """The session would be gone by then."""
+    """The session would be closed before the refresh."""
     counter = WithSession(AsyncSession())
     with use_cache(Cache(backend, ttl=60)):
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while (found := await counter.count()) == 1:
                 await asyncio.sleep(0.005)
                 assert found == counter.calls

@@ -1,4 +1,4 @@
-"""Responses are read from the cache, and never as they were before a change."""
+"""A cached response is never older than the last committed change."""
 
 import asyncio
 from itertools import count
@@ -15,7 +15,7 @@ from src.db.session import Database
 from tests.fixtures.client import connect
 from tests.fixtures.notes import NOTES
 from tests.fixtures.statements import recorded
-from tests.test_cache.cached_notes import CACHED_NOTES, add_cached_notes, cached
+from tests.test_cache.cached_notes import CACHED_NOTES, add_cached_notes, cached_path
 
 
 @pytest.fixture
@@ -34,12 +34,12 @@ async def note(client: AsyncClient) -> str:
     return str((await client.post(NOTES, json={"text": "one"})).headers["location"])
 
 
-async def test_reads_are_cached_and_a_change_is_seen_at_once(
+async def test_responses_are_cached_until_a_change(
     client: AsyncClient, committing_database: Database, note: str
 ) -> None:
-    """In the note and in the list; another note stays cached."""
+    """A change invalidates the note and the list, but no other note."""
     other = (await client.post(NOTES, json={"text": "other"})).headers["location"]
-    for path in (cached(note), cached(other), CACHED_NOTES):
+    for path in (cached_path(note), cached_path(other), CACHED_NOTES):
         first = await client.get(path)
         with recorded(committing_database) as sent:
             second = await client.get(path)
@@ -48,68 +48,68 @@ async def test_reads_are_cached_and_a_change_is_seen_at_once(
 
     await client.patch(note, json={"text": "two"})
 
-    assert (await client.get(cached(note))).json()["text"] == "two"
+    assert (await client.get(cached_path(note))).json()["text"] == "two"
     assert (await client.get(CACHED_NOTES)).json()[0]["text"] == "two"
     with recorded(committing_database) as sent:
-        await client.get(cached(other))
+        await client.get(cached_path(other))
     assert sent == []
 
     await client.delete(note)
 
-    assert (await client.get(cached(note))).status_code == 404
+    assert (await client.get(cached_path(note))).status_code == 404
     assert len((await client.get(CACHED_NOTES)).json()) == 1
 
 
-async def test_a_read_under_way_during_a_change_is_not_cached(
+async def test_response_computed_before_a_change_is_not_cached(
     client: AsyncClient, committing_database: Database, note: str
 ) -> None:
-    """It starts before the commit and ends after it, with what was true before."""
+    """The read starts before the commit and ends after it."""
     has_read, may_respond = asyncio.Event(), asyncio.Event()
     engine = committing_database.reads.kw["bind"]
     assert isinstance(engine, AsyncEngine)
 
-    async def hold() -> None:
+    async def wait() -> None:
         has_read.set()
         await may_respond.wait()
 
     def pause(*_: object) -> None:
-        await_only(hold())
+        await_only(wait())
 
     event.listen(engine.sync_engine, "after_cursor_execute", pause, once=True)
-    reading = asyncio.create_task(client.get(cached(note)))
+    reading = asyncio.create_task(client.get(cached_path(note)))
     await has_read.wait()
     await client.patch(note, json={"text": "two"})
-    during = await client.get(cached(note))
+    during = await client.get(cached_path(note))
     may_respond.set()
 
     assert (await reading).json()["text"] == "one"
     assert during.json()["text"] == "two"
-    assert (await client.get(cached(note))).json()["text"] == "two"
+    assert (await client.get(cached_path(note))).json()["text"] == "two"
 
 
-async def test_no_read_is_older_than_the_last_confirmed_change(
+async def test_no_response_is_older_than_the_last_committed_change(
     client: AsyncClient, note: str
 ) -> None:
-    """With writers and readers at once, of the note and of the list."""
-    confirmed = 1
+    """With concurrent writers and readers, of the note and of the list."""
+    committed = 1
     numbers = count()
     done = asyncio.Event()
 
     async def write() -> None:
-        nonlocal confirmed
+        nonlocal committed
         for _ in range(8):
             changed = await client.patch(note, json={"text": f"number {next(numbers)}"})
-            confirmed = max(confirmed, changed.json()["version"])
+            committed = max(committed, changed.json()["version"])
 
     async def read() -> int:
         reads = 0
         while not done.is_set():
-            least = confirmed
-            assert (await client.get(cached(note))).json()["version"] >= least
-            least = confirmed
-            assert (await client.get(CACHED_NOTES)).json()[0]["version"] >= least
+            minimum = committed
+            assert (await client.get(cached_path(note))).json()["version"] >= minimum
+            minimum = committed
+            assert (await client.get(CACHED_NOTES)).json()[0]["version"] >= minimum
             reads += 2
-            await asyncio.sleep(0)  # a hit in memory waits for nothing, and lets no other task run
+            await asyncio.sleep(0)  # a cache hit in memory does not yield to the event loop
         return reads
 
     readers = [asyncio.create_task(read()) for _ in range(4)]
@@ -117,4 +117,4 @@ async def test_no_read_is_older_than_the_last_confirmed_change(
     done.set()
 
     assert sum(await asyncio.gather(*readers)) > 32
-    assert confirmed == 33
+    assert committed == 33

@@ -1,4 +1,4 @@
-"""The circuit breaker around a backend that can be told to fail."""
+"""The circuit breaker, around a backend that fails on demand."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
@@ -15,14 +15,14 @@ from src.cache.backends.memory import MemoryBackend
 from src.cache.engine import circuit_breaker
 from src.cache.engine.cache import WAIT_SECONDS
 from src.cache.engine.circuit_breaker import CircuitBreakerBackend as Breaker
-from tests.test_cache.contract import PATIENCE_SECONDS, keys_of, until
+from tests.test_cache.contract import TIMEOUT_SECONDS, keys_of, until
 
 UNAVAILABLE = CacheUnavailableError("connection refused")
 READ_ONLY = CacheError("read-only replica")
 Logs = list[MutableMapping[str, Any]]
 Call = Callable[[CacheBackend], Awaitable[object]]
-# Each with what it returns while the circuit is open.
-OTHERS: dict[str, tuple[Call, object]] = {
+# Each operation, and what it returns while the circuit is open.
+NON_DELETIONS: dict[str, tuple[Call, object]] = {
     "get": (lambda backend: backend.get("key"), None),
     "get_many": (lambda backend: backend.get_many("key", "unknown"), [None, None]),
     "set": (lambda backend: backend.set("key", "new", 7), None),
@@ -39,11 +39,11 @@ DELETIONS: dict[str, tuple[Call, object]] = {
     "delete_matching": (lambda backend: backend.delete_matching("k*"), 0),
     "flush": (lambda backend: backend.flush(), None),
 }
-CALLS = OTHERS | DELETIONS
+CALLS = NON_DELETIONS | DELETIONS
 
 
 class FaultyBackend(MemoryBackend):
-    """Memory that waits at a gate, and then fails, before it does what it is asked to."""
+    """A memory backend whose operations can wait for a gate, and can fail."""
 
     name = "faulty"
 
@@ -53,20 +53,20 @@ class FaultyBackend(MemoryBackend):
         self.outage: CacheUnavailableError | None = None
         self.errors: dict[str, Exception] = {}
         self.gates: dict[str, asyncio.Event] = {}
-        for operation in (*(OTHERS.keys() - {"scan"}), *DELETIONS, "ping"):
+        for operation in (*(NON_DELETIONS.keys() - {"scan"}), *DELETIONS, "ping"):
             setattr(self, operation, self._faulty(operation))
 
     def _faulty(self, operation: str) -> Callable[..., Awaitable[object]]:
-        do = getattr(super(), operation)
+        original = getattr(super(), operation)
 
         async def call(*args: object) -> object:
-            await self._meet(operation, *args)
-            return await do(*args)
+            await self._wait_or_fail(operation, *args)
+            return await original(*args)
 
         call.__name__ = operation
         return call
 
-    async def _meet(self, operation: str, *args: object) -> None:
+    async def _wait_or_fail(self, operation: str, *args: object) -> None:
         self.calls.append((operation, *args))
         if gate := self.gates.get(operation):
             await gate.wait()
@@ -74,12 +74,12 @@ class FaultyBackend(MemoryBackend):
             raise error
 
     async def scan(self, pattern: str = "*") -> AsyncIterator[str]:
-        await self._meet("scan", pattern)
+        await self._wait_or_fail("scan", pattern)
         async for key in super().scan(pattern):
             yield key
 
     async def aclose(self) -> None:
-        await self._meet("aclose")
+        await self._wait_or_fail("aclose")
 
     def called(self, operation: str) -> int:
         return sum(name == operation for name, *_ in self.calls)
@@ -124,7 +124,7 @@ async def backend(inner: FaultyBackend) -> AsyncGenerator[Breaker]:
 
 @pytest.fixture
 def logs(monkeypatch: pytest.MonkeyPatch) -> Logs:
-    """What the circuit breaker logs, however the tests before have configured the log."""
+    """The log of the circuit breaker, independent of the logging configuration."""
     capture = LogCapture()
     log = structlog.wrap_logger(None, [capture], wrapper_class=structlog.stdlib.BoundLogger)
     monkeypatch.setattr(circuit_breaker, "log", log)
@@ -144,7 +144,7 @@ async def recover(backend: Breaker, inner: FaultyBackend) -> None:
 
 
 @pytest.mark.parametrize("operation", CALLS)
-async def test_while_closed_calls_pass_through(
+async def test_closed_circuit_passes_calls_through(
     operation: str, backend: Breaker, inner: FaultyBackend
 ) -> None:
     call, _ = CALLS[operation]
@@ -156,8 +156,10 @@ async def test_while_closed_calls_pass_through(
 
 
 @pytest.mark.parametrize("operation", CALLS)
-async def test_an_outage_opens_it(operation: str, backend: Breaker, inner: FaultyBackend) -> None:
-    """The failing call returns what an empty cache would, and so does the next one, at once."""
+async def test_outage_opens_the_circuit(
+    operation: str, backend: Breaker, inner: FaultyBackend
+) -> None:
+    """The failed call and the next call return what an empty cache returns."""
     call, default = CALLS[operation]
     inner.outage = UNAVAILABLE
 
@@ -168,11 +170,11 @@ async def test_an_outage_opens_it(operation: str, backend: Breaker, inner: Fault
     assert inner.requests == [operation]
 
 
-@pytest.mark.parametrize("operation", OTHERS)
-async def test_one_failed_operation_does_not_open_it(
+@pytest.mark.parametrize("operation", NON_DELETIONS)
+async def test_error_of_one_operation_does_not_open_the_circuit(
     operation: str, backend: Breaker, inner: FaultyBackend, logs: Logs
 ) -> None:
-    call, default = OTHERS[operation]
+    call, default = NON_DELETIONS[operation]
     inner.errors[operation] = READ_ONLY
     errors = metric("cache_errors_total", operation=operation)
 
@@ -183,7 +185,7 @@ async def test_one_failed_operation_does_not_open_it(
     assert metric("cache_errors_total", operation=operation) == errors + 1
 
 
-async def test_a_scan_ends_where_the_backend_fails(backend: Breaker, inner: FaultyBackend) -> None:
+async def test_scan_ends_when_the_backend_fails(backend: Breaker, inner: FaultyBackend) -> None:
     found = []
     async for key in backend.scan():
         found.append(key)
@@ -192,7 +194,7 @@ async def test_a_scan_ends_where_the_backend_fails(backend: Breaker, inner: Faul
     assert len(found) == 1
 
 
-async def test_a_ping_raises_at_once_while_it_is_open(
+async def test_ping_raises_immediately_while_the_circuit_is_open(
     backend: Breaker, inner: FaultyBackend
 ) -> None:
     await backend.ping()
@@ -207,7 +209,7 @@ async def test_a_ping_raises_at_once_while_it_is_open(
 
 @pytest.mark.parametrize("operation", ["get", "delete"])
 @pytest.mark.parametrize("error", [ValueError("bad ex"), TypeError("a bug")])
-async def test_mistakes_and_bugs_are_raised(
+async def test_programming_errors_are_raised(
     error: Exception, operation: str, backend: Breaker, inner: FaultyBackend
 ) -> None:
     inner.errors[operation] = error
@@ -218,25 +220,25 @@ async def test_mistakes_and_bugs_are_raised(
     assert backend.available
 
 
-@pytest.mark.parametrize(("operation", "stays_closed"), [("get", True), ("delete", False)])
-async def test_a_cancelled_deletion_counts_as_missed_and_a_read_as_nothing(
-    operation: str, backend: Breaker, inner: FaultyBackend, *, stays_closed: bool
+@pytest.mark.parametrize(("operation", "is_closed"), [("get", True), ("delete", False)])
+async def test_cancelled_deletion_counts_as_missed(
+    operation: str, backend: Breaker, inner: FaultyBackend, *, is_closed: bool
 ) -> None:
     gate = inner.gates[operation] = inner.gates["flush"] = asyncio.Event()
 
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(CALLS[operation][0](backend), 0.01)
 
-    assert backend.available is stays_closed
+    assert backend.available is is_closed
     gate.set()
     await recover(backend, inner)
-    assert await backend.get("key") == ("old" if stays_closed else None)
+    assert await backend.get("key") == ("old" if is_closed else None)
 
 
-async def test_it_closes_by_itself_after_each_outage(
+async def test_circuit_closes_after_each_outage(
     backend: Breaker, inner: FaultyBackend, logs: Logs
 ) -> None:
-    """However many calls fail, it says so once in log and metric, and leaves no task behind."""
+    """Each outage is logged once, however many calls fail. No asyncio task remains after it."""
     tasks = other_tasks()
     for _ in range(2):
         logs.clear()
@@ -254,33 +256,33 @@ async def test_it_closes_by_itself_after_each_outage(
         assert other_tasks() <= tasks
         assert [log["event"] for log in logs] == ["cache_unavailable", "cache_recovered"]
         assert logs[0]["cause"] == "connection refused"
-        assert 0 < logs[1]["unavailable_seconds"] < 2 * PATIENCE_SECONDS
+        assert 0 < logs[1]["unavailable_seconds"] < 2 * TIMEOUT_SECONDS
 
 
-@pytest.mark.parametrize(("operation", "stays_closed"), [("set", True), ("delete", False)])
-async def test_a_call_from_before_an_outage_that_fails_after_it(
-    operation: str, backend: Breaker, inner: FaultyBackend, *, stays_closed: bool
+@pytest.mark.parametrize(("operation", "is_closed"), [("set", True), ("delete", False)])
+async def test_call_that_starts_before_an_outage_and_fails_after_it(
+    operation: str, backend: Breaker, inner: FaultyBackend, *, is_closed: bool
 ) -> None:
-    """It does not open the circuit again, unless a deletion was missed."""
+    """It opens the circuit again only if a deletion was missed."""
     gate = inner.gates[operation] = asyncio.Event()
     late = asyncio.ensure_future(CALLS[operation][0](backend))
     await until(lambda: inner.called(operation) == 1)
     await fail(backend, inner)
     await recover(backend, inner)
     inner.errors[operation] = UNAVAILABLE
-    if operation == "set":  # which is followed by a deletion of the value that it replaces
+    if operation == "set":  # after a failed `set`, the old value is deleted
         inner.gates.pop("delete", None)
     gate.set()
 
     await late
 
-    assert backend.available is stays_closed
+    assert backend.available is is_closed
     inner.errors.clear()
     await recover(backend, inner)
     assert await backend.get("key") is None
 
 
-async def test_a_bug_does_not_end_the_probe(
+async def test_unexpected_error_does_not_end_the_probe(
     backend: Breaker, inner: FaultyBackend, logs: Logs
 ) -> None:
     inner.errors["ping"] = TypeError("a bug")
@@ -293,10 +295,10 @@ async def test_a_bug_does_not_end_the_probe(
 
 
 @pytest.mark.parametrize("tags", [(), ("numbers",)], ids=["untagged", "tagged"])
-async def test_while_it_is_open_each_call_of_a_cached_function_runs(
+async def test_cached_function_runs_on_each_call_while_the_circuit_is_open(
     backend: Breaker, inner: FaultyBackend, tags: tuple[str, ...]
 ) -> None:
-    """None waits for another."""
+    """No call waits for another one."""
     calls = 0
 
     @cached(tags=tags)
@@ -312,7 +314,7 @@ async def test_while_it_is_open_each_call_of_a_cached_function_runs(
 
 
 @pytest.mark.parametrize("operation", DELETIONS)
-async def test_a_deletion_missed_in_an_outage_flushes_before_anything_is_read(
+async def test_missed_deletion_flushes_the_cache_before_the_next_read(
     operation: str, backend: Breaker, inner: FaultyBackend
 ) -> None:
     await fail(backend, inner)
@@ -330,10 +332,10 @@ async def test_a_deletion_missed_in_an_outage_flushes_before_anything_is_read(
 
 @pytest.mark.parametrize("error", [UNAVAILABLE, READ_ONLY])
 @pytest.mark.parametrize("operation", [*DELETIONS, "set"])
-async def test_while_a_deletion_fails_nothing_is_read(
+async def test_nothing_is_read_while_deletions_fail(
     operation: str, error: CacheError, backend: Breaker, inner: FaultyBackend
 ) -> None:
-    """Though the backend answers. A failed `set` counts, for what it replaces is outdated."""
+    """Although the backend responds. A failed `set` counts too: the old value is outdated."""
     inner.errors = dict.fromkeys([operation, "delete", "flush"], error)
 
     await CALLS[operation][0](backend)
@@ -348,10 +350,10 @@ async def test_while_a_deletion_fails_nothing_is_read(
 
 
 @pytest.mark.parametrize("error", [None, READ_ONLY])
-async def test_a_deletion_during_the_flush_is_done_at_once(
+async def test_deletion_during_the_flush_is_sent_immediately(
     error: CacheError | None, backend: Breaker, inner: FaultyBackend
 ) -> None:
-    """If it fails there is another flush."""
+    """If it fails, another flush follows."""
     gate = inner.gates["flush"] = asyncio.Event()
     await fail(backend, inner)
     await backend.delete("key")
@@ -391,7 +393,7 @@ async def test_closing_flushes_if_a_deletion_was_missed(
 async def test_closing_logs_lost_deletions(
     inner: FaultyBackend, monkeypatch: pytest.MonkeyPatch, logs: Logs, *, hangs: bool
 ) -> None:
-    """A backend that does not answer does not hold up the end of the process."""
+    """A backend that does not respond does not delay the exit of the process."""
     monkeypatch.setattr(circuit_breaker, "LAST_FLUSH_SECONDS", 0.01)
     backend = Breaker(inner)
     await fail(backend, inner)
@@ -400,7 +402,7 @@ async def test_closing_logs_lost_deletions(
     if hangs:
         inner.gates["flush"] = asyncio.Event()
 
-    await asyncio.wait_for(backend.aclose(), PATIENCE_SECONDS)
+    await asyncio.wait_for(backend.aclose(), TIMEOUT_SECONDS)
 
     cause = "TimeoutError" if hangs else "connection refused"
     lost = {"backend": "faulty", "number": 2, "cause": cause}

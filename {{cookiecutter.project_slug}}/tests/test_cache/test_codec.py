@@ -1,4 +1,4 @@
-"""Whatever is cached comes back as it went in, or is not cached."""
+"""A value is restored from the cache exactly, or it is not cached."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -44,7 +44,7 @@ AT = datetime(2024, 1, 2, 3, 4, 5, 678, timezone(timedelta(hours=2)))
 MODEL = Model(id=ID, at=AT, price=Decimal("1.10"))
 POINT = Point(float("inf"), b"\xff\0")
 
-FIT: list[tuple[Any, Any]] = [
+CACHED: list[tuple[Any, Any]] = [
     (int, 0),
     (float, 1),
     (bytes | None, b"\xff"),
@@ -64,7 +64,7 @@ FIT: list[tuple[Any, Any]] = [
     (dict[str, Any], {"a": {"b": []}}),
     (None, None),
 ]
-UNFIT: list[tuple[Any, Any]] = [
+NOT_CACHED: list[tuple[Any, Any]] = [
     (dict, {1: "a"}),
     (dict[str, Any], {"at": AT}),
     (dict[str, Any], {"size": Size.BIG}),
@@ -85,8 +85,8 @@ def returning(annotation: Any) -> Any:
     return function
 
 
-@pytest.mark.parametrize(("annotation", "value"), FIT, ids=str)
-def test_a_value_comes_back_as_it_went_in(annotation: Any, value: Any) -> None:
+@pytest.mark.parametrize(("annotation", "value"), CACHED, ids=str)
+def test_value_is_restored_exactly(annotation: Any, value: Any) -> None:
     codec = codec_for(returning(annotation))
 
     data = codec.encode(value)
@@ -97,6 +97,8 @@ def test_a_value_comes_back_as_it_went_in(annotation: Any, value: Any) -> None:
     assert type(found) is (float if annotation is float else type(value))
 
 
-@pytest.mark.parametrize(("annotation", "value"), UNFIT, ids=str)
-def test_a_value_that_would_come_back_different_is_not_cached(annotation: Any, value: Any) -> None:
+@pytest.mark.parametrize(("annotation", "value"), NOT_CACHED, ids=str)
+def test_value_that_would_be_restored_differently_is_not_cached(
+    annotation: Any, value: Any
+) -> None:
     assert codec_for(returning(annotation)).encode(value) is None

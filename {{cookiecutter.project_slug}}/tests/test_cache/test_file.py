@@ -45,8 +45,8 @@ async def other(folder: Path) -> AsyncGenerator[FileBackend]:
 
 class TestContract(BackendContract):
     @pytest.fixture
-    async def neighbour(self, tmp_path: Path) -> AsyncGenerator[FileBackend]:
-        async with FileBackend(tmp_path / "neighbour") as backend:
+    async def other_namespace(self, tmp_path: Path) -> AsyncGenerator[FileBackend]:
+        async with FileBackend(tmp_path / "other_namespace") as backend:
             yield backend
 
 
@@ -58,7 +58,6 @@ async def assert_works(backend: FileBackend) -> None:
 
 
 async def test_values_and_leases_survive_a_restart(folder: Path) -> None:
-    """Values of both types and leases are there after a restart."""
     async with FileBackend(folder) as backend:
         await set_all(backend, {"text": "a", "bytes": b"b"}, ex=60)
         await backend.acquire_lease("key", "token", 60)
@@ -68,9 +67,8 @@ async def test_values_and_leases_survive_a_restart(folder: Path) -> None:
         assert await backend.set_if_leased("key", "token", "value")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX's")
-async def test_only_the_owner_may_read(backend: FileBackend, folder: Path) -> None:
-    """Neither the folder nor any file in it is open to others."""
+@pytest.mark.skipif(sys.platform == "win32", reason="file modes exist on POSIX only")
+async def test_only_the_owner_can_read_the_files(backend: FileBackend, folder: Path) -> None:
     await backend.set("key", "value")
 
     modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
@@ -89,7 +87,7 @@ def _nothing(file: Path) -> None:
 
 
 def _damaged_pages(file: Path) -> None:
-    """Leave the first page, with the schema, as it is."""
+    """Do not change the first page, which contains the schema."""
     with file.open("r+b") as opened:
         opened.seek(4096)
         opened.write(b"\xff" * (file.stat().st_size - 4096))
@@ -121,10 +119,10 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-async def test_a_file_damaged_while_closed_counts_as_empty(
+async def test_file_damaged_while_closed_is_replaced_by_an_empty_one(
     folder: Path, file: Path, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log says so, once, unless the file is just not there."""
+    """Damage is logged once. A missing or empty file is not logged."""
     logged: list[str] = []
     monkeypatch.setattr(sqlite.log, "warning", lambda event, **_: logged.append(event))
     async with FileBackend(folder) as backend:
@@ -141,19 +139,19 @@ async def test_a_file_damaged_while_closed_counts_as_empty(
     assert logged == [] if damage in {_nothing, _deleted, _folder_deleted} else ["cache_file_lost"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="it does not let open files be deleted")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not delete open files")
 @pytest.mark.parametrize("damage", DAMAGE)
-async def test_damage_under_two_open_backends_leaves_one_file_that_works(
+async def test_two_open_backends_recover_from_damage(
     backend: FileBackend, other: FileBackend, file: Path, damage: Callable[[Path], None]
 ) -> None:
-    """Damage under the hands of two backends at once leaves them with one file that works."""
+    """Both continue with the same new file."""
     await set_all(backend, VALUES)
     await other.get("key0")
     damage(file)
 
     found = await asyncio.gather(backend.get_many(*VALUES), other.get_many(*VALUES))
     await asyncio.gather(backend.add("shared", "1"), other.add("shared", "2"))
-    await asyncio.gather(*(one.flush() for one in (backend, other)))
+    await asyncio.gather(backend.flush(), other.flush())
 
     assert set(found[0] + found[1]) <= {None, *VALUES.values()}
     await assert_works(backend)
@@ -162,7 +160,7 @@ async def test_damage_under_two_open_backends_leaves_one_file_that_works(
     assert await other.get("key") == "value"
 
 
-async def test_it_is_unavailable_while_something_is_in_the_way(folder: Path, file: Path) -> None:
+async def test_backend_is_unavailable_while_its_path_is_blocked(folder: Path, file: Path) -> None:
     async with FileBackend(folder) as backend:
         folder.write_text("not a folder")
         for operation in (backend.get("key"), backend.set("key", "value"), backend.ping()):
@@ -179,7 +177,7 @@ async def test_it_is_unavailable_while_something_is_in_the_way(folder: Path, fil
         await assert_works(backend)
 
 
-async def test_while_the_file_is_locked_writes_fail_and_reads_succeed(
+async def test_writes_fail_and_reads_succeed_while_the_file_is_locked(
     backend: FileBackend, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "_LOCK_TIMEOUT_SECONDS", 0.1)
@@ -198,10 +196,10 @@ async def test_while_the_file_is_locked_writes_fail_and_reads_succeed(
     await assert_works(backend)
 
 
-async def test_a_full_disk_fails_the_write_alone(
+async def test_full_disk_fails_only_the_write(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk fails the write, changes nothing, and lets reads and deletions go on."""
+    """Reads and deletions still work."""
     monkeypatch.setattr(sqlite, "_PRAGMAS", (*sqlite._PRAGMAS, "max_page_count = 50"))  # noqa: SLF001
     async with FileBackend(folder) as backend:
         await backend.set("key", "value")
@@ -215,8 +213,7 @@ async def test_a_full_disk_fails_the_write_alone(
         assert deleted == 1
 
 
-async def test_a_failed_call_does_not_fail_those_in_its_batch(backend: FileBackend) -> None:
-    """What fails for one caller does not fail for those whose calls went along."""
+async def test_failed_call_does_not_fail_other_calls_in_its_batch(backend: FileBackend) -> None:
     outcomes = await asyncio.gather(
         backend.set("a", "1"),
         backend.set("bad", "\ud800"),
@@ -233,29 +230,29 @@ def size_on_disk(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("size", [10, 3000, 100_000])
-async def test_bytes_are_bounded(folder: Path, size: int) -> None:
-    """However much is written the files stay small, and what was written last is there."""
-    bound = 2 * 2**20
-    count = 4 * bound // (size + 200)
-    async with FileBackend(folder, max_bytes=bound) as backend:
+async def test_size_is_limited(folder: Path, size: int) -> None:
+    """The values that were written last remain."""
+    limit = 2 * 2**20
+    count = 4 * limit // (size + 200)
+    async with FileBackend(folder, max_bytes=limit) as backend:
         for start in range(0, count, 100):
             batch: dict[str, str | bytes] = {
                 f"key{number}": bytes(size) for number in range(start, start + 100)
             }
             await set_all(backend, batch)
-            assert (folder / FILE_NAME).stat().st_size < bound * 1.2
-            assert size_on_disk(folder) < bound * 1.2 + 16 * 2**20
+            assert (folder / FILE_NAME).stat().st_size < limit * 1.2
+            assert size_on_disk(folder) < limit * 1.2 + 16 * 2**20
         found = [value is not None for value in await backend.get_many(*batch)]
 
         assert await backend.get("key0") is None
         assert found[-1]
         assert found == sorted(found)
         await backend.flush()
-    assert size_on_disk(folder) < bound / 2
+    assert size_on_disk(folder) < limit / 2
 
 
-async def test_a_value_bigger_than_the_bound_is_not_stored(folder: Path) -> None:
-    """It drives out nothing else, and the value before it is gone."""
+async def test_value_larger_than_the_limit_is_not_stored(folder: Path) -> None:
+    """It evicts no other value. The old value of the key is deleted."""
     async with FileBackend(folder, max_bytes=2**20) as backend:
         await set_all(backend, {"other": "value", "key": "old"})
 
@@ -283,8 +280,8 @@ asyncio.run(work(*sys.argv[1:]))
 
 
 @pytest.mark.slow
-async def test_concurrent_processes_lose_nothing(backend: FileBackend, folder: Path) -> None:
-    """Processes that start at once on no file lose no value, and one of them wins each race."""
+async def test_concurrent_processes_lose_no_values(backend: FileBackend, folder: Path) -> None:
+    """Four processes create the file at the same time. One of them wins each race."""
 
     async def work(name: str) -> list[int]:
         process = await asyncio.create_subprocess_exec(

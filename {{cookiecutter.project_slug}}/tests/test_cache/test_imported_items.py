@@ -10,7 +10,7 @@ from tests.fixtures.client import connect
 ITEMS = "/api/v1/items/"
 
 
-async def test_an_import_invalidates_lists(app: FastAPI, committing_database: Database) -> None:
+async def test_import_invalidates_cached_lists(app: FastAPI, committing_database: Database) -> None:
     """Each batch invalidates them when it commits."""
     cache = Cache(MemoryBackend(), ttl=60)
     client = connect(app, committing_database, own_cache=cache)

@@ -1,4 +1,4 @@
-"""Tasks read through the cache, and what they write invalidates it."""
+"""Tasks use the cache, and their changes invalidate it."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ __all__ = ["broker", "open_broker", "queue", "queue_settings", "server", "variab
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Cache]:
-    """The caches that were opened, one for each worker; here they are in memory."""
+    """The caches that workers opened; they are in memory here."""
     caches: list[Cache] = []
 
     @asynccontextmanager
@@ -33,10 +33,10 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Cache]:
     return caches
 
 
-async def test_a_task_uses_the_cache_of_its_worker(
+async def test_tasks_share_the_cache_of_their_worker(
     broker: TaskBroker, queue: str, opened: list[Cache]
 ) -> None:
-    """One for all its threads; what a task writes the next one reads."""
+    """All threads use the same cache. A task reads the changes of the previous one."""
     reads, seen = 0, list[list[str]]()
 
     @cached(key="texts", tags=["notes"])
@@ -46,19 +46,19 @@ async def test_a_task_uses_the_cache_of_its_worker(
         async with context.transaction() as db:
             return list(await db.scalars(select(Note.text)))
 
-    async def look() -> None:
+    async def read() -> None:
         seen.append(await texts())
 
     async def write() -> None:
         async with context.transaction() as db:
             db.add(Note(text="new"))
-        await look()
+        await read()
 
-    for actor in (look, write):
+    for actor in (read, write):
         dramatiq.actor(queue_name=queue, broker=broker, actor_name=actor.__name__)(actor)
     async with working(broker, threads=3):
-        for count, name in enumerate(["look", "look", "write", "look"], start=1):
+        for count, name in enumerate(["read", "read", "write", "read"], start=1):
             enqueue(broker, name)
-            await eventually(lambda: len(seen) == count, name)  # noqa: B023 - called at once
+            await eventually(lambda: len(seen) == count, name)  # noqa: B023 - called immediately
 
     assert (seen, reads, len(opened)) == ([[], [], ["new"], ["new"]], 2, 1)

@@ -1,4 +1,4 @@
-"""Invalidation and transactions: what is not committed is neither shared nor forgotten."""
+"""Invalidation and transactions: uncommitted changes neither enter the cache nor invalidate it."""
 
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -59,7 +59,7 @@ async def by_attribute(session: AsyncSession) -> None:
 
 
 @pytest.mark.parametrize("change", [by_argument, by_context, by_attribute])
-async def test_it_waits_for_the_commit_however_the_session_is_found(
+async def test_invalidation_waits_for_the_commit(
     database: Database,
     read: Callable[[], Awaitable[int]],
     store: Store,
@@ -74,14 +74,14 @@ async def test_it_waits_for_the_commit_however_the_session_is_found(
 
 
 @pytest.mark.parametrize("in_a_block", [True, False])
-async def test_a_function_that_commits_by_itself_invalidates_at_once(
+async def test_function_that_commits_invalidates_immediately(
     committing_database: Database,
     read: Callable[[], Awaitable[int]],
     store: Store,
     *,
     in_a_block: bool,
 ) -> None:
-    """Though it reads on, or its caller has a transaction open that never commits."""
+    """Even if it reads after its commit, or if its caller has an open transaction."""
 
     @invalidate_cache("value")
     async def change(session: AsyncSession) -> None:
@@ -105,7 +105,7 @@ async def texts(session: AsyncSession) -> list[str]:
     return list(await session.scalars(select(Note.text)))
 
 
-async def test_what_is_uncommitted_is_seen_by_its_writer_alone(
+async def test_uncommitted_changes_are_not_cached(
     committing_database: Database,
 ) -> None:
     async with committing_database.reads() as reads:
@@ -118,7 +118,7 @@ async def test_what_is_uncommitted_is_seen_by_its_writer_alone(
 
 
 @pytest.mark.parametrize("pattern", ["text:{text}", "text:{text}*", "text:*"])
-async def test_a_key_that_was_shortened_is_forgotten_too(cache: Cache, pattern: str) -> None:
+async def test_shortened_keys_are_invalidated(cache: Cache, pattern: str) -> None:
     store = Store()
 
     @cached(key="text:{text}")
@@ -139,7 +139,7 @@ async def test_a_key_that_was_shortened_is_forgotten_too(cache: Cache, pattern: 
     assert await cache.backend.get(f"text:{long}") is None
 
 
-async def test_an_invalidation_needs_something_to_forget() -> None:
+async def test_invalidate_cache_refuses_invalid_use() -> None:
     with pytest.raises(TypeError, match="`key_pattern` or `tags`"):
         invalidate_cache()
     with pytest.raises(TypeError, match="async"):

@@ -13,12 +13,12 @@ class TestContract(BackendContract):
         return MemoryBackend()
 
     @pytest.fixture
-    def neighbour(self) -> MemoryBackend:
+    def other_namespace(self) -> MemoryBackend:
         return MemoryBackend()
 
 
-async def test_the_least_recently_used_makes_room() -> None:
-    """A read and a write are a use."""
+async def test_least_recently_used_entry_is_evicted() -> None:
+    """A read and a write both count as use."""
     backend = MemoryBackend(max_entries=3)
     await set_all(backend, ["a", "b", "c"])
 
@@ -32,8 +32,8 @@ async def test_the_least_recently_used_makes_room() -> None:
     assert await keys_of(backend) == ["a", "d", "e"]
 
 
-async def test_bytes_are_bounded() -> None:
-    """The bytes never exceed the bound, whatever the sizes, and the newest value is there."""
+async def test_size_is_limited() -> None:
+    """The newest value is always stored."""
     backend = MemoryBackend(max_bytes=100_000)
     for number in range(500):
         await backend.set(f"key{number}", b"x" * (number * 37 % 9000))
@@ -44,8 +44,8 @@ async def test_bytes_are_bounded() -> None:
     assert (await backend.info())["bytes"] == 0
 
 
-async def test_a_value_bigger_than_the_bound_is_not_stored() -> None:
-    """It drives out nothing else, and the value before it is gone."""
+async def test_value_larger_than_the_limit_is_not_stored() -> None:
+    """It evicts no other value. The old value of the key is deleted."""
     backend = MemoryBackend(max_bytes=10_000)
     await set_all(backend, ["other", "key"])
 
@@ -54,7 +54,7 @@ async def test_a_value_bigger_than_the_bound_is_not_stored() -> None:
     assert await backend.get_many("key", "other") == [None, "value"]
 
 
-async def bytes_taken_by(work: Awaitable[object]) -> int:
+async def measure_bytes(work: Awaitable[object]) -> int:
     tracemalloc.start()
     try:
         await work
@@ -63,7 +63,7 @@ async def bytes_taken_by(work: Awaitable[object]) -> int:
         tracemalloc.stop()
 
 
-async def test_a_key_set_again_takes_no_more_memory() -> None:
+async def test_setting_a_key_again_uses_no_more_memory() -> None:
     backend = MemoryBackend(ttl=60)
 
     async def use(times: int) -> None:
@@ -72,10 +72,10 @@ async def test_a_key_set_again_takes_no_more_memory() -> None:
             await backend.set_if_leased("key", "token", "value")
 
     await use(1000)
-    assert await bytes_taken_by(use(5_000)) < 12_500
+    assert await measure_bytes(use(5_000)) < 12_500
 
 
-async def test_the_overhead_is_counted_within_a_third() -> None:
+async def test_estimated_overhead_is_accurate_within_a_third() -> None:
     keys = [f"key:{number}" for number in range(10_000)]
     backend = MemoryBackend(ttl=60)
 
@@ -83,6 +83,6 @@ async def test_the_overhead_is_counted_within_a_third() -> None:
         for key in keys:
             await backend.set(key, "")
 
-    taken = await bytes_taken_by(fill())
+    used = await measure_bytes(fill())
 
-    assert taken / len(keys) == pytest.approx(ENTRY_OVERHEAD_BYTES, rel=1 / 3)
+    assert used / len(keys) == pytest.approx(ENTRY_OVERHEAD_BYTES, rel=1 / 3)

@@ -1,4 +1,4 @@
-"""A write in a scheduled job invalidates the cache, as one in a request does."""
+"""Writes in scheduled jobs invalidate the cache."""
 
 from datetime import UTC, datetime
 
@@ -15,7 +15,9 @@ from tests.fixtures.notes import Note
 from tests.test_schedulers.conftest import runs_of
 
 
-async def test_a_job_invalidates(committing_url: URL, committing_database: Database) -> None:
+async def test_write_in_a_job_invalidates_the_cache(
+    committing_url: URL, committing_database: Database
+) -> None:
     @cached(key="texts", tags=["notes"])
     async def texts() -> list[str]:
         async with committing_database.reads() as session:

@@ -18,7 +18,7 @@ def test_default_is_the_first_choice() -> None:
 
 
 @pytest.mark.parametrize("choice", get_args(cache_type.CacheType))
-async def test_every_choice_makes_a_backend(env: pytest.MonkeyPatch, choice: str) -> None:
+async def test_every_choice_creates_a_backend(env: pytest.MonkeyPatch, choice: str) -> None:
     env.setenv("CACHE_BACKEND_TYPE", choice)
     env.setenv("CACHE_TTL_SECONDS", "7")
 
@@ -34,7 +34,7 @@ async def test_every_choice_makes_a_backend(env: pytest.MonkeyPatch, choice: str
         ("CACHE_MEMORY_MAX_MEGABYTES", "0"),
     ],
 )
-def test_bad_values_are_named(env: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_error_names_the_invalid_setting(env: pytest.MonkeyPatch, name: str, value: str) -> None:
     env.setenv(name, value)
 
     with pytest.raises(InvalidSettingsError, match=f"  {name}: "):
@@ -42,10 +42,10 @@ def test_bad_values_are_named(env: pytest.MonkeyPatch, name: str, value: str) ->
 
 
 @pytest.mark.parametrize(("workers", "warned"), [("1", False), ("2", True)])
-def test_several_workers_with_memory_are_warned(
+def test_several_workers_with_memory_print_a_warning(
     monkeypatch: pytest.MonkeyPatch, run: Run, workers: str, *, warned: bool
 ) -> None:
-    """Each has a cache of its own, so that a change reaches the others late."""
+    """Each worker has a separate cache: an invalidation in one does not reach the others."""
     monkeypatch.setattr(uvicorn, "run", lambda *_, **__: None)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
     result = run("api", "--workers", workers, CACHE_BACKEND_TYPE="memory")

@@ -1,4 +1,4 @@
-"""A Valkey that the suite starts; a test works in a namespace of its own."""
+"""A Valkey server for the tests; each test has a separate namespace."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
@@ -29,19 +29,19 @@ def url() -> Iterator[RedisURL]:
 
 
 @pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine may take its time to answer; who is not there refuses at once."""
-    _wait_for_answers(monkeypatch, 60.0)
+def _long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine may respond late; a stopped server refuses connections immediately."""
+    _set_socket_timeouts(monkeypatch, 60.0)
     monkeypatch.setattr(redis_backend, "WAIT_SECONDS", 60.0)
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch, _patient: None) -> None:
-    """Backends that are made from now on give up soon."""
-    _wait_for_answers(monkeypatch, redis_backend.SOCKET_SECONDS)
+def short_timeouts(monkeypatch: pytest.MonkeyPatch, _long_timeouts: None) -> None:
+    """Backends that are created after this fixture have the default timeouts."""
+    _set_socket_timeouts(monkeypatch, redis_backend.SOCKET_SECONDS)
 
 
-def _wait_for_answers(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+def _set_socket_timeouts(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     for name in ("socket_connect_timeout", "socket_timeout"):
         monkeypatch.setitem(redis_backend.COMMON_OPTIONS, name, seconds)
 
@@ -69,20 +69,20 @@ async def relay(url: RedisURL, tls: SSLContext | None = None) -> AsyncGenerator[
 
 @pytest.fixture
 async def proxy(url: RedisURL) -> AsyncGenerator[Relay]:
-    """A way to the server that can fail."""
+    """A connection to the server that can fail."""
     async with relay(url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-async def neighbour(url: RedisURL, namespace: str) -> AsyncGenerator[RedisBackend]:
+async def other_namespace(url: RedisURL, namespace: str) -> AsyncGenerator[RedisBackend]:
     async with RedisBackend(url, namespace=f"{namespace}2") as backend:
         yield backend
 
 
 @pytest.fixture
 async def server(url: RedisURL) -> AsyncGenerator[Redis]:
-    """A client of its own, to look behind the backend's back."""
+    """A separate client, to check what the backend stores."""
     client = create_client(url)
     assert isinstance(client, Redis)
     yield client

@@ -1,4 +1,4 @@
-"""What every backend must do, by one server and by a Cluster, be it of one node."""
+"""The contract of all backends, on a single server and on a cluster of one node."""
 
 from collections.abc import AsyncGenerator
 
@@ -15,8 +15,8 @@ from tests.test_cache.contract import BackendContract, until
 
 
 class TestServer(BackendContract):
-    async def test_a_lease_asked_for_again_is_ones_own(self, backend: RedisBackend) -> None:
-        """As it is when the connection broke before the first answer came."""
+    async def test_repeated_request_for_a_lease_succeeds(self, backend: RedisBackend) -> None:
+        """The client repeats the request if the connection breaks before the response."""
         assert await backend.acquire_lease("key", "mine", 60)
         assert await backend.acquire_lease("key", "mine", 60)
         assert not await backend.acquire_lease("key", "yours", 60)
@@ -48,7 +48,7 @@ async def cluster_url() -> AsyncGenerator[RedisURL]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("url")  # it skips without the wheel
+@pytest.mark.usefixtures("url")  # skips without the valkey package
 class TestCluster(BackendContract):
     @pytest.fixture
     async def backend(self, cluster_url: RedisURL, namespace: str) -> AsyncGenerator[RedisBackend]:
@@ -56,7 +56,7 @@ class TestCluster(BackendContract):
             yield backend
 
     @pytest.fixture
-    async def neighbour(
+    async def other_namespace(
         self, cluster_url: RedisURL, namespace: str
     ) -> AsyncGenerator[RedisBackend]:
         async with RedisBackend(cluster_url, namespace=f"{namespace}2") as backend:

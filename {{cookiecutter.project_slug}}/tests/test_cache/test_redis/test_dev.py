@@ -1,4 +1,4 @@
-"""`python cli.py dev` starts a Valkey for the cache, where none is named."""
+"""`python cli.py dev` starts a Valkey server for the cache, unless a server is configured."""
 
 import importlib.util
 import json
@@ -14,10 +14,12 @@ from tests.test_dev.processes import name_other_servers
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform == "win32", reason="there is no wheel"),
+    pytest.mark.skipif(
+        sys.platform == "win32", reason="the valkey package has no wheel for Windows"
+    ),
 ]
 
-# It writes into a file what it was given.
+# Writes its environment variables and the contents of `dev.env` to a file.
 PROGRAM = """
 import json, os, sys
 names = ("REDIS_URL", "CACHE_BACKEND_TYPE")
@@ -28,7 +30,7 @@ with open(sys.argv[1], "w") as file:
 
 @pytest.fixture
 def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file for what the one program of a stack in this process is output."""
+    """The output file of the only program that `dev` runs here."""
     monkeypatch.setenv("PORT", str(free_port()))
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@nowhere/app")
     monkeypatch.setenv("CACHE_BACKEND_TYPE", "redis")
@@ -43,12 +45,12 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(output: Path) -> tuple[str | None, str | None, str]:
     output.with_name("dev.env").touch()
     program = ("-c", PROGRAM, str(output), str(output.with_name("dev.env")))
-    assert stack.run_stack({"telling": program}) == 0
+    assert stack.run_stack({"writer": program}) == 0
     url, backend, file = json.loads(output.read_text())
     return url, backend, file
 
 
-def test_programs_and_other_terminals_know_where_it_is(output: Path) -> None:
+def test_programs_and_other_terminals_get_the_url(output: Path) -> None:
     url, backend, file = run(output)
     assert url is not None
     assert url.startswith("unix://")
@@ -58,12 +60,14 @@ def test_programs_and_other_terminals_know_where_it_is(output: Path) -> None:
     assert not Path(url.removeprefix("unix://")).exists()
 
 
-def test_dev_starts_none_where_one_is_named(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dev_starts_no_server_if_one_is_configured(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://nowhere")
     assert run(output) == ("redis://nowhere", "redis", "")
 
 
-def test_dev_goes_on_without_the_wheel(
+def test_dev_uses_memory_without_the_package(
     output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)

@@ -1,4 +1,4 @@
-"""Faults of the server and the network, and keys of other programs."""
+"""Failures of the server and of the network, and keys of other programs."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -39,16 +39,16 @@ async def backend_behind_proxy(proxy: Relay, namespace: str) -> AsyncGenerator[R
         yield backend
 
 
-@pytest.mark.parametrize("hangs", [False, True], ids=["refuses", "hangs"])
+@pytest.mark.parametrize("hangs", [False, True], ids=["stopped", "hanging"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
-@pytest.mark.usefixtures("impatient")
-async def test_a_server_that_refuses_or_hangs_is_unavailable(
+@pytest.mark.usefixtures("short_timeouts")
+async def test_stopped_or_hanging_server_is_unavailable(
     backend_behind_proxy: RedisBackend, proxy: Relay, call: Call, *, hangs: bool
 ) -> None:
-    """Until it is back."""
+    """It is available again after a restart."""
 
     async def works() -> bool:
-        with suppress(CacheUnavailableError):  # the machine may be too busy
+        with suppress(CacheUnavailableError):  # the machine may be too slow
             await backend_behind_proxy.set("key", "1")
             return await backend_behind_proxy.get("key") == "1"
         return False
@@ -67,11 +67,11 @@ async def test_a_server_that_refuses_or_hangs_is_unavailable(
     await until(works)
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_callers_do_not_queue_for_a_server_that_hangs(
+@pytest.mark.usefixtures("short_timeouts")
+async def test_callers_do_not_queue_for_a_hanging_server(
     backend_behind_proxy: RedisBackend, proxy: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that wait for a connection give up too."""
+    """Callers that wait for a connection time out too."""
     monkeypatch.setattr("src.cache.backends.redis.WAIT_SECONDS", 0.1)
     proxy.freeze()
 
@@ -82,9 +82,7 @@ async def test_callers_do_not_queue_for_a_server_that_hangs(
     assert any("Redis is busy" in str(result) for result in results)
 
 
-async def test_connection_that_the_server_closed_costs_no_error(
-    backend: RedisBackend, server: Redis
-) -> None:
+async def test_closed_connection_causes_no_error(backend: RedisBackend, server: Redis) -> None:
     await backend.set("key", "value")
     for _ in range(20):
         await server.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
@@ -93,7 +91,7 @@ async def test_connection_that_the_server_closed_costs_no_error(
         assert await backend.get_many("key", "none") == ["value", None]
 
 
-async def test_scripts_survive_a_server_that_forgot_them(
+async def test_scripts_are_loaded_again_after_a_script_flush(
     backend: RedisBackend, server: Redis
 ) -> None:
     await backend.acquire_lease("key", "token", 60)
@@ -102,7 +100,7 @@ async def test_scripts_survive_a_server_that_forgot_them(
     assert await backend.renew_lease("key", "token", 60)
 
 
-async def test_foreign_keys_are_neither_seen_nor_deleted(
+async def test_keys_outside_the_namespace_are_not_scanned_or_deleted(
     backend: RedisBackend, server: Redis, namespace: str
 ) -> None:
     await server.set(f"{namespace}x:key", "foreign")
@@ -116,7 +114,7 @@ async def test_foreign_keys_are_neither_seen_nor_deleted(
     assert await server.get(f"other:{namespace}:key") == b"foreign"
 
 
-async def test_nothing_is_sent_that_blocks_the_server(backend: RedisBackend, server: Redis) -> None:
+async def test_no_blocking_commands_are_sent(backend: RedisBackend, server: Redis) -> None:
     await server.config_resetstat()
 
     await set_all(backend, map(str, range(100)))
@@ -142,7 +140,9 @@ async def test_value_of_another_program_is_a_miss_or_an_error(
     assert not isinstance(caught.value, CacheUnavailableError)
 
 
-async def test_full_server_refuses_without_quoting_values(url: RedisURL, server: Redis) -> None:
+async def test_error_of_a_full_server_does_not_contain_the_value(
+    url: RedisURL, server: Redis
+) -> None:
     async with RedisBackend(url, namespace="full") as backend:
         await server.config_set("maxmemory", "1")
         try:
@@ -154,7 +154,7 @@ async def test_full_server_refuses_without_quoting_values(url: RedisURL, server:
     assert "hunter2" not in str(caught.value)
 
 
-async def test_large_namespaces_are_not_counted_to_the_end(
+async def test_entry_count_of_a_large_namespace_is_capped(
     backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("src.cache.backends.redis.SCAN_BATCH", 10)
@@ -167,11 +167,11 @@ async def test_large_namespaces_are_not_counted_to_the_end(
 
 
 @pytest.mark.parametrize("kind", ["redis", "redis+sentinel", "redis+cluster", "rediss"])
-@pytest.mark.usefixtures("url", "impatient")  # it skips without the wheel
-async def test_the_password_is_in_no_message(kind: str) -> None:
-    """Neither when nothing listens nor when it is wrong."""
-    with embedded_valkey(["--requirepass", "another"]) as guarded:
-        async with relay(redis_url.parse(guarded)) as proxy:
+@pytest.mark.usefixtures("url", "short_timeouts")  # skips without the valkey package
+async def test_error_messages_do_not_contain_the_password(kind: str) -> None:
+    """Whether the server is stopped or the password is wrong."""
+    with embedded_valkey(["--requirepass", "another"]) as protected:
+        async with relay(redis_url.parse(protected)) as proxy:
             text = f"{kind}://me:hunter2@127.0.0.1:{proxy.port}"
             text += "/service" if kind == "redis+sentinel" else ""
             wrong = redis_url.parse(text)
@@ -185,9 +185,9 @@ async def test_the_password_is_in_no_message(kind: str) -> None:
 
 
 @pytest.mark.usefixtures("url")
-async def test_right_password_opens(namespace: str) -> None:
-    with embedded_valkey(["--requirepass", "p@ss:w/rd"]) as guarded:
-        right = redis_url.parse(f"{guarded}?db=3&password=p%40ss%3Aw%2Frd")
+async def test_correct_password_is_accepted(namespace: str) -> None:
+    with embedded_valkey(["--requirepass", "p@ss:w/rd"]) as protected:
+        right = redis_url.parse(f"{protected}?db=3&password=p%40ss%3Aw%2Frd")
         async with RedisBackend(right, namespace=namespace) as backend:
             await backend.set("key", "value")
             info = await backend.info()

@@ -3,8 +3,8 @@ import pytest
 from src.core.config import InvalidSettingsError, load_settings
 
 
-def refusal() -> str:
-    """Return why the process does not start; nothing if it does."""
+def settings_error() -> str:
+    """Return the error message of the settings, or an empty string if they are valid."""
     try:
         load_settings()
     except InvalidSettingsError as error:
@@ -21,10 +21,10 @@ def refusal() -> str:
         ("REDIS_URL", "redis://cache", False),
         ("REDIS_URL", "unix:///run/redis", True),
         ("REDIS_URL", "rediss://cache?ssl_certfile=/a&ssl_keyfile=/b", True),
-        ("REDIS_URL", "redis+sentinel://localhost/main", False),  # the server may be elsewhere
+        ("REDIS_URL", "redis+sentinel://localhost/main", False),  # its server may be remote
     ],
 )
-def test_production_wants_a_password_on_the_network(
+def test_production_requires_a_password_for_a_remote_server(
     env: pytest.MonkeyPatch, name: str, value: str, *, is_safe: bool
 ) -> None:
     env.setenv("ENV", "production")
@@ -33,15 +33,17 @@ def test_production_wants_a_password_on_the_network(
     env.setenv("CACHE_BACKEND_TYPE", "redis")
     env.setenv(name, value)
 
-    assert ("REDIS_PASSWORD must be set" in refusal()) is not is_safe
+    assert ("REDIS_PASSWORD must be set" in settings_error()) is not is_safe
 
     env.setenv("CACHE_BACKEND_TYPE", "memory")
-    assert "REDIS_PASSWORD" not in refusal()
+    assert "REDIS_PASSWORD" not in settings_error()
 
 
 @pytest.mark.parametrize("namespace", ["a:b", "a*", "{a}"])
-def test_a_namespace_is_a_plain_word(env: pytest.MonkeyPatch, namespace: str) -> None:
-    """Nothing that a pattern, a separator or a Cluster takes for something else."""
+def test_namespace_must_not_contain_special_characters(
+    env: pytest.MonkeyPatch, namespace: str
+) -> None:
+    """Patterns, keys and Redis Cluster give these characters a meaning."""
     assert load_settings().CACHE_NAMESPACE
     env.setenv("CACHE_NAMESPACE", namespace)
 

@@ -1,4 +1,4 @@
-"""Servers behind TLS and behind Sentinels; the Cluster is in `test_contracts.py`."""
+"""Connections with TLS and through Sentinels; `test_contracts.py` tests a cluster."""
 
 import asyncio
 import shutil
@@ -16,17 +16,15 @@ from src.cache.backends.base import CacheUnavailableError
 from src.cache.backends.redis import RedisBackend
 from src.core import redis_url
 from src.core.redis_url import RedisURL
-from tests.test_cache.contract import PATIENCE_SECONDS
+from tests.test_cache.contract import TIMEOUT_SECONDS
 from tests.test_cache.test_redis.conftest import relay
 
 OPENSSL = shutil.which("openssl") or ""
 
 
-@pytest.mark.skipif(not OPENSSL, reason="openssl makes the certificate")
-async def test_tls_trusts_a_certificate_that_is_known_and_no_other(
-    url: RedisURL, tmp_path: Path
-) -> None:
-    """The wheel's server has no TLS: a relay before it has."""
+@pytest.mark.skipif(not OPENSSL, reason="the test needs openssl to create a certificate")
+async def test_tls_requires_a_trusted_certificate(url: RedisURL, tmp_path: Path) -> None:
+    """The server in the valkey package has no TLS, so a relay in front of it provides TLS."""
     subject = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", f"{tmp_path}/key.pem", "-out", f"{tmp_path}/certificate.pem"]
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
@@ -45,9 +43,9 @@ async def test_tls_trusts_a_certificate_that_is_known_and_no_other(
                 await backend.ping()
 
 
-@pytest.mark.usefixtures("url")  # it skips without the wheel
-async def test_sentinels_name_the_server_and_after_a_failover_the_next_one() -> None:
-    """Though a connection may try the former once more. One that they do not know is unavailable."""
+@pytest.mark.usefixtures("url")  # skips without the valkey package
+async def test_sentinels_return_the_new_server_after_a_failover() -> None:
+    """One call may still use the old server. An unknown service is unavailable."""
     first, second, port = free_port(), free_port(), free_port()
     url = redis_url.parse(f"redis+sentinel://127.0.0.1:1,127.0.0.1:{port}/main/0")
     watch = ("SENTINEL", "MONITOR", "main", "127.0.0.1")
@@ -61,7 +59,7 @@ async def test_sentinels_name_the_server_and_after_a_failover_the_next_one() -> 
             RedisBackend(url, namespace="test") as backend,
         ):
             with pytest.raises(CacheUnavailableError, match="main"):
-                await asyncio.wait_for(backend.ping(), PATIENCE_SECONDS)
+                await asyncio.wait_for(backend.ping(), TIMEOUT_SECONDS)
 
             await sentinel.execute_command(*watch, first, 1)
             await backend.set("key", "first")
@@ -71,9 +69,9 @@ async def test_sentinels_name_the_server_and_after_a_failover_the_next_one() -> 
             await sentinel.execute_command(*watch, second, 1)
             async with Redis(port=second) as other:
                 await other.set("test:key", "second")
-            # It goes away, as before a failover. (`from_url`, for that does not try it again.)
-            async with Redis.from_url(f"redis://127.0.0.1:{first}") as former:
-                await former.shutdown(nosave=True)
+            # Stop the old server. A client from `from_url` does not retry the command.
+            async with Redis.from_url(f"redis://127.0.0.1:{first}") as old:
+                await old.shutdown(nosave=True)
 
             with suppress(CacheUnavailableError):
                 await backend.get("key")
