@@ -105,6 +105,15 @@ def site(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
     return Site(scratch / "site", repository / "docs")
 
 
+def test_repository_address_comes_from_the_readme(site: Site) -> None:
+    """A maintainer changes it in one place; other sources have a placeholder."""
+    [address] = set(re.findall(r"\bgh:([\w./-]+)", (REPOSITORY / "README.md").read_text("utf-8")))
+    sources = [page.read_text("utf-8") for page in site.pages()]
+    assert not any(f"{kind}{address}" in text for text in sources for kind in ("gh:", ".com/"))
+    assert f"gh:{address}" in (site.html / "index.html").read_text("utf-8")
+    assert f"https://github.com/{address}" in (site.html / "updating.html").read_text("utf-8")
+
+
 def test_build_has_no_warnings_and_contains_every_page(site: Site) -> None:
     built = {page.relative_to(site.html) for page in site.html.rglob("*.html")}
     pages = {page.with_suffix(".html").relative_to(site.sources) for page in site.pages()}

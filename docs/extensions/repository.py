@@ -3,14 +3,14 @@
 Links in the sources are relative, so they also work in an editor and on the repository's host.
 On the site, a link to a rendered manual leads to its page, and a link to any other file leads to
 the repository's host. A file, folder or heading that does not exist causes a warning, which fails
-a strict build.
+a strict build. `ORG/fastapi-ignite` in a source becomes the name of the repository.
 """  # noqa: INP001 - Sphinx loads it by name
 
 import re
 from functools import cache
 from os.path import relpath
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from manuals import SERVICE, folder_of
 from myst_parser.slugs import github_slugify
@@ -19,6 +19,8 @@ from sphinx.util import logging
 from sphinx.util.typing import ExtensionMetadata
 
 log = logging.getLogger(__name__)
+
+PLACEHOLDER = "ORG/fastapi-ignite"
 
 LINK = re.compile(r"(?<!!)(\[[^\]]*\])\(([^)\s]+)\)")
 FENCE = re.compile(r" *(`{3,}|~{3,})")
@@ -70,6 +72,7 @@ class Rewriter:
         self.branch = app.config.repository_branch
 
     def text(self, source: str) -> str:
+        source = source.replace(PLACEHOLDER, urlsplit(self.url).path.strip("/"))
         lines = zip(source.splitlines(keepends=True), outside_fences(source), strict=True)
         return "".join(
             self.prose(line, number) if is_prose else line
