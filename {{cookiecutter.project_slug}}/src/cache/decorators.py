@@ -107,7 +107,7 @@ def invalidate_cache(
 
     `key_pattern` is a cache key or a pattern (`*`, `?`, `[ab]`). It and `tags` are templates:
     `"user:{user_id}:*"`. In a database transaction, an after-commit callback invalidates the
-    values; after a rollback, they stay valid.
+    values; a rollback invalidates nothing.
     """
     if key_pattern is None and not tags:
         raise TypeError(
@@ -133,7 +133,7 @@ def invalidate_cache(
             with watch_commits() as commits:
                 result = await function(*args, **kwargs)
             sessions = open_transactions(_sessions_of(args, kwargs))
-            # The function may have committed, and then begun another transaction.
+            # The function may have committed, and then started another transaction.
             now = bool(commits) or not sessions
             await _invalidate(call_patterns, call_tags, sessions, now=now)
             return result

@@ -25,9 +25,9 @@ class CacheBackend(ABC):
     Every method may raise CacheError, and ValueError if `ex` is not positive.
 
     A lease is the right to compute the value of one key. One caller at a time has it, until it
-    expires. Deleting a key by any method also ends the lease on it. A value that was computed from
-    data from before the deletion is therefore not stored after it. (Nishtala et al., "Scaling
-    Memcache at Facebook", NSDI 2013, section 3.2.1.)
+    expires. Deleting a key by any method also ends the lease on it. A value that was computed
+    before the deletion is therefore not stored after it. (Nishtala et al., "Scaling Memcache at
+    Facebook", NSDI 2013, section 3.2.1.)
     """
 
     name: str
@@ -45,7 +45,7 @@ class CacheBackend(ABC):
 
     @property
     def available(self) -> bool:
-        """False while the circuit breaker sends no operations to the backend."""
+        """False while the circuit breaker of the backend is not closed."""
         return True
 
     async def __aenter__(self) -> Self:
@@ -102,7 +102,7 @@ class CacheBackend(ABC):
     async def set_if_leased(
         self, key: str, token: str, value: Value, ex: float | None = None
     ) -> bool:
-        """Set the value and end the lease. Return False if it no longer belongs to this token."""
+        """Set the value and end the lease, if it belongs to this token. Return whether it did."""
 
     @abstractmethod
     async def release_lease(self, key: str, token: str) -> None:

@@ -18,8 +18,7 @@ from src.db.session import ReadOnlySession
 
 log = structlog.get_logger(__name__)
 
-
-Invalidate = Callable[..., Awaitable[None]]  # Cache.invalidate
+Invalidate = Callable[..., Awaitable[None]]  # `Cache.invalidate`
 
 
 @dataclass
@@ -32,7 +31,7 @@ class _Transaction:
     key_patterns: set[str] = field(default_factory=set)
     tags: set[str] = field(default_factory=set)
 
-    async def run(self) -> None:
+    async def run_callback(self) -> None:
         try:
             if self.invalidate is not None:
                 await self.invalidate(*sorted(self.key_patterns), tags=sorted(self.tags))
@@ -49,7 +48,7 @@ _commits: ContextVar[list[Session] | None] = ContextVar("commits", default=None)
 
 @contextmanager
 def watch_commits() -> Generator[list[Session]]:
-    """Yield a list that receives each session that commits in the block or in its tasks."""
+    """Yield a live list of the sessions that commit in the block and in asyncio tasks it starts."""
     outer = _commits.get()
     commits: list[Session] = []
     _commits.set(commits)
@@ -110,7 +109,7 @@ def _on_begin(session: Session, transaction: SessionTransaction) -> None:
 
 @event.listens_for(Session, "after_flush")
 def _on_flush(session: Session, _context: object) -> None:
-    _track(session)  # another asyncio task may have begun the transaction
+    _track(session)  # another asyncio task may have started the transaction
     _transaction(session).has_written = True
 
 
@@ -137,4 +136,4 @@ def _on_end(session: Session, transaction: SessionTransaction) -> None:
         if commits is not None:
             commits.append(session)
         if ended.invalidate is not None:
-            await_only(ended.run())
+            await_only(ended.run_callback())

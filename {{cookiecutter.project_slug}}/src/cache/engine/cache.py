@@ -89,7 +89,7 @@ class Computation:
 class Cache:
     """The cache of this process; the application's lifespan opens it.
 
-    A value that was computed from data from before an invalidation is never returned after it:
+    After an invalidation, the cache never returns a value that was computed from older data:
 
     - A computation acquires the lease on its key, and then reads the versions of its tags. An
       invalidation ends the lease or deletes the versions.

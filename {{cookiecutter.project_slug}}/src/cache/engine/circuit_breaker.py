@@ -13,9 +13,9 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError, Value
 
-RETRY_SECONDS = 1.0
-LAST_FLUSH_SECONDS = 1.0
-WARN_SECONDS = 60.0
+RETRY_SECONDS = 1.0  # between probes
+LAST_FLUSH_SECONDS = 1.0  # timeout of the flush when the process exits
+WARN_SECONDS = 60.0  # between two warnings about the same operation
 
 Args = TypeVarTuple("Args")
 D = TypeVar("D")

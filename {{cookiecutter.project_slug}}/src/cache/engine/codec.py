@@ -80,16 +80,16 @@ class Json(Generic[T]):
         return None
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    """Compare types too: 1 == True, and a member of a StrEnum is equal to its text."""
-    if type(one) is not type(other):
+def _is_same(restored: Any, original: Any) -> bool:
+    """Compare types too, because 1 == True, and a member of a StrEnum is equal to its text."""
+    if type(restored) is not type(original):
         # An int is accepted for a `float` annotation, and is restored as a float.
-        return type(one) is float and type(other) is int and one == other
-    mine, others = _members(one), _members(other)
-    if mine is None or others is None:
-        return bool(one == other)
-    same_members = len(mine) == len(others) and all(map(_is_same, mine, others))
-    return same_members and (not isinstance(one, BaseModel) or one == other)
+        return type(restored) is float and type(original) is int and restored == original
+    members, expected = _members(restored), _members(original)
+    if members is None or expected is None:
+        return bool(restored == original)
+    same_members = len(members) == len(expected) and all(map(_is_same, members, expected))
+    return same_members and (not isinstance(restored, BaseModel) or restored == original)
 
 
 def _members(value: Any) -> Sequence[Any] | None:

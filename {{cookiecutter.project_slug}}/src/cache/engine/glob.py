@@ -1,6 +1,6 @@
-"""Glob patterns, for the backends that have no server to ask.
+"""Glob patterns, for cache backends without a server.
 
-They match characters, where a server may match bytes: `?` takes all of an `ü`.
+A `?` matches one character, such as `ü`. A server may match bytes instead.
 """
 
 import re
@@ -19,18 +19,18 @@ _MEMBER = re.compile(r"\\(.)|(.)-(.)|(.)", re.DOTALL)
 
 @lru_cache(maxsize=256)
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """Translate to an expression for `fullmatch`."""
-    first, *rest = _between_stars(pattern)
+    """Return a regular expression for `fullmatch`."""
+    first, *rest = _split_at_stars(pattern)
     if not rest:
         return re.compile(first, re.DOTALL)
     *middle, last = rest
-    # The leftmost match of what stands between two stars is as good as any other, and an atomic
-    # group keeps to it: otherwise `*a*a*a*b` would take exponential time.
+    # Between two stars, the leftmost match is always sufficient. Atomic groups prevent backtracking:
+    # without them, `*a*a*a*b` could take exponential time.
     groups = "".join(f"(?>.*?{part})" for part in middle)
     return re.compile(f"{first}{groups}.*{last}", re.DOTALL)
 
 
-def _between_stars(pattern: str) -> list[str]:
+def _split_at_stars(pattern: str) -> list[str]:
     parts = [""]
     for token in _TOKEN.finditer(pattern):
         if token["many"]:

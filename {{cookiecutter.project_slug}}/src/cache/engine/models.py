@@ -1,8 +1,8 @@
 """Cache tags of models: `__cache_tags__ = ("users", "user:{id}")`.
 
-A change of a row through the ORM invalidates the tags of its old and its new state after the commit.
-This works in endpoints, in scripts and everywhere else. A bulk statement such as `update(User)`
-does not report which rows it changes: use `invalidate()` or `@invalidate_cache` for these.
+A change of a row through the ORM invalidates the tags of its old and its new state after the commit,
+wherever a cache is open. A bulk statement such as `update(User)` does not report which rows it
+changes: add `invalidate()` or `@invalidate_cache`.
 """
 
 from collections.abc import Iterator, Mapping
