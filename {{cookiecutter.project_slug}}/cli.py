@@ -69,7 +69,8 @@ def api(
 ) -> None:
     """Serve the API.
 
-    A variable in brackets sets the default of an option, in the environment or in .env.
+    You can also set the variables in brackets, in the environment or in .env. An option wins over
+    them.
     """
     if reload and workers > 1:
         raise typer.BadParameter("use either --reload or --workers, not both")

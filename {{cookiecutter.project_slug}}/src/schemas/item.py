@@ -21,7 +21,7 @@ class ItemCreate(BaseModel):
 
     name: ItemName
     description: ItemDescription | None = Field(
-        default=None, description="More about the item.", examples=_DESCRIPTION_EXAMPLES
+        default=None, description="Free text about the item.", examples=_DESCRIPTION_EXAMPLES
     )
 
 
@@ -33,7 +33,7 @@ class ItemUpdate(BaseModel):
     name: ItemName | MISSING = MISSING
     description: ItemDescription | MISSING | None = Field(
         default=MISSING,
-        description="More about the item. `null` removes it.",
+        description="Free text about the item. `null` removes it.",
         examples=_DESCRIPTION_EXAMPLES,
     )
     status: ItemStatus | MISSING = Field(default=MISSING, description="The new status.")
@@ -45,7 +45,7 @@ class ItemResponse(BaseModel):
     id: uuid.UUID = Field(description="The item's ID, a UUIDv7.")
     name: str = Field(description="The item's name.", examples=["Lamp"])
     description: str | None = Field(
-        description="More about the item.", examples=_DESCRIPTION_EXAMPLES
+        description="Free text about the item.", examples=_DESCRIPTION_EXAMPLES
     )
     status: ItemStatus = Field(description="The item's status.")
     version: int = Field(
@@ -59,22 +59,14 @@ class ItemResponse(BaseModel):
 class _Slice(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(default=20, ge=1, le=100, description="The most items to return.")
-    offset: int = Field(
-        default=0,
-        ge=0,
-        le=10_000,
-        description="The number of items to skip.",
-    )
+    limit: int = Field(default=20, ge=1, le=100, description="Maximum number of items.")
+    offset: int = Field(default=0, ge=0, le=10_000, description="Number of items to skip.")
 
 
 class ItemListQuery(_Slice):
     cursor: uuid.UUID | None = Field(
         default=None,
-        description=(
-            "The `next_cursor` of the previous page. Stays fast on deep pages. Do not combine it"
-            " with `offset`."
-        ),
+        description="The `next_cursor` of the previous page. Do not combine it with `offset`.",
     )
     status: ItemStatus | None = Field(
         default=None, description="Return only items with this status."

@@ -12,7 +12,7 @@ class Rejection(BaseModel):
 class ItemImportResponse(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
-    id: uuid.UUID = Field(description="Id of the import.")
+    id: uuid.UUID = Field(description="ID of the import.")
     total: int = Field(description="Number of rows in the file.", examples=[250])
     done: int = Field(description="Number of rows imported or rejected so far.", examples=[100])
     rejected: int = Field(description="Number of rows rejected so far.", examples=[1])

@@ -8,7 +8,7 @@ from src.domain.task import TaskStatus
 
 
 class TaskAccepted(BaseModel):
-    task_id: uuid.UUID = Field(description="Id of the task. Poll the URL in `Location`.")
+    task_id: uuid.UUID = Field(description="ID of the task. Poll the URL in `Location`.")
 
 
 class TaskProblem(BaseModel):
@@ -22,7 +22,7 @@ class TaskProblem(BaseModel):
 class TaskResponse(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
-    id: uuid.UUID = Field(description="Id of the task.")
+    id: uuid.UUID = Field(description="ID of the task.")
     actor: str = Field(
         description="Name of the actor, which is the function that runs the task.",
         examples=["send_invoice"],

@@ -9,7 +9,7 @@ from src.schemas.cache import CacheInfo
 router = APIRouter(prefix="/cache", tags=["cache"], dependencies=[ApiKey])
 
 
-@router.get("/info", summary="Inspect the cache")
+@router.get("/info", summary="Inspect Cache")
 async def cache_info(request: Request) -> CacheInfo:
     """Return the cache backend, whether it is available, and how many entries it holds."""
     cache: Cache = request.state.cache
@@ -20,7 +20,7 @@ async def cache_info(request: Request) -> CacheInfo:
     )
 
 
-@router.post("/clear", status_code=status.HTTP_204_NO_CONTENT, summary="Clear the cache")
+@router.post("/clear", status_code=status.HTTP_204_NO_CONTENT)
 async def clear_cache(request: Request) -> None:
     """Delete all cached values of this service.
 

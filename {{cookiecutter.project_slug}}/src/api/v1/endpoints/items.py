@@ -46,7 +46,7 @@ async def create_item(
 ) -> Item:
     """Create an item with the status `draft`.
 
-    The `Location` header has the URL of the new item, `ETag` its version.
+    The header `Location` has the URL of the new item, and `ETag` has its version.
     """
     item = await ItemService.create_item(db, item_data)
     response.headers["Location"] = f"{request.url.path}{item.id}"
@@ -97,7 +97,7 @@ async def search_items(
     responses=openapi.problems(ItemNotFoundError),
 )
 async def get_item(item_id: UUID, db: ReadSession, response: Response) -> Item:
-    """Return an item. The `ETag` header has its version, for `If-Match`."""
+    """Return an item. To change exactly this version, send its `ETag` as `If-Match`."""
     item = await ItemService.get_item(db, item_id)
     response.headers["ETag"] = _etag(item)
     return item
@@ -136,7 +136,7 @@ async def update_item(
     responses=openapi.problems(ItemNotFoundError),
 )
 async def delete_item(item_id: UUID, db: DbSession, expected_versions: ExpectedVersions) -> None:
-    """Delete an item. With `If-Match`, only if the item still has that version."""
+    """Delete an item. If you send `If-Match`, the item must still have that version."""
     await ItemService.delete_item(db, item_id, expected_versions)
 
 
