@@ -10,7 +10,7 @@ from jinja2 import Environment
 
 from tests.conftest import Bake
 from tests.project import REPOSITORY, SERVICE, BakedProject, files_under, texts_under
-from tests.variants import EVERYTHING
+from tests.variants import ALL, EVERYTHING
 
 TAG = re.compile(r"^[ \t]*# % *(\w+).*\n", re.MULTILINE)
 VARIABLE = re.compile(r"\{\{ cookiecutter\.(\w+) \}\}")
@@ -74,6 +74,10 @@ def test_every_python_file_of_the_template_is_valid_python(service: Path) -> Non
         if file.suffix == ".py":
             ast.parse(text)
             assert not re.search(r"\{\{|\{%|\{#", text), file
+
+
+def test_readme_has_the_number_of_combinations() -> None:
+    assert f"All {len(ALL)} combinations" in (REPOSITORY / "README.md").read_text("utf-8")
 
 
 def test_tags_are_few_and_simple(service: Path) -> None:
