@@ -14,9 +14,8 @@ author = "the authors of fastapi-ignite"
 project_copyright = author
 
 extensions = ["myst_parser", "manuals", "mermaid", "repository"]
-# The README has the address of the repository.
-[address] = set(re.findall(r"\bgh:([\w./-]+)", (DOCS.parent / "README.md").read_text("utf-8")))
-repository_url = f"https://github.com/{address}"
+# Only the README has the repository's address.
+[repository] = set(re.findall(r"\bgh:([\w./-]+)", (DOCS.parent / "README.md").read_text("utf-8")))
 repository_branch = "main"
 
 exclude_patterns = ["extensions", "static", "templates"]
@@ -40,7 +39,7 @@ html_theme_options = {
     "nav_links": [
         {"title": "Tutorial", "url": "tutorial"},
         {"title": "Manuals", "url": "service/README"},
-        {"title": "GitHub", "url": repository_url},
+        {"title": "GitHub", "url": f"https://github.com/{repository}"},
     ],
 }
 

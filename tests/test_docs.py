@@ -140,6 +140,16 @@ def test_links_between_manuals_stay_on_the_site(site: Site) -> None:
     assert any(hosted in manual for manual in manuals)
 
 
+def test_only_the_readme_has_the_address(site: Site) -> None:
+    """Other pages write ORG, which the site replaces."""
+    [address] = set(re.findall(r"\bgh:([\w./-]+)", (REPOSITORY / "README.md").read_text("utf-8")))
+    pages = [*DOCS.glob("*.md"), REPOSITORY / "CONTRIBUTING.md"]
+    assert [page.name for page in pages if address in page.read_text("utf-8")] == []
+    tutorial = (site.html / "tutorial.html").read_text("utf-8")
+    assert "ORG/fastapi-ignite" not in tutorial
+    assert address in tutorial
+
+
 def test_site_needs_no_internet(site: Site) -> None:
     """No page, style sheet or picture loads anything from another host."""
     fetched = re.compile(r"""<(?:script|img|iframe|source)[^>]+src=["']?(?:\w+:)?//""")

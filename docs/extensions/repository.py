@@ -1,4 +1,4 @@
-"""Links to files of the repository, and to the manuals of the generated service.
+"""The repository's address, links to its files, and links to the manuals of the generated service.
 
 Links in the sources are relative, so they also work in an editor and on the repository's host.
 On the site, a link to a rendered manual leads to its page, and a link to any other file leads to
@@ -68,7 +68,7 @@ class Rewriter:
         self.root = self.docs.parent
         self.service = self.root / SERVICE
         self.manuals = folder_of(app)
-        self.url = app.config.repository_url
+        self.url = f"https://github.com/{app.config.repository}"
         self.branch = app.config.repository_branch
 
     def text(self, source: str) -> str:
@@ -113,18 +113,21 @@ class Rewriter:
         return file if file.is_relative_to(self.docs) and file.suffix == ".md" else None
 
 
+def rewrite(app: Sphinx, docname: str, folder: Path, source: list[str]) -> None:
+    text = source[0].replace("ORG/fastapi-ignite", app.config.repository)
+    source[0] = Rewriter(app, docname, folder).text(text)
+
+
 def rewrite_page(app: Sphinx, docname: str, source: list[str]) -> None:
-    folder = (Path(app.srcdir) / docname).parent
-    source[0] = Rewriter(app, docname, folder).text(source[0])
+    rewrite(app, docname, (Path(app.srcdir) / docname).parent, source)
 
 
 def rewrite_included(app: Sphinx, path: Path, docname: str, source: list[str]) -> None:
-    folder = (Path(app.srcdir) / path).resolve().parent
-    source[0] = Rewriter(app, docname, folder).text(source[0])
+    rewrite(app, docname, (Path(app.srcdir) / path).resolve().parent, source)
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    app.add_config_value("repository_url", "", "env", types=frozenset({str}))
+    app.add_config_value("repository", "", "env", types=frozenset({str}))
     app.add_config_value("repository_branch", "main", "env", types=frozenset({str}))
     app.connect("source-read", rewrite_page)
     app.connect("include-read", rewrite_included)
