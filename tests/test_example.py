@@ -43,9 +43,7 @@ def parts_of_the_page(project: BakedProject) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("answers", WITH_EXAMPLE, ids=lambda answers: "-".join(answers.values()))
-def test_removed_example_leaves_nothing(
-    bake: Bake, render: Bake, answers: dict[str, str]
-) -> None:
+def test_removed_example_leaves_nothing(bake: Bake, render: Bake, answers: dict[str, str]) -> None:
     """The project then equals one that was generated without it."""
     project = bake(**answers)
     for part in parts_of_the_page(project):
