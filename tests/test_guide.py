@@ -1,5 +1,6 @@
-"""The developer guide's tutorial is true: its files, put where it says, give a working resource."""
+"""The manuals of a service are true: what they say to write and to run works, and links lead on."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,14 +8,22 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Bake
+from tests.project import BakedProject
 from tests.running import running
-from tests.subprocesses import run
+from tests.subprocesses import BINARIES, attempt, run
 
 FILE = re.compile(
     r"`((?:src|tests)/[\w/]+\.py)`[^\n]*\n\n```python\n(.*?)^```", re.DOTALL | re.MULTILINE
 )
-LONGER_SPELLING = re.compile(r"longer spelling.*?```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-# What the specification of the service shows as a model: columns in the older way.
+TEST = re.compile(r"^```python\n([^`]*async def test_[^`]*)^```", re.MULTILINE)
+OUTPUT = re.compile(r"^```bash\n([^\n]*)\n```\n\n```text\n(.*?)^```", re.DOTALL | re.MULTILINE)
+RELATIONSHIP = re.compile(r"^ {4}tags: .*relationship\(.*\n", re.MULTILINE)
+LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([\w-]+))?\)")
+FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+SHORT_FORM = "note_data: NoteCreate, db: DbSession"
+LONG_FORM = "db: AsyncSession = Depends(get_db_session)"
+# The model of the service's specification: columns in SQLAlchemy's older style.
 OLDER_MODEL = """\
 from sqlalchemy import Column, String
 
@@ -24,32 +33,51 @@ from src.db.base import Base, TableNameMixin, TimestampMixin, UUIDMixin
 class OrderLine(Base, UUIDMixin, TableNameMixin, TimestampMixin):
     name = Column(String, index=True)
 """
+BARE = {"example": "no", "cache_backend": "none", "task_queue": "none", "scheduler": "no"}
 
 
 @pytest.fixture(scope="module")
 def project(bake: Bake) -> Iterator[Path]:
-    """Yield a service with the tutorial's resource, whose `dev` runs."""
+    """Yield a service with the resource of the manuals, whose `dev` runs."""
     baked = bake()
-    guide = baked.read_file("DEVELOPER-GUIDE.md")
-    for name, code in FILE.findall(tutorial(guide)):
-        (baked.path / name).write_text(code, "utf-8")
+    for page in ("docs/api-resource.md", "DEVELOPER-GUIDE.md", "docs/database.md"):
+        for name, code in FILE.findall(baked.read_file(page)):
+            path = baked.path / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(code, "utf-8")
+    for number, code in enumerate(TEST.findall(baked.read_file("docs/testing.md"))):
+        (baked.path / f"tests/test_services/test_manual_{number}.py").write_text(code, "utf-8")
+    (baked.path / "src/api/v2/__init__.py").touch()
+    relate_notes_to_tags(baked)
+    register_notes(baked.path / "src/api/v1/router.py")
     (baked.path / "src/db/models/order_line.py").write_text(OLDER_MODEL, "utf-8")
+    run("ruff", "check", "--select", "I", "--fix", "src", cwd=baked.path)  # as `make format` does
     with running(baked.path):
         yield baked.path
 
 
-def tutorial(guide: str) -> str:
-    return guide[guide.index("### A resource, end to end") : guide.index("### Errors")]
+def relate_notes_to_tags(project: BakedProject) -> None:
+    (line,) = RELATIONSHIP.findall(project.read_file("docs/database.md"))
+    model = project.path / "src/db/models/note.py"
+    imports = (
+        "from sqlalchemy.orm import relationship\nfrom src.db.models.tag import Tag, note_tag\n"
+    )
+    model.write_text(imports + model.read_text("utf-8") + line, "utf-8")
 
 
-def test_the_migration_finds_the_models(project: Path) -> None:
-    """Models need no registration; the migration goes up, down and up again, and then is whole."""
+def register_notes(router: Path) -> None:
+    source = router.read_text("utf-8").replace("    health,\n", "    health,\n    notes,\n")
+    router.write_text(f"{source}router.include_router(notes.router)\n", "utf-8")
+
+
+def test_migration_covers_the_new_models(project: Path) -> None:
+    """It goes up, down and up again, and leaves no difference to the models."""
     run("alembic", "revision", "--autogenerate", "-m", "create_note", cwd=project)
     for command in ("upgrade head", "downgrade -1", "upgrade head", "check"):
         run("alembic", *command.split(), cwd=project)
     (migration,) = project.glob("alembic/versions/*_create_note.py")
-    assert '"note"' in migration.read_text("utf-8")
-    assert '"order_line"' in migration.read_text("utf-8")
+    for table in ("note", "tag", "note_tag", "order_line"):
+        assert f'"{table}"' in migration.read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -59,23 +87,52 @@ def test_the_migration_finds_the_models(project: Path) -> None:
         "ruff format --check",
         "mypy",
         "lint-imports",
-        "pytest -q tests/test_api/test_notes.py tests/test_services/test_note.py tests/test_models",
+        "pytest -q tests/test_api/test_notes.py tests/test_services tests/test_models",
     ],
 )
-def test_the_result_is_clean_and_tested(project: Path, command: str) -> None:
+def test_result_passes_checks_and_tests(project: Path, command: str) -> None:
     run(*command.split(), cwd=project)
 
 
-def test_the_longer_spelling_of_the_session_works_as_well(project: Path) -> None:
-    """`db: AsyncSession = Depends(get_db_session)` takes the place of the alias."""
-    guide = (project / "DEVELOPER-GUIDE.md").read_text("utf-8")
-    longer = LONGER_SPELLING.search(tutorial(guide))
-    assert longer is not None
-    imports, _, endpoint = longer[1].partition("\n\n\n")
-    path = project / "src/api/v1/endpoints/notes.py"
-    source = path.read_text("utf-8")
-    start, end = source.index("@router.post"), source.index("@router.get")
-    changed = f"{imports}\n{source[:start]}{endpoint}\n\n{source[end:]}"
-    path.write_text(changed, "utf-8")
-    run(*["ruff", "check", "--ignore", "I001,F401,RUF100", "src"], cwd=project)
-    run(*["pytest", "-q", "tests/test_api/test_notes.py"], cwd=project)
+def test_long_form_of_the_session_dependency(project: Path) -> None:
+    assert f"`{LONG_FORM}`" in (project / "docs/architecture.md").read_text("utf-8")
+    endpoints = project / "src/api/v1/endpoints/notes.py"
+    source = endpoints.read_text("utf-8")
+    assert SHORT_FORM in source
+    imports = (
+        "from fastapi import Depends\n"
+        "from sqlalchemy.ext.asyncio import AsyncSession\n"
+        "from src.api.deps import get_db_session\n"
+    )
+    changed = source.replace(SHORT_FORM, f"note_data: NoteCreate, {LONG_FORM}")
+    endpoints.write_text(imports + changed, "utf-8")
+    run("pytest", "-q", "tests/test_api/test_notes.py", cwd=project)
+
+
+def test_settings_page_shows_real_output(bake: Bake) -> None:
+    project = bake()
+    activated = {"PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}"}
+    outputs = OUTPUT.findall(project.read_file("docs/settings.md"))
+    assert len(outputs) == 2
+    for command, shown in outputs:
+        assert attempt("bash", "-c", command, cwd=project.path, env=activated).stdout == shown
+
+
+@pytest.mark.parametrize("answers", [{}, BARE], ids=["default", "bare"])
+def test_links_lead_somewhere(render: Bake, answers: dict[str, str]) -> None:
+    project = render(**answers)
+    pages = [project.path / name for name in project.files() if name.suffix == ".md"]
+    broken = [
+        f"{page.name}: {target}#{anchor}"
+        for page in pages
+        for target, anchor in LINK.findall(FENCE.sub("", page.read_text("utf-8")))
+        if not leads_somewhere(page.parent / target if target else page, anchor)
+    ]
+    assert broken == []
+
+
+def leads_somewhere(file: Path, anchor: str) -> bool:
+    if not anchor or not file.is_file():
+        return file.exists()
+    headings = HEADING.findall(file.read_text("utf-8"))
+    return anchor in {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}

@@ -1,4 +1,4 @@
-"""Your scheduled jobs. docs/scheduler.md shows how to add one."""
+"""Your jobs, and when they run. docs/scheduler.md says what a job can rely on."""
 
 from datetime import UTC, datetime, timedelta
 from functools import partial

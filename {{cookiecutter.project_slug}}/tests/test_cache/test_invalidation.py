@@ -1,4 +1,4 @@
-"""Invalidation and transactions: uncommitted changes do not affect the cache."""
+"""Invalidation and transactions: uncommitted changes neither enter the cache nor invalidate it."""
 
 from collections.abc import Awaitable, Callable, Iterator
 
