@@ -40,8 +40,8 @@ def run(*, processes: int, threads: int, queues: Sequence[str], shutdown_seconds
     if queues:
         arguments += ["--queues", *queues]
     if hasattr(signal, "SIGHUP"):
-        # Stop when the terminal closes. On SIGHUP, Dramatiq would restart its own command, which
-        # this process is not.
+        # Stop when the terminal closes. On SIGHUP, Dramatiq would restart itself with its own
+        # command, but this process runs cli.py.
         cli.HANDLED_SIGNALS.discard(signal.SIGHUP)
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     status: int = cli.main(cli.make_argument_parser().parse_args(arguments))

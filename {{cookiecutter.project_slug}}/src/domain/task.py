@@ -16,4 +16,4 @@ TERMINAL_STATUSES = (TaskStatus.SUCCEEDED, TaskStatus.FAILED)
 class TaskNotFoundError(NotFoundError):
     code = "task-not-found"
     title = "Task not found"
-    message = "There is no task {id}, or it has been deleted since it ended."
+    message = "There is no task {id}. Tasks are deleted some time after they end."

@@ -21,7 +21,7 @@ class OutboxRepository:
         await self.session.execute(insert(OutboxMessage).values(due_at=func.now() + delay), rows)
 
     async def take(self, *, limit: int) -> Sequence[bytes]:
-        """Delete and return up to `limit` due messages in order, without those locked by others."""
+        """Delete and return up to `limit` due messages that no other relay has locked, in order."""
         due = (
             select(OutboxMessage.id)
             .where(OutboxMessage.due_at <= func.now())
@@ -40,7 +40,7 @@ class OutboxRepository:
         return [row.body for row in rows]
 
     async def oldest_seconds(self) -> float:
-        """Return for how many seconds the oldest message is due; 0 if no message is due."""
+        """Return how many seconds ago the oldest message became due; 0 if no message is due."""
         first = select(func.min(OutboxMessage.due_at)).scalar_subquery()
         age = func.greatest(func.extract("epoch", func.now() - first), 0)
         return float(await self.session.scalar(select(age)) or 0)

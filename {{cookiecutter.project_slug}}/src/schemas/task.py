@@ -28,7 +28,8 @@ class TaskResponse(BaseModel):
         examples=["send_invoice"],
     )
     status: TaskStatus = Field(
-        description="A queued task waits for its first or its next attempt.", examples=["running"]
+        description="`queued` before each attempt, `running` during it, then `succeeded` or `failed`.",
+        examples=["running"],
     )
     attempts: int = Field(description="Number of attempts started so far.", examples=[1])
     done: int | None = Field(

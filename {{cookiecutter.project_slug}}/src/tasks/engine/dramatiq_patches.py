@@ -37,7 +37,7 @@ class DaemonAsyncIO(AsyncIO):
 # Remove when Dramatiq's event loop survives a task that raises SystemExit. In 2.2.1 it ends.
 class _LoopThread(EventLoopThread):
     def run(self) -> None:
-        """Run the loop, and run it again after SystemExit, which asyncio raises here too."""
+        """Restart the loop after SystemExit, which asyncio re-raises from `run_forever`."""
         while True:
             try:
                 self.loop.run_forever()

@@ -18,7 +18,7 @@ from src.tasks.engine.brokers.base import BrokerUnavailableError, TaskBroker
 
 log = structlog.get_logger(__name__)
 
-SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # variable of the folder for all worker processes
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # names the folder that worker processes share
 INTERVAL_SECONDS = 3.0
 PRUNE_SECONDS = 3600.0
 
@@ -49,7 +49,7 @@ async def _maintain_broker(broker: TaskBroker) -> None:
         except BrokerUnavailableError:
             pass
         except Exception:
-            # Continue: no other process may be left to requeue the messages of dead workers.
+            # Continue: this may be the only process that requeues messages of dead workers.
             log.exception("maintenance_failed")
         await asyncio.sleep(INTERVAL_SECONDS)
 

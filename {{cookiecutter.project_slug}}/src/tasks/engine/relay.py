@@ -66,7 +66,7 @@ class Relay:
             except (BrokerUnavailableError, DatabaseUnavailableError, SQLAlchemyError) as error:
                 self._outage.begin(error)
             except Exception as error:
-                # Continue after any error: no other relay may be running.
+                # Continue after any error: this may be the only relay.
                 log.exception("outbox_failed")
                 self._outage.begin(error)
             else:

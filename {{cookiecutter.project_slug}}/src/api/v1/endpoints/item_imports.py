@@ -58,5 +58,5 @@ async def import_csv(
     "/{import_id}", response_model=ItemImportResponse, responses=problems(ItemImportNotFoundError)
 )
 async def get_item_import(import_id: UUID, db: ReadSession) -> ItemImport:
-    """Return how many rows of the file are imported, and which rows are rejected."""
+    """Return the progress of an import and the reasons for rejected rows."""
     return await ItemImportService.get(db, import_id)

@@ -11,7 +11,7 @@ from dramatiq import DecodeError, Message
 from dramatiq.broker import Broker, MessageProxy
 from dramatiq.common import current_millis
 
-# Message options that record a failure. `error` and `died_at` are not set by Dramatiq itself.
+# Message options that record a failure. Dramatiq sets the last three of FAILURE_OPTIONS.
 ERROR = "error"
 DIED_AT = "died_at"
 FAILURE_OPTIONS = frozenset({ERROR, DIED_AT, "retries", "traceback", "requeue_timestamp"})
@@ -90,7 +90,7 @@ class TaskBroker(Broker, ABC):
 
 
 def read_message(body: bytes, queue_name: str, message_id: str) -> Message[Any]:
-    """Decode a message. Return a substitute to UNREADABLE if the body cannot be decoded."""
+    """Decode a message. If that fails, return a substitute with the actor name UNREADABLE."""
     try:
         return Message.decode(body)
     except (DecodeError, KeyError, TypeError):  # not JSON, or not a message

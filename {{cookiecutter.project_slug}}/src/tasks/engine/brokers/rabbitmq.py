@@ -259,7 +259,7 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
 
     @contextmanager
     def _consume_dead(self, queue_name: str) -> Iterator[tuple[pika.BlockingConnection, _Consumed]]:
-        """Consume the dead letters. Those that are not removed return when the block ends.
+        """Consume the dead letters. Those that are not removed are requeued at the end.
 
         AMQP has no other way to read messages.
         """
@@ -278,7 +278,7 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
 
 
 def _lock(connection: pika.BlockingConnection, queue_name: str) -> None:
-    """Wait until no other command consumes these dead letters, which would hide them from this one.
+    """Wait until no other command consumes the dead letters: this one would not see them.
 
     The lock is an exclusive queue. RabbitMQ deletes it when the connection ends.
     """

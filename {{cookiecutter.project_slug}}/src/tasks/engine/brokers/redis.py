@@ -108,13 +108,13 @@ class RedisConsumer(_RedisConsumer):
         with connection_errors(redis.RedisError):
             message: MessageProxy | None = super().__next__()
         if message is not None:
-            self.broker.in_flight[self.queue_name].add(_id(message))
+            self.broker.in_flight[self.queue_name].add(_redis_id(message))
         return message
 
     def ack(self, message: MessageProxy) -> None:
         with connection_errors(redis.RedisError):
             super().ack(message)
-        self.broker.in_flight[self.queue_name].discard(_id(message))
+        self.broker.in_flight[self.queue_name].discard(_redis_id(message))
 
     def nack(self, message: MessageProxy) -> None:
         """Write the dead letter with the current options, which include the error."""
@@ -125,16 +125,16 @@ class RedisConsumer(_RedisConsumer):
                 log.warning("dead_letter_without_metadata", cause=str(error))
                 super().nack(message)
         self.queued_message_ids.discard(message.message_id)
-        self.broker.in_flight[self.queue_name].discard(_id(message))
+        self.broker.in_flight[self.queue_name].discard(_redis_id(message))
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         returned = list(messages)
         with connection_errors(redis.RedisError):
             super().requeue(returned)
-        self.broker.in_flight[self.queue_name].difference_update(map(_id, returned))
+        self.broker.in_flight[self.queue_name].difference_update(map(_redis_id, returned))
 
     def close(self) -> None:
-        """Requeue the messages that no thread has started. Dramatiq 2.2 does it in maintenance."""
+        """Requeue the messages that no thread has started. Dramatiq 2.2 leaves it to maintenance."""
         self.broker.requeue_orphaned(self.queue_name)
 
 
@@ -177,11 +177,11 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         Call it only from the thread that fetches messages.
         """
         with connection_errors(redis.RedisError):
-            taken: set[bytes] = self.client.smembers(self._acks(queue_name))
+            taken: set[bytes] = self.client.smembers(self._acks_key(queue_name))
             orphaned = [key for key in taken if key.decode() not in self.in_flight[queue_name]]
             if not orphaned:
                 return 0
-            bodies = self.client.hmget(self._messages(queue_name), orphaned)
+            bodies = self.client.hmget(self._messages_key(queue_name), orphaned)
             for key, body in zip(orphaned, bodies, strict=True):
                 if read_message(body or b"", "", "").actor_name == UNREADABLE:
                     self.do_nack(queue_name, key)  # else it would be requeued forever
@@ -213,8 +213,8 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         with _unavailable():
             pipeline = self.client.pipeline()
             for queue_name, batch in by_queue.items():
-                bodies = {_id(message): message.encode() for message in batch}
-                pipeline.hset(self._messages(queue_name), mapping=bodies)
+                bodies = {_redis_id(message): message.encode() for message in batch}
+                pipeline.hset(self._messages_key(queue_name), mapping=bodies)
                 pipeline.rpush(self._key(queue_name), *bodies)
             pipeline.execute()
         for batch in by_queue.values():
@@ -251,7 +251,7 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         prefix, count = self._key(f"__acks__.{worker}."), 0
         for acks in list(self.client.scan_iter(match=f"{prefix}*", count=1000)):
             queue_name = acks.decode().removeprefix(prefix)
-            messages = self._messages(queue_name)
+            messages = self._messages_key(queue_name)
             for key in self.client.smembers(acks):
                 body = self.client.hget(messages, key) or b""
                 message = read_message(body, "", "")
@@ -269,21 +269,21 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
     def queue_state(self, queue_name: str) -> QueueState:
         with _unavailable():
             pipeline = self.client.pipeline(transaction=False)
-            pipeline.hlen(self._messages(queue_name))
-            pipeline.hlen(self._messages(dq_name(queue_name)))
+            pipeline.hlen(self._messages_key(queue_name))
+            pipeline.hlen(self._messages_key(dq_name(queue_name)))
             pipeline.zcard(self._key(xq_name(queue_name)))
             pipeline.lindex(self._key(queue_name), 0)
             waiting, delayed, dead, first = pipeline.execute()
-            body = first and self.client.hget(self._messages(queue_name), first)
+            body = first and self.client.hget(self._messages_key(queue_name), first)
         return QueueState(waiting, delayed, dead, _age(body) if body else 0.0)
 
     def move_to_dead_letters(self, queue_name: str, message: MessageProxy) -> None:
         keys = [
-            self._acks(queue_name),
-            self._messages(queue_name),
+            self._acks_key(queue_name),
+            self._messages_key(queue_name),
             self._key(xq_name(q_name(queue_name))),
         ]
-        self._move_to_dead(keys=keys, args=[_id(message), message.encode(), current_millis()])
+        self._move_to_dead(keys=keys, args=[_redis_id(message), message.encode(), current_millis()])
 
     def dead_letters(self, queue_name: str, *, limit: int) -> Sequence[DeadLetter]:
         with _unavailable():
@@ -327,14 +327,14 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
     def _key(self, name: str) -> str:
         return f"{self.namespace}:{name}"
 
-    def _acks(self, queue_name: str) -> str:
+    def _acks_key(self, queue_name: str) -> str:
         return self._key(f"__acks__.{self.broker_id}.{queue_name}")
 
-    def _messages(self, queue_name: str) -> str:
+    def _messages_key(self, queue_name: str) -> str:
         return f"{self.namespace}:{queue_name}.msgs"
 
 
-def _id(message: Message[Any] | MessageProxy) -> str:
+def _redis_id(message: Message[Any] | MessageProxy) -> str:
     return str(message.options["redis_message_id"])
 
 

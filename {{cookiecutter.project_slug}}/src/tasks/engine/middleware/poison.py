@@ -15,7 +15,7 @@ MAX_STARTS = 3
 
 
 class PoisonMessageMiddleware(AttemptMiddleware):
-    """Makes a poison message, which kills its worker each time, a dead letter.
+    """Turns a poison message, which kills its worker each time, into a dead letter.
 
     When a worker dies, it has fetched several messages, and any of them may be the cause. So each
     start of a redelivered message is counted. After MAX_STARTS starts, the message becomes a dead

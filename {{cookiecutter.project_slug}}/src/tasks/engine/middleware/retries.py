@@ -20,14 +20,14 @@ POSTPONE_MILLISECONDS = 5_000
 
 
 class RetriesMiddleware(Retries):
-    """Dramatiq's retries with exponential backoff and jitter, without retries of domain errors.
+    """Dramatiq's retries with exponential backoff and jitter, but none after a domain error.
 
     It also records in a message when its retry is due, and when and why it became a dead letter.
     """
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         if "eta" in message.options:
-            # Dramatiq sets the time of the failure, so that the backoff would count as a delay.
+            # Dramatiq sets the time of the failure, so the backoff would count as delay.
             message.options["requeue_timestamp"] = message.options["eta"]
 
     def after_process_message(
