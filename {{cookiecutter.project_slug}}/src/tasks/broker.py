@@ -50,7 +50,7 @@ def middleware(settings: Settings) -> list[Middleware]:
             max_retries=MAX_RETRIES, min_backoff=MIN_BACKOFF, max_backoff=MAX_BACKOFF
         ),
         CurrentMessage(),
-        # These two raise exceptions in the thread. They come last, to interrupt only the task.
+        # These two raise exceptions in the thread. They are last, to interrupt only the task.
         ShutdownNotifications(),
         TimeLimit(time_limit=TIME_LIMIT),
         DaemonAsyncIO(),

@@ -117,7 +117,7 @@ async def test_a_retry_waits_for_the_broker(
         await eventually(lambda: events(logs, "task_retry_postponed"), "a warning")
         await broker_proxy.start()
         await eventually(lambda: len(words(path)) >= 2, "the second attempt")
-        # There may be more: the broker delivers again what was not acknowledged.
+        # There may be more attempts: the broker redelivers unacknowledged messages.
         await eventually(lambda: broker.queue_state(queue_of(broker)).dead, "a dead letter")
 
 
@@ -182,7 +182,7 @@ async def test_only_the_poison_message_becomes_a_dead_letter(
     while not dead():
         if worker.poll() is not None:
             worker = start(threads=1)
-        await eventually(lambda: dead() or worker.poll() is not None, "a death")  # noqa: B023 - called at once
+        await eventually(lambda: dead() or worker.poll() is not None, "a death")  # noqa: B023 - called immediately
     await eventually(lambda: len(words(other)) >= 6, "the other messages")
 
     letter = await wait_for_dead_letter(broker)

@@ -79,8 +79,8 @@ def silence_result_warnings() -> None:
     logger.addFilter(lambda record: "returned a value that is not None" not in str(record.msg))
 
 
-# Remove when Dramatiq treats all connection errors of a broker's client as such. 2.2.1 knows only
-# some of them (Bogdanp/dramatiq#894).
+# Remove when Dramatiq treats every error of a broker's client as a lost connection. 2.2.1 knows
+# only some of them (Bogdanp/dramatiq#894).
 @contextmanager
 def connection_errors(*errors: type[Exception]) -> Iterator[None]:
     """Raise ConnectionFailed instead of these errors, so that Dramatiq tries again later."""
