@@ -392,7 +392,7 @@ class TestFailure:
         assert await count(database, IdempotencyKey) == 0
 
 
-async def test_background_tasks_run_after_the_commit(
+async def test_work_after_the_response_sees_the_commit(
     client: AsyncClient, fresh_app: FastAPI, database: Database
 ) -> None:
     found = []

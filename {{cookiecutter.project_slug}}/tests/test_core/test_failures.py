@@ -13,7 +13,7 @@ def test_a_description_can_be_stored() -> None:
 
 
 def test_an_outage_and_its_end_are_each_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "log", structlog.get_logger())  # not cached by an earlier test
+    monkeypatch.setattr(failures, "log", structlog.get_logger())  # not bound by an earlier test
     outage = Outage("server_unavailable", "server_recovered")
     with capture_logs() as logs:
         outage.end()
