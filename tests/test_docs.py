@@ -23,10 +23,12 @@ CODE_SPAN = re.compile(r"`([^`\n]+)`")
 COMMANDS_BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 MAKE = re.compile(r"(?<![\w-])make (?:[A-Z]+=\S+ )*([a-z]+)")
 CLI = re.compile(r"python cli\.py((?: [a-z][a-z-]*)*)(.*)")
-VARIABLE = re.compile(r"(?<![\w./-])([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+_?\*?|[A-Z]+(?==))")
+VARIABLE = re.compile(r"(?<![\w./$-])([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+_?\*?|[A-Z]+(?==))")
 SOURCE = re.compile(r"(?:src|tests|dev|docs|alembic|scripts|hooks|benchmarks)/[\w./-]++(?![<*{])")
 # Files that readers are told to create.
-CREATED = re.compile(r"notes?\b|order_line|\btag\b|_tag\b|/v2/|test_lamps|jobs_without_example")
+CREATED = re.compile(
+    r"notes?\b|order_line|/v2/|test_lamps|jobs_without_example|\btag\b|test_tag|\.bak$"
+)
 NAME = re.compile(r"[A-Z][A-Z0-9_]+")
 READ_FROM = {".py", ".yml"}
 FOREIGN = re.compile(r"(FASTAPI_)?OTEL_\w+|WEB_CONCURRENCY")  # variables of other packages
@@ -138,6 +140,12 @@ def test_links_between_manuals_stay_on_the_site(site: Site) -> None:
     manuals = [page.read_text("utf-8") for page in (site.html / "service").rglob("*.html")]
     hosted = "/blob/main/%7B%7Bcookiecutter.project_slug%7D%7D/"
     assert any(hosted in manual for manual in manuals)
+
+
+def test_diagrams_are_drawn_for_both_color_schemes(site: Site) -> None:
+    pages = [page.read_text("utf-8") for page in site.html.rglob("*.html")]
+    for scheme in ("light", "dark"):
+        assert any(f'<img class="mermaid {scheme}"' in page for page in pages)
 
 
 def test_only_the_readme_has_the_address(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""The page `docs/example.md` of the service removes the example, followed word for word."""
+"""The commands of the service's page `docs/example.md` remove the example."""
 
 import re
 import subprocess
@@ -16,9 +16,7 @@ from tests.variants import ALL
 
 PAGE = Path("docs/example.md")
 COMMANDS = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
-CHANGE = re.compile(r"`([\w./-]+)`[^\n]*:\n\n```(diff|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-REMOVED = re.compile(r"^-(.*)$", re.MULTILINE)
-ADDED = re.compile(r"^\+(.*)$", re.MULTILINE)
+CONTENT = re.compile(r"`([\w./-]+)`[^\n]*:\n\n```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Each with and without a cache, a queue and a scheduler: no other answer touches the page.
 WITH_EXAMPLE = [
     answers
@@ -30,34 +28,23 @@ WITH_EXAMPLE = [
 
 
 def follow(project: BakedProject, text: str) -> None:
-    """Run the commands of the text, and change the files that it names."""
+    """Run the commands of the text, and write the files that it shows."""
     for commands in COMMANDS.findall(text):
         subprocess.run(["bash", "-ec", commands], cwd=project.path, check=True)
-    for name, kind, content in CHANGE.findall(text):
-        path = project.path / name
-        if kind == "python":
-            path.write_text(content, "utf-8")
-            continue
-        source = path.read_text("utf-8")
-        for part in content.split("@@\n"):
-            removed, added = (
-                "".join(f"{line}\n" for line in kind.findall(part)) for kind in (REMOVED, ADDED)
-            )
-            assert source.count(removed) == 1, f"{name}: {removed}"
-            source = source.replace(removed, added)
-        path.write_text(source, "utf-8")
+    for name, content in CONTENT.findall(text):
+        (project.path / name).write_text(content, "utf-8")
 
 
 def parts_of_the_page(project: BakedProject) -> tuple[str, str]:
-    """Return what the page says of the code, and of migrations that no database needs."""
+    """Return what removes the code, and what removes the migrations."""
     text = project.read_file(PAGE).partition("## Remove the example")[2]
-    code, _, tables = text.partition("Then decide on the tables.")
-    return code, tables.partition("**Where a database has them,**")[0]
+    code, _, tables = text.partition("## Drop its tables")
+    return code, tables
 
 
 @pytest.mark.parametrize("answers", WITH_EXAMPLE, ids=lambda answers: "-".join(answers.values()))
-def test_nothing_of_the_example_stays(bake: Bake, render: Bake, answers: dict[str, str]) -> None:
-    """The project then equals one that was made without it."""
+def test_removed_example_leaves_nothing(bake: Bake, render: Bake, answers: dict[str, str]) -> None:
+    """The project then equals one that was generated without it."""
     project = bake(**answers)
     for part in parts_of_the_page(project):
         follow(project, part)
@@ -65,8 +52,8 @@ def test_nothing_of_the_example_stays(bake: Bake, render: Bake, answers: dict[st
     assert texts_under(project.path) == texts_under(without.path)
 
 
-def test_a_database_that_has_the_tables_loses_them(bake: Bake) -> None:
-    """A migration that Alembic writes drops them; checks and tests pass, migrations included."""
+def test_alembic_drops_the_tables(bake: Bake) -> None:
+    """Checks and tests pass then, those of migrations included."""
     project = bake()
     with serving("postgres") as server:
         url = urlsplit(server)._replace(path="/with_example").geturl()

@@ -64,7 +64,7 @@ class ProblemOpenAPI(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
-        if document is not self._described:  # FastAPI caches it until routes change
+        if document is not self._described:  # FastAPI stores it until routes change
             for route in iter_route_contexts(self.routes):
                 for method in route.methods or ():
                     path = document["paths"].get(route.path_format, {})

@@ -1,4 +1,4 @@
-"""The settings and the database for tasks and scheduled jobs, without global variables."""
+"""The settings and the database for code outside requests, without global variables."""
 
 from collections.abc import Generator
 from contextlib import AbstractAsyncContextManager, contextmanager

@@ -1,4 +1,4 @@
-"""Your jobs, and when they run. docs/scheduler.md says what a job can rely on."""
+"""Your scheduled jobs. docs/scheduler.md shows how to add one."""
 
 from datetime import UTC, datetime, timedelta
 from functools import partial

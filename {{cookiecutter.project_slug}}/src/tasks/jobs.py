@@ -1,4 +1,4 @@
-"""Your tasks. docs/tasks.md explains what a task can rely on."""
+"""Your background tasks. docs/tasks.md shows how to add one."""
 
 from typing import Any
 from uuid import UUID

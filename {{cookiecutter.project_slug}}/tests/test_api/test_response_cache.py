@@ -231,7 +231,7 @@ async def test_etag_of_the_endpoint_is_not_replaced(client_of: ClientOf) -> None
     assert response.headers["cache-control"] == "private, no-cache"
 
 
-async def test_background_task_runs_even_if_the_etag_matches(
+async def test_background_work_runs_even_if_the_etag_matches(
     client_of: ClientOf, counter: Counter
 ) -> None:
     async def get() -> Response:

@@ -286,7 +286,7 @@ class SharedCachingContract(CachingContract):
         killed.stdin.write(b"\n")
         calls = tmp_path / "calls"
         async with asyncio.timeout(60):
-            while not (calls.exists() and calls.read_text()):  # noqa: ASYNC110 - of a process
+            while not (calls.exists() and calls.read_text()):  # noqa: ASYNC110 - another process writes
                 await asyncio.sleep(0.01)
 
         killed.kill()

@@ -364,7 +364,7 @@ class BackendContract:
         assert await backend.acquire_lease("key", "theirs", LONG_SECONDS)
 
     async def test_other_operations_do_not_end_the_lease(self, backend: CacheBackend) -> None:
-        """Neither deletions of other keys nor values that are set without the lease."""
+        """Deleting other keys or setting the value without the lease does not end it."""
         await backend.acquire_lease("key", "mine", LONG_SECONDS)
         await backend.set("key", "1")
         await backend.add("key", "2")

@@ -124,7 +124,7 @@ async def backend(inner: FaultyBackend) -> AsyncGenerator[Breaker]:
 
 @pytest.fixture
 def logs(monkeypatch: pytest.MonkeyPatch) -> Logs:
-    """The log of the circuit breaker, independent of the logging configuration."""
+    """The log entries of the circuit breaker, for any logging configuration."""
     capture = LogCapture()
     log = structlog.wrap_logger(None, [capture], wrapper_class=structlog.stdlib.BoundLogger)
     monkeypatch.setattr(circuit_breaker, "log", log)

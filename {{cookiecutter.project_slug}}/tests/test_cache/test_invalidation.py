@@ -1,4 +1,4 @@
-"""Invalidation and transactions: uncommitted changes neither enter the cache nor invalidate it."""
+"""Invalidation and transactions: uncommitted changes do not affect the cache."""
 
 from collections.abc import Awaitable, Callable, Iterator
 

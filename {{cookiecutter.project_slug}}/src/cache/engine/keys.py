@@ -78,7 +78,9 @@ def format_value(value: object) -> str:
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, (BaseModel, Mapping)):
         pairs = dict(value).items()
-        parts = sorted(f"{format_key_part(name)}={format_key_part(item)}" for name, item in pairs)
+        parts = sorted(
+            f"{format_key_part(name)}={format_key_part(member)}" for name, member in pairs
+        )
     elif isinstance(value, AbstractSet):
         parts = sorted(map(format_key_part, value))
     elif isinstance(value, (list, tuple)):

@@ -63,7 +63,7 @@ class Policy(Generic[T]):
     def pack(self, payload: bytes, versions: list[str], default_ttl: float) -> tuple[bytes, float]:
         """Return the bytes to store, and their TTL in seconds.
 
-        The bytes are a JSON list, a newline and the payload. The list holds the time at which the
+        The bytes are a JSON list, a newline and the payload. The list contains the time at which the
         value becomes stale (0 for never), and the version of each tag before the computation. It is
         omitted if the value has no tags and never becomes stale.
         """

