@@ -1,4 +1,4 @@
-"""The scheduler's tables. All times are PostgreSQL's: the processes' clocks may differ."""
+"""The scheduler's tables. All times are from PostgreSQL, since clocks of processes may differ."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -12,8 +12,8 @@ from sqlalchemy.orm import aliased
 from src.db.models.scheduler import SchedulerJob, SchedulerLease, SchedulerRun
 from src.domain.scheduler import RunOutcome
 
-_THE_LEASE = 1
-# `now()` is the start of the transaction, which may have waited for a lock since.
+_LEASE_ID = 1
+# Not `now()`: that is the start of the transaction, which may have waited for a lock.
 _NOW = func.clock_timestamp(type_=DateTime(timezone=True))
 
 
@@ -28,11 +28,11 @@ class SchedulerRepository:
         )
 
     async def acquire_lease(self, holder: str, *, seconds: float) -> bool:
-        """Acquire the lease if it is free; of several that try at once, one succeeds."""
+        """Acquire the lease if it is free. Of several concurrent attempts, one succeeds."""
         expires = _NOW + timedelta(seconds=seconds)
         acquired = (
             insert(SchedulerLease)
-            .values(id=_THE_LEASE, holder=holder, acquired_at=_NOW, expires_at=expires)
+            .values(id=_LEASE_ID, holder=holder, acquired_at=_NOW, expires_at=expires)
             .on_conflict_do_update(
                 index_elements=[SchedulerLease.id],
                 set_={"holder": holder, "acquired_at": _NOW, "expires_at": expires},
@@ -43,7 +43,7 @@ class SchedulerRepository:
         return await self.session.scalar(acquired) is not None
 
     async def renew_lease(self, holder: str, *, seconds: float) -> bool:
-        """Extend the lease. Return False if it is lost: expired, or another holder's."""
+        """Extend the lease. Return False if it has expired or has another holder."""
         renewed = (
             update(SchedulerLease)
             .where(_is_held_by(holder))
@@ -53,7 +53,7 @@ class SchedulerRepository:
         return await self.session.scalar(renewed) is not None
 
     async def lock_lease(self, holder: str) -> bool:
-        """Lock the lease until the transaction ends. Return False if it is lost."""
+        """Lock the lease until the transaction ends. Return False if `holder` has lost it."""
         held = select(SchedulerLease.id).where(_is_held_by(holder)).with_for_update()
         return await self.session.scalar(held) is not None
 
@@ -69,10 +69,10 @@ class SchedulerRepository:
         next_tick: datetime | None,
         outcome: RunOutcome,
     ) -> bool:
-        """Claim the tick, if `holder` has the lease and no other has claimed the tick.
+        """Claim the tick if `holder` has the lease and no other holder has claimed the tick.
 
-        The same holder may try again: the response to the first claim may be lost. One statement
-        does it all, since a process that freezes in a transaction keeps its locks.
+        The same holder may repeat a claim, since the response to the first may have been lost. It
+        is one statement: a process that freezes inside a transaction would keep its locks.
         """
         row = select(
             literal(job),
@@ -93,18 +93,18 @@ class SchedulerRepository:
             .returning(SchedulerRun.job)
             .cte("claimed")
         )
-        moved_on = (
+        advanced = (
             update(SchedulerJob)
             .where(SchedulerJob.id.in_(select(claimed.c.job)))
             .values(next_tick=next_tick)
-            .cte("moved_on")
+            .cte("advanced")
         )
-        return await self.session.scalar(select(claimed.c.job).add_cte(moved_on)) is not None
+        return await self.session.scalar(select(claimed.c.job).add_cte(advanced)) is not None
 
     async def finish(
         self, job: str, tick: datetime, holder: str, outcome: RunOutcome, error: str | None
     ) -> None:
-        """Record the outcome, even if a later leader has marked the run as lost."""
+        """Record the outcome, even if another leader has marked the run as lost."""
         await self.session.execute(
             update(SchedulerRun)
             .where(SchedulerRun.job == job, SchedulerRun.tick == tick)
@@ -113,7 +113,7 @@ class SchedulerRepository:
         )
 
     async def mark_lost_runs(self, holder: str) -> int:
-        """Mark the runs that earlier leaders have not finished; return how many."""
+        """Mark unfinished runs of other leaders as lost. Return the number."""
         lost = (
             update(SchedulerRun)
             .where(SchedulerRun.outcome == RunOutcome.RUNNING, SchedulerRun.holder != holder)
@@ -137,7 +137,7 @@ class SchedulerRepository:
             )
 
     async def last_runs(self, *, limit: int) -> Sequence[SchedulerRun]:
-        """Return the last runs of each job, `limit` of each, the newest first."""
+        """Return the last `limit` runs of each job, newest first."""
         newest = (
             select(SchedulerRun)
             .where(SchedulerRun.job == SchedulerJob.id)

@@ -16,7 +16,7 @@ class StaleItemRepository(Repository[Item]):
     model = Item
 
     async def lock_stale(self, *, before: datetime, limit: int) -> Sequence[Item]:
-        """Lock items that have not changed since `before`; skip those that change now."""
+        """Lock items that have not changed since `before`. Skip items that others have locked."""
         statement = (
             select(Item)
             .where(Item.status.in_(ARCHIVABLE), Item.updated_at < before)

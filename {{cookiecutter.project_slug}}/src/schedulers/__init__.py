@@ -1,6 +1,6 @@
 """Scheduled jobs: docs/scheduler.md.
 
-Yours is `jobs.py`, with what a job finds in `context.py`; `scheduler.py` has the defaults.
+Add your jobs to `jobs.py`. `context.py` has what a job can use, and `scheduler.py` the defaults.
 """
 
 from src.schedulers import cli

@@ -13,7 +13,8 @@ from src.db import open_database
 from src.schemas.scheduler import SchedulerInfo
 from src.services.scheduler import SchedulerService
 
-DRAIN_SECONDS = 25  # for running jobs, of the 30 between SIGTERM and SIGKILL
+# Time for running jobs to finish. Orchestrators usually wait 30 seconds before SIGKILL.
+DRAIN_SECONDS = 25
 
 app = typer.Typer()
 
@@ -24,32 +25,39 @@ def run(
     *,
     enabled: Annotated[
         bool | None,
-        typer.Option("--enabled/--disabled", help="Whether to run.  [SCHEDULER_ENABLED]"),
+        typer.Option(
+            "--enabled/--disabled", help="Run the scheduler, or exit.  [SCHEDULER_ENABLED]"
+        ),
     ] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port for Prometheus; none by default.")
+        int | None,
+        typer.Option(min=1, max=65535, help="Port for Prometheus metrics; none by default."),
     ] = None,
 ) -> None:
-    """Run scheduled jobs; `scheduler jobs` shows them.
+    """Run scheduled jobs.
 
-    Any number of processes may run this: one is the leader, and another replaces it when it dies.
+    You can run this command in several processes. One is the leader and runs the jobs; if it dies,
+    another process becomes the leader.
     """
     if context.invoked_subcommand is not None:
         return
     override_setting("SCHEDULER_ENABLED", enabled)
     settings = get_settings()
     if not settings.SCHEDULER_ENABLED:
-        typer.echo("The scheduler is disabled: see --enabled and SCHEDULER_ENABLED.", err=True)
+        message = "The scheduler is disabled. Set SCHEDULER_ENABLED=true or pass --enabled."
+        typer.echo(message, err=True)
         return
     configure_logging(settings)
-    from src.schedulers.engine import process  # noqa: PLC0415 - it imports all that jobs need
+    from src.schedulers.engine import process  # noqa: PLC0415 - it imports the services of jobs
 
     asyncio.run(process.run(settings, drain=DRAIN_SECONDS, metrics_port=metrics_port))
 
 
 @app.command()
-def jobs(runs: Annotated[int, typer.Option(min=0, help="How many runs of each job.")] = 5) -> None:
-    """Show the leader, and the next tick and the last runs of each job."""
+def jobs(
+    runs: Annotated[int, typer.Option(min=0, help="Number of runs to show for each job.")] = 5,
+) -> None:
+    """Show the leader, and each job with its next tick and its last runs."""
     overview = asyncio.run(_overview(get_settings(), runs=runs))
     for line in _format(overview):
         typer.echo(line)

@@ -12,19 +12,19 @@ from src.services.stale_items import StaleItemService
 
 log = structlog.get_logger(__name__)
 
-BATCH = 500  # rows in a transaction: a short one blocks no other for long
+BATCH = 500  # rows per transaction; short transactions do not block others for long
 
 
 def setup_jobs(scheduler: AsyncIOScheduler) -> None:
-    """Register each job, under an `id` that stays the same."""
+    """Register each job, with an `id` that never changes."""
     scheduler.add_job(
         archive_stale_items,
         trigger="interval",
         hours=1,
         id="archive_stale_items",
         replace_existing=True,
-        next_run_time=datetime.now(UTC),  # the first tick; later ones are in the database
-        misfire_grace_time=None,  # late is better than never
+        next_run_time=datetime.now(UTC),  # the first tick ever; the next ones are in the database
+        misfire_grace_time=None,  # run it even if it is late
     )
 
 

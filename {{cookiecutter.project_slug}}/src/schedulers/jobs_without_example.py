@@ -4,4 +4,4 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 
 def setup_jobs(scheduler: AsyncIOScheduler) -> None:
-    """Register each job, with an `id` that stays the same."""
+    """Register each job, with an `id` that never changes."""

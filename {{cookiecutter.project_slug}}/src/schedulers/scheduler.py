@@ -1,4 +1,4 @@
-"""APScheduler's defaults, and how a process opens the scheduler: docs/scheduler.md."""
+"""Configures APScheduler and starts the scheduler: docs/scheduler.md."""
 
 import asyncio
 import inspect
@@ -26,19 +26,20 @@ log = structlog.get_logger(__name__)
 Setup = Callable[[AsyncIOScheduler], None]
 
 DEFAULTS = {"coalesce": True, "misfire_grace_time": 60}
-# For running jobs to finish. With the API's 25 s for requests, below the usual 30.
+# Time for running jobs to finish in an API process. Requests get 25 seconds before that, and
+# orchestrators usually wait 30 seconds in all.
 DRAIN_SECONDS = 4.0
-# Separate from the service's: requests that take all of those do not delay renewals.
+# A separate pool: requests that use all other connections cannot delay a renewal of the lease.
 CONNECTIONS = 2
 _GENERATED_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def build_scheduler(setup: Setup, executor: RecordingExecutor | None = None) -> AsyncIOScheduler:
-    """Return an APScheduler with the jobs of `setup`, and with the one that prunes the history.
+    """Return an APScheduler with the jobs of `setup` and the job `prune_run_history`.
 
-    Raises TypeError for a job that is not `async def`, ValueError for one without an `id`.
+    Raises TypeError for a job that is not `async def`, and ValueError for a job without an `id`.
     """
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)  # INFO has lines for each tick
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)  # INFO logs each tick
     executors = {} if executor is None else {"default": executor}
     scheduler = AsyncIOScheduler(executors=executors, job_defaults=DEFAULTS, timezone=UTC)
     scheduler.add_job(
@@ -47,9 +48,9 @@ def build_scheduler(setup: Setup, executor: RecordingExecutor | None = None) -> 
     setup(scheduler)
     for job in scheduler.get_jobs():
         if not inspect.iscoroutinefunction(job.func):
-            raise TypeError(f"The job {job.id} must be an `async def`.")
+            raise TypeError(f"The job {job.id} must be an `async def` function.")
         if _GENERATED_ID.fullmatch(job.id):
-            raise ValueError(f"The job {job.name} needs an `id`, the same in every process.")
+            raise ValueError(f"The job {job.name} needs an `id`: pass one to add_job().")
     return scheduler
 
 
@@ -67,11 +68,11 @@ async def open_scheduler(
     setup: Setup = setup_jobs,
     drain: float = DRAIN_SECONDS,
 ) -> AsyncGenerator[None]:
-    """Schedule in the background, whenever this process is the leader, until the block ends."""
-    build_scheduler(setup)  # an invalid job is an error now, not once this process leads
-    async with open_database(settings.database_url, pool_size=CONNECTIONS) as own:
+    """Run the scheduler in the background until the block ends."""
+    build_scheduler(setup)  # report an invalid job now, not when this process becomes the leader
+    async with open_database(settings.database_url, pool_size=CONNECTIONS) as separate:
         context = JobContext(settings, database)
-        scheduler = Scheduler(Store(own), context, partial(build_scheduler, setup), drain)
+        scheduler = Scheduler(Store(separate), context, partial(build_scheduler, setup), drain)
         running = asyncio.create_task(scheduler.run())
         try:
             yield

@@ -7,7 +7,7 @@ from src.schemas.scheduler import Job, Leader, Run, SchedulerInfo
 class SchedulerService:
     @staticmethod
     async def overview(db: AsyncSession, *, runs: int) -> SchedulerInfo:
-        """Return the leader, and of each job the next tick and the last `runs`."""
+        """Return the leader, and each job with its next tick and its last `runs` runs."""
         repository = SchedulerRepository(db)
         jobs = await repository.jobs()
         found = await repository.last_runs(limit=runs)

@@ -18,8 +18,10 @@ KEY = "k" * 32
 NOW = datetime.now(UTC)
 
 
-async def test_jobs_with_their_last_runs(client: AsyncClient, database: Database) -> None:
-    """Any process shows them, whether it schedules or not."""
+async def test_jobs_are_listed_with_their_last_runs(
+    client: AsyncClient, database: Database
+) -> None:
+    """Also by a process that does not run the scheduler."""
     failed = {"outcome": RunOutcome.FAILED, "error": "ValueError: no", "holder": "x"}
     async with database.transaction() as db:
         await SchedulerRepository(db).acquire_lease("web-1:7:1f3c9a52", seconds=60)
@@ -40,7 +42,7 @@ async def test_jobs_with_their_last_runs(client: AsyncClient, database: Database
     assert (second["id"], second["next_tick"], second["runs"]) == ("b", None, [])
 
 
-async def test_it_needs_the_key(app: FastAPI, database: Database, settings: Settings) -> None:
+async def test_api_key_is_required(app: FastAPI, database: Database, settings: Settings) -> None:
     locked = settings.model_copy(update={"API_KEYS": [SecretStr(KEY)]})
     client = connect(app, database, locked)
 

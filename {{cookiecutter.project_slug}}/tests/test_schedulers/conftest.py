@@ -26,7 +26,7 @@ Logs = list[MutableMapping[str, Any]]
 
 @pytest.fixture(autouse=True)
 def _stable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine loses no lease, and tests do not wait long for the scheduler to look."""
+    """Prevent a lost lease on a busy machine, and let the scheduler poll more often."""
     monkeypatch.setattr(leadership, "LEASE_SECONDS", 2.0 * LIMIT_SECONDS)
     monkeypatch.setattr(store, "RESPONSE_SECONDS", LIMIT_SECONDS)
     monkeypatch.setattr(executor, "RECORD_SECONDS", LIMIT_SECONDS)
@@ -36,7 +36,7 @@ def _stable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Logs]:
-    for module in (executor, failures, leadership):  # their own may be bound to an earlier test
+    for module in (executor, failures, leadership):  # their loggers may be bound to an earlier test
         monkeypatch.setattr(module, "log", structlog.get_logger())
     with capture_logs() as logs:
         yield logs
@@ -44,7 +44,7 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Logs]:
 
 @pytest.fixture
 def schedule(committing_url: URL, committing_database: Database) -> Schedule:
-    """Run one job, hourly from now on unless the options say otherwise, until the block ends."""
+    """Run one job until the block ends. By default it runs now, and then every hour."""
 
     @asynccontextmanager
     async def schedule(
@@ -72,7 +72,7 @@ async def overview(database: Database) -> SchedulerInfo:
 
 
 async def runs_of(database: Database, *, count: int = 1) -> Sequence[Run]:
-    """Wait until so many runs of `job` have finished; return its runs, newest first."""
+    """Wait until `count` runs of `job` have finished. Return all its runs, newest first."""
     async with asyncio.timeout(LIMIT_SECONDS):
         while True:
             jobs = (await overview(database)).jobs
@@ -83,7 +83,7 @@ async def runs_of(database: Database, *, count: int = 1) -> Sequence[Run]:
 
 
 async def leader_of(database: Database) -> str:
-    """Wait until a leader has a run; return its name."""
+    """Wait until a leader has claimed a run. Return its name."""
     async with asyncio.timeout(LIMIT_SECONDS):
         while True:
             shown = await overview(database)

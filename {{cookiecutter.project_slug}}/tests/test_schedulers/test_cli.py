@@ -1,4 +1,4 @@
-"""`python cli.py scheduler`, and the switches: a flag wins over the environment, that over `.env`."""
+"""`python cli.py scheduler`, and how to enable or disable the scheduler."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ from tests.fixtures.commands import Run, free_port, running
     ],
 )
 @pytest.mark.parametrize("command", ["api", "scheduler"])
-def test_flag_environment_and_file_in_this_order(
+def test_flag_overrides_environment_overrides_file(
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -42,7 +42,7 @@ def test_flag_environment_and_file_in_this_order(
     *,
     enabled: bool,
 ) -> None:
-    """Child processes, of --workers and --reload, inherit the environment and so the flag."""
+    """Child processes of --workers and --reload inherit the flag through the environment."""
 
     async def schedule(settings: Settings, **_: object) -> None:
         assert settings.SCHEDULER_ENABLED
@@ -61,7 +61,7 @@ def test_flag_environment_and_file_in_this_order(
         assert os.environ["SCHEDULER_ENABLED"] == str(enabled).lower()
 
 
-def test_a_disabled_scheduler_says_so_and_ends(run: Run) -> None:
+def test_disabled_scheduler_prints_a_message_and_exits(run: Run) -> None:
     result = run("scheduler", SCHEDULER_ENABLED="false")
 
     assert result.status == 0
@@ -88,7 +88,7 @@ async def test_jobs_are_listed(
     assert "failed     finished: -  ValueError: no" in result.out
 
 
-def test_dev_runs_it_beside_the_api_unless_it_is_disabled() -> None:
+def test_dev_runs_the_scheduler_unless_it_is_disabled() -> None:
     on = stack.default_programs(Settings(ENV="test"))
     off = stack.default_programs(Settings(ENV="test", SCHEDULER_ENABLED=False))
 
@@ -98,7 +98,7 @@ def test_dev_runs_it_beside_the_api_unless_it_is_disabled() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
-def test_the_process_leads_and_serves_metrics_until_it_is_stopped(committing_url: URL) -> None:
+def test_process_becomes_leader_and_serves_metrics_until_stopped(committing_url: URL) -> None:
     port = free_port()
     url = committing_url.render_as_string(hide_password=False)
     flags = ["--metrics-port", port]

@@ -1,4 +1,4 @@
-"""The lease and the claims, and what a leader does when it loses either or the database."""
+"""Leader election, claimed ticks, and a leader that loses its lease or its database."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -20,8 +20,8 @@ async def tables(committing_database: Database) -> AsyncGenerator[SchedulerRepos
         yield SchedulerRepository(session)
 
 
-async def test_only_the_leader_claims_and_each_tick_once(tables: SchedulerRepository) -> None:
-    """So neither a leader that wakes up too late nor the next leader repeats a run."""
+async def test_only_the_leader_claims_a_tick_and_only_once(tables: SchedulerRepository) -> None:
+    """A frozen leader that wakes up cannot repeat a run, and the next leader cannot either."""
     now = datetime.now(UTC)
 
     async def claim(holder: str, tick: datetime = now) -> bool:
@@ -38,11 +38,11 @@ async def test_only_the_leader_claims_and_each_tick_once(tables: SchedulerReposi
     assert not await tables.renew_lease("one", seconds=LIMIT_SECONDS)
     assert not await claim("one")
     assert not await claim("two")
-    for _ in range(2):  # the response to a claim may be lost
+    for _ in range(2):  # a claim can be repeated, since its response may be lost
         assert await claim("two", now + timedelta(hours=1))
 
 
-async def test_of_several_that_try_at_once_one_acquires_the_lease(
+async def test_one_of_several_concurrent_attempts_acquires_the_lease(
     committing_database: Database,
 ) -> None:
     async def acquire(n: int) -> bool:
@@ -52,10 +52,10 @@ async def test_of_several_that_try_at_once_one_acquires_the_lease(
     assert sum(await asyncio.gather(*map(acquire, range(10)))) == 1
 
 
-async def test_a_leader_that_loses_the_lease_cancels_its_runs(
+async def test_leader_that_loses_the_lease_cancels_its_runs(
     schedule: Schedule, committing_database: Database, tables: SchedulerRepository, logs: Logs
 ) -> None:
-    """Another process may have started the next tick. It tries to lead again."""
+    """Another leader may already run the next tick. The process then tries to lead again."""
     cancelled = asyncio.Event()
 
     async def job() -> None:
@@ -77,10 +77,10 @@ async def test_a_leader_that_loses_the_lease_cancels_its_runs(
     assert [log["event"] for log in logs][:2] == ["leadership_acquired", "leadership_lost"]
 
 
-async def test_a_short_outage_costs_neither_leadership_nor_a_tick(
+async def test_leader_and_ticks_survive_a_short_outage(
     schedule: Schedule, committing_database: Database, db_proxy: Proxy, logs: Logs
 ) -> None:
-    """The claim is tried again, and so is the record of the outcome."""
+    """The scheduler retries the claim and the record of the outcome."""
     stopped = 0
 
     async def job() -> None:
@@ -91,7 +91,7 @@ async def test_a_short_outage_costs_neither_leadership_nor_a_tick(
 
     async with schedule(job, url=db_proxy.url, hours=0, seconds=0.5):
         await until(lambda: "scheduler_unavailable" in [log["event"] for log in logs])
-        await asyncio.sleep(0.6)  # for a tick, and for what is tried again
+        await asyncio.sleep(0.6)  # for a tick and for retries
         await db_proxy.start()
         runs = await runs_of(committing_database, count=4)
         async with asyncio.timeout(LIMIT_SECONDS):
@@ -106,10 +106,10 @@ async def test_a_short_outage_costs_neither_leadership_nor_a_tick(
 
 
 @pytest.mark.parametrize("fault", ["refuses", "hangs"])
-async def test_an_unavailable_database_delays_no_shutdown(
+async def test_unavailable_database_does_not_delay_the_shutdown(
     schedule: Schedule, db_proxy: Proxy, monkeypatch: pytest.MonkeyPatch, logs: Logs, fault: str
 ) -> None:
-    """Neither between two attempts nor during one."""
+    """Between two attempts and during an attempt."""
     monkeypatch.setattr(leadership, "POLL_SECONDS", 2.0 * LIMIT_SECONDS)
     if fault == "hangs":
         db_proxy.freeze()
@@ -120,6 +120,6 @@ async def test_an_unavailable_database_delays_no_shutdown(
 
     async with asyncio.timeout(LIMIT_SECONDS), schedule(nothing, url=db_proxy.url):
         if fault == "hangs":
-            await asyncio.sleep(0.1)  # for an attempt to begin
+            await asyncio.sleep(0.1)  # for an attempt to start
         else:
             await until(lambda: logs)

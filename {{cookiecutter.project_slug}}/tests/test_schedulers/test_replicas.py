@@ -1,4 +1,4 @@
-"""Several processes and a one-second job: whatever happens to the leader, no tick runs twice.
+"""Several processes and a job that runs each second: no tick runs twice, whatever the leader does.
 
 Run as a program, this module is one of the processes.
 """
@@ -41,7 +41,7 @@ class Run(NamedTuple):
 
 @dataclass
 class Replicas:
-    """Scheduler processes, and what their job has written."""
+    """Scheduler processes, and the file that their job writes."""
 
     file: Path
     database: Database
@@ -90,10 +90,10 @@ async def replicas(tmp_path: Path, fresh_url: URL) -> AsyncGenerator[Replicas]:
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen", "refused", "unanswered"])
-async def test_a_leader_is_replaced_and_no_run_repeated(
+async def test_failed_leader_is_replaced_and_no_run_is_repeated(
     replicas: Replicas, fresh_url: URL, db_proxy: Proxy, fault: str
 ) -> None:
-    """If it dies, or freezes and wakes up later, or if its database is unavailable."""
+    """The leader is killed, is frozen and wakes up later, or its database is unavailable."""
     first = replicas.start(db_proxy.url.set(database=fresh_url.database))
     await replicas.wait_for_runs(2)
     replicas.start(fresh_url)
@@ -121,13 +121,13 @@ async def test_scheduling_continues_after_an_outage_of_the_database(
         replicas.start(db_proxy.url.set(database=fresh_url.database))
     await replicas.wait_for_runs(2)
     await db_proxy.stop()
-    await asyncio.sleep(8)  # the lease expires meanwhile
+    await asyncio.sleep(8)  # the lease expires
     count = len(replicas.runs())
     await db_proxy.start()
     await replicas.wait_for_runs(count + 3)
     replicas.assert_each_tick_once()
-    # What was claimed as the connection broke may not have run, and the outcome of what ran may not
-    # have been recorded: both are lost.
+    # When the connection breaks, a claimed tick may not have run, or the outcome of a run may not
+    # have been recorded. Both are lost.
     recorded = text("SELECT tick FROM scheduler_run WHERE outcome <> 'lost'")
     async with asyncio.timeout(LIMIT_SECONDS), replicas.database.reads() as session:
         while not set(await session.scalars(recorded)) <= replicas.ticks():  # noqa: ASYNC110 - other processes write them
@@ -136,8 +136,8 @@ async def test_scheduling_continues_after_an_outage_of_the_database(
     assert replicas.ticks() <= claimed
 
 
-async def test_one_worker_of_the_api_leads(replicas: Replicas, fresh_url: URL) -> None:
-    """Any of them shows it, in the metrics too."""
+async def test_one_api_worker_is_the_leader(replicas: Replicas, fresh_url: URL) -> None:
+    """Each worker shows the leader, also in the metrics."""
     url = fresh_url.render_as_string(hide_password=False)
     with serving("--workers", "2", DATABASE_URL=url) as (process, address):
         async with (

@@ -1,4 +1,4 @@
-"""A scheduler in this process: ticks, outcomes, shutdown, missed ticks, and its own job."""
+"""A scheduler in this process: ticks, outcomes, shutdown, missed ticks and pruning."""
 
 import asyncio
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def counted(outcome: RunOutcome) -> float:
     return REGISTRY.get_sample_value("scheduler_runs_total", labels) or 0
 
 
-async def test_a_tick_is_run_recorded_and_shown(
+async def test_tick_is_run_recorded_and_listed(
     schedule: Schedule, committing_database: Database
 ) -> None:
     ticks = []
@@ -60,10 +60,10 @@ async def test_a_tick_is_run_recorded_and_shown(
     assert counted(RunOutcome.SUCCEEDED) == before + 1
 
 
-async def test_a_failed_run_is_logged_and_recorded_and_the_next_tick_runs(
+async def test_failed_run_is_recorded_and_the_next_tick_runs(
     schedule: Schedule, committing_database: Database, logs: Logs
 ) -> None:
-    """`sys.exit` in a job is a failure like any other."""
+    """SystemExit in a job is a failure like any other exception."""
     errors = iter([ValueError("no lamps\0"), SystemExit(3)])
 
     async def job() -> None:
@@ -77,9 +77,7 @@ async def test_a_failed_run_is_logged_and_recorded_and_the_next_tick_runs(
     assert next(log for log in logs if log["event"] == "job_failed")["exc_info"] is True
 
 
-async def test_a_job_never_overlaps_itself(
-    schedule: Schedule, committing_database: Database
-) -> None:
+async def test_job_never_overlaps_itself(schedule: Schedule, committing_database: Database) -> None:
     """Not even with `max_instances`; ticks during a run are recorded as skipped."""
     running = most = 0
 
@@ -104,14 +102,14 @@ async def test_a_job_never_overlaps_itself(
         (0.2, 2 * LIMIT_SECONDS, RunOutcome.CANCELLED),
     ],
 )
-async def test_a_shutdown_waits_for_runs_then_cancels_them(
+async def test_shutdown_waits_for_runs_then_cancels_them(
     schedule: Schedule,
     committing_database: Database,
     drain: float,
     seconds: float,
     outcome: RunOutcome,
 ) -> None:
-    """The history shows which, and the lease is free at once."""
+    """The outcome is recorded, and the lease is released immediately."""
     started = asyncio.Event()
 
     async def job() -> None:
@@ -134,7 +132,7 @@ async def test_a_shutdown_waits_for_runs_then_cancels_them(
     ],
     ids=["not async", "no id"],
 )
-async def test_a_job_that_cannot_work_is_refused_at_the_start(
+async def test_invalid_job_fails_at_startup(
     schedule: Schedule, job: Callable[..., object], options: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error, match="job"):
@@ -142,11 +140,11 @@ async def test_a_job_that_cannot_work_is_refused_at_the_start(
             pass
 
 
-# --- ticks that came while there was no leader ------------------------------------------------
+# --- ticks that were due while there was no leader ------------------------------------------------
 
 
 async def leave(database: Database, *rows: SchedulerJob | SchedulerRun) -> None:
-    """Write what an earlier leader would have left."""
+    """Insert the rows that an earlier leader would have left."""
     async with database.transaction() as session:
         session.add_all(rows)
 
@@ -154,10 +152,10 @@ async def leave(database: Database, *rows: SchedulerJob | SchedulerRun) -> None:
 @pytest.mark.parametrize(
     ("grace", "outcome"), [(None, RunOutcome.SUCCEEDED), (60, RunOutcome.MISSED)]
 )
-async def test_of_missed_ticks_the_last_is_run_or_recorded_as_missed(
+async def test_last_missed_tick_is_run_or_recorded_as_missed(
     schedule: Schedule, committing_database: Database, grace: int | None, outcome: RunOutcome
 ) -> None:
-    """As `misfire_grace_time` says. Ticks keep their rhythm, whenever a process started."""
+    """It depends on `misfire_grace_time`. The interval does not restart with the process."""
     missed = datetime.now(UTC) - timedelta(days=400, minutes=20)
     await leave(committing_database, SchedulerJob(id="job", trigger=HOURLY, next_tick=missed))
 
@@ -182,7 +180,7 @@ async def test_without_coalescing_every_missed_tick_runs(
     assert [run.tick for run in runs] == [missed + n * HOUR for n in (2, 1, 0)]
 
 
-async def test_a_restart_neither_repeats_nor_delays_a_tick(
+async def test_restart_does_not_repeat_or_delay_a_tick(
     schedule: Schedule, committing_database: Database
 ) -> None:
     """An hourly job of a service that is deployed every half hour still runs every hour."""
@@ -190,14 +188,14 @@ async def test_a_restart_neither_repeats_nor_delays_a_tick(
         (run,) = await runs_of(committing_database)
     async with schedule(nothing):
         await leader_of(committing_database)
-        await asyncio.sleep(0.1)  # for a tick that must not come
+        await asyncio.sleep(0.1)  # for a tick that must not run
         shown = await overview(committing_database)
 
     assert len(shown.jobs[0].runs) == 1
     assert shown.jobs[0].next_tick == run.tick + HOUR
 
 
-async def test_a_job_of_one_tick_has_ended_then(
+async def test_job_with_one_tick_does_not_run_again(
     schedule: Schedule, committing_database: Database
 ) -> None:
     at = datetime.now(UTC)
@@ -209,10 +207,10 @@ async def test_a_job_of_one_tick_has_ended_then(
     assert (await overview(committing_database)).jobs[0].next_tick is None
 
 
-async def test_a_job_with_another_trigger_starts_from_the_code(
+async def test_changed_trigger_resets_the_next_tick(
     schedule: Schedule, committing_database: Database
 ) -> None:
-    """A job that is gone from the code is gone from the table."""
+    """A job that is removed from the code is deleted from the table."""
     far = datetime.now(UTC) + timedelta(days=1)
     await leave(
         committing_database,
@@ -227,7 +225,7 @@ async def test_a_job_with_another_trigger_starts_from_the_code(
     assert [job.id for job in jobs] == ["job", "prune_run_history"]
 
 
-async def test_runs_that_a_dead_leader_left_are_lost(
+async def test_unfinished_runs_of_a_dead_leader_are_lost(
     schedule: Schedule, committing_database: Database
 ) -> None:
     at = datetime.now(UTC) - HOUR
@@ -240,13 +238,11 @@ async def test_runs_that_a_dead_leader_left_are_lost(
     assert [run.outcome for run in runs] == [RunOutcome.SUCCEEDED, RunOutcome.LOST]
 
 
-# --- its own job ------------------------------------------------------------------------------
+# --- pruning ------------------------------------------------------------------------------
 
 
-async def test_runs_are_deleted_after_their_time(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In batches, by a job that the scheduler adds to yours."""
+async def test_old_runs_are_pruned(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches, by the job `prune_run_history`."""
     monkeypatch.setattr(retention, "BATCH", 2)
     jobs = {job.id: job for job in build_scheduler(setup_jobs).get_jobs()}
     ticks = [datetime.now(UTC) - timedelta(days=days) for days in (0, 4, 6, 7, 8)]

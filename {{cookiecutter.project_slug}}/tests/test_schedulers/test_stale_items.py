@@ -20,7 +20,7 @@ def item(name: str, status: ItemStatus, *, days: int) -> Item:
 async def test_only_stale_items_are_archived_in_batches(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of those that may be archived; an archived one is not changed again."""
+    """An item that is already archived is not changed again."""
     monkeypatch.setattr(jobs, "BATCH", 2)
     async with database.transaction() as db:
         for n in range(3):

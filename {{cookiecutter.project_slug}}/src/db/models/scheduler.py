@@ -1,4 +1,4 @@
-"""What the scheduler's processes share: the leader's lease, the next ticks and the runs."""
+"""Tables that scheduler processes share: the lease, the jobs and the runs."""
 
 from datetime import datetime
 
@@ -10,7 +10,7 @@ from src.domain.scheduler import RunOutcome
 
 
 class SchedulerLease(Base, TableNameMixin):
-    """One row: the leader, and when its lease expires by PostgreSQL's clock, unless renewed."""
+    """The leader's lease. The table has one row; times are from PostgreSQL's clock."""
 
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
     holder: Mapped[str] = mapped_column(Text)
@@ -19,7 +19,7 @@ class SchedulerLease(Base, TableNameMixin):
 
 
 class SchedulerJob(Base, TableNameMixin):
-    """A job of `setup_jobs()`, and its first tick that is not claimed; null if there is none."""
+    """A job of `setup_jobs()` and its first unclaimed tick, or null if it has no further tick."""
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     trigger: Mapped[str] = mapped_column(Text)
@@ -27,7 +27,7 @@ class SchedulerJob(Base, TableNameMixin):
 
 
 class SchedulerRun(Base, TableNameMixin):
-    """A claimed tick. The key is the fence: a second claim fails."""
+    """A claimed tick. The primary key makes a second claim fail."""
 
     job: Mapped[str] = mapped_column(Text, primary_key=True)
     tick: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)

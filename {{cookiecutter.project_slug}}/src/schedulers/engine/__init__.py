@@ -1,1 +1,1 @@
-"""The scheduler's engine: leader election, claimed ticks, catch-up. You need not change it."""
+"""Leader election, claimed ticks and catch-up. You do not need to change this package."""

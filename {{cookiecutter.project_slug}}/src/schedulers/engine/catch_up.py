@@ -1,4 +1,4 @@
-"""Catch-up: a new leader continues each job at the tick that the last leader has left."""
+"""Catch-up: a new leader continues each job at the first tick that no leader has claimed."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -10,7 +10,8 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from src.db.models.scheduler import SchedulerJob
 
-# Where to look for the last missed tick: an outage may have missed millions.
+# Periods before now in which to search for the last missed tick. After a long outage there may be
+# millions of missed ticks, and APScheduler would step through each.
 _WINDOWS = [timedelta(minutes=1), timedelta(hours=1), timedelta(days=1), timedelta(days=32)]
 
 
@@ -22,26 +23,28 @@ def catch_up(
     rows = []
     for job in scheduler.get_jobs():
         next_tick = job.next_run_time
-        before = by_id.get(job.id)
-        if before is not None and before.trigger == str(job.trigger):
-            next_tick = _next_tick(job, before.next_tick)
+        stored = by_id.get(job.id)
+        if stored is not None and stored.trigger == str(job.trigger):
+            next_tick = _next_tick(job, stored.next_tick)
             scheduler.modify_job(job.id, next_run_time=next_tick)
         rows.append({"id": job.id, "trigger": str(job.trigger), "next_tick": next_tick})
     return rows
 
 
 def _next_tick(job: Job, unclaimed: datetime | None) -> datetime | None:
-    """Return the first tick that is not claimed; of a job that coalesces, the last that is due."""
+    """Return the first unclaimed tick, or a later one that is due if the job coalesces."""
     if unclaimed is None:
-        return None  # the job has ended: it had one tick, for example
+        return None  # the job has no further tick, such as one with the trigger "date"
     unclaimed = unclaimed.astimezone(UTC)
     if isinstance(job.trigger, IntervalTrigger):
-        job.trigger.start_date = unclaimed  # otherwise intervals start when the process does
+        job.trigger.start_date = (
+            unclaimed  # otherwise intervals count from the start of the process
+        )
     now = datetime.now(UTC)
     for window in _WINDOWS if job.coalesce else ():
         if now - window <= unclaimed:
             break
         tick: datetime | None = job.trigger.get_next_fire_time(None, now - window)
         if tick is not None and tick <= now:
-            return tick  # APScheduler goes on from here to the last one
+            return tick  # APScheduler steps from here to the last one that is due
     return unclaimed

@@ -1,6 +1,6 @@
-"""Runs jobs when APScheduler finds them due: `submit_job`, `_run_ticks`, `_run`.
+"""Runs jobs when APScheduler finds them due.
 
-Each tick is claimed before the run, and its outcome is recorded after it.
+Claims each tick before the run, and records the outcome after it.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ from src.schedulers.engine.store import Store
 
 log = structlog.get_logger(__name__)
 
-RUNS = Counter("scheduler_runs_total", "Ticks of jobs, by outcome.", ["job", "outcome"])
-DURATION = Histogram("scheduler_run_duration_seconds", "Duration of a run.", ["job"])
+RUNS = Counter("scheduler_runs_total", "Number of ticks, by outcome.", ["job", "outcome"])
+DURATION = Histogram("scheduler_run_duration_seconds", "Duration of runs in seconds.", ["job"])
 RETRY_SECONDS = 0.5
-RECORD_SECONDS = 2.5  # for cancelled runs to record their outcome
+RECORD_SECONDS = 2.5  # time for cancelled runs to record their outcome
 
 
 class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has no types
-    """Runs jobs while `holder` has the lease."""
+    """Runs jobs on behalf of `holder`, which has the lease."""
 
     def __init__(self, store: Store, holder: str, context: JobContext) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has 
         self._running: set[str] = set()
 
     def submit_job(self, job: Job, run_times: Sequence[datetime]) -> None:
-        """Run the job, or record the ticks as skipped while its last run has not finished."""
+        """Run the job, or record the ticks as skipped if the previous run has not finished."""
         if job.id in self._running:
             task = asyncio.create_task(self._run_ticks(job, run_times, RunOutcome.SKIPPED))
         else:
@@ -51,11 +51,12 @@ class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has 
         task.add_done_callback(self._tasks.discard)
         self._tasks.add(task)
 
-    _do_submit_job = submit_job  # abstract; APScheduler's own `submit_job` would call it
+    _do_submit_job = submit_job  # it is abstract, but never called: `submit_job` is overridden
 
     async def _run_ticks(self, job: Job, ticks: Sequence[datetime], planned: RunOutcome) -> None:
-        """Claim each tick, as soon as the database answers, and run the job for it."""
-        # APScheduler has set the job's next tick, or has removed the job and left the last one.
+        """Claim each tick, retrying until the database responds, and run the job for it."""
+        # APScheduler has already set the next tick. If there is none, it has removed the job and left
+        # the last tick in place.
         last = job.next_run_time if job.next_run_time > ticks[-1] else None
         for tick, next_tick in zip(ticks, [*ticks[1:], last], strict=True):
             outcome, is_claimed = planned, None
@@ -78,7 +79,7 @@ class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has 
                 RUNS.labels(job.id, outcome).inc()
 
     async def _run(self, job: Job, tick: datetime) -> None:
-        """Run the job, and record the outcome as soon as the database answers."""
+        """Run the job, and record the outcome, retrying until the database responds."""
         started, outcome, error = perf_counter(), RunOutcome.SUCCEEDED, None
         with (
             structlog.contextvars.bound_contextvars(job=job.id, tick=tick.isoformat()),
@@ -90,7 +91,7 @@ class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has 
                 log.warning("job_cancelled")
                 outcome = RunOutcome.CANCELLED
             except (Exception, SystemExit) as raised:
-                # Also SystemExit: one job must not end the process and its other jobs.
+                # SystemExit too: one job must not stop the process and its other jobs.
                 log.exception("job_failed")
                 outcome, error = RunOutcome.FAILED, describe(raised)
         RUNS.labels(job.id, outcome).inc()
@@ -103,18 +104,18 @@ class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has 
                 is_recorded = True
             except DatabaseUnavailableError:
                 if outcome is RunOutcome.CANCELLED:
-                    break  # the next leader marks the run as lost
+                    break  # the process is stopping; the next leader marks the run as lost
                 await asyncio.sleep(RETRY_SECONDS)
         if outcome is RunOutcome.CANCELLED:
             raise asyncio.CancelledError
 
     def cancel(self) -> None:
         for task in self._tasks:
-            if not task.cancelling():  # a second time would keep it from recording its end
+            if not task.cancelling():  # a second cancellation would interrupt recording the outcome
                 task.cancel()
 
     async def drain(self, seconds: float) -> None:
-        """Wait for runs to finish, then cancel them."""
+        """Wait for runs to finish, then cancel the others."""
         if self._tasks and seconds > 0:
             await asyncio.wait(self._tasks, timeout=seconds)
         self.cancel()

@@ -17,11 +17,11 @@ log = structlog.get_logger(__name__)
 async def run(
     settings: Settings, *, drain: float, metrics_port: int | None = None, setup: Setup = setup_jobs
 ) -> None:
-    """Schedule until SIGTERM or Ctrl-C."""
+    """Run the scheduler until SIGTERM or Ctrl-C."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Not `loop.add_signal_handler`, which Windows lacks.
+        # Windows does not have `loop.add_signal_handler`.
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopping.set))
     if metrics_port is not None:
         start_http_server(metrics_port)

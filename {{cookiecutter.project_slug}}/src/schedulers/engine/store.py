@@ -1,4 +1,4 @@
-"""The scheduler's tables, in a database that may be unavailable."""
+"""Access to the scheduler's tables, with time limits and logs of outages."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -21,10 +21,10 @@ class Store:
 
     @asynccontextmanager
     async def repository(self, *, atomic: bool = False) -> AsyncGenerator[SchedulerRepository]:
-        """Open the tables. Raises DatabaseUnavailableError, in two seconds at most.
+        """Open a repository. Raises DatabaseUnavailableError after RESPONSE_SECONDS at the latest.
 
-        Each statement commits by itself, unless `atomic`: a process that freezes in a transaction
-        keeps its locks, and others wait for them.
+        Each statement commits by itself, unless `atomic` is set: a process that freezes inside a
+        transaction keeps its locks and blocks others.
         """
         sessions = self._database.writes.begin if atomic else self._database.reads
         try:

@@ -1,4 +1,4 @@
-"""Inspect the scheduler, whichever process is the leader."""
+"""The leader, the jobs and their runs."""
 
 from typing import Annotated
 
@@ -11,10 +11,15 @@ from src.services.scheduler import SchedulerService
 router = APIRouter(prefix="/scheduler", tags=["scheduler"], dependencies=[ApiKey])
 
 
-@router.get("/jobs")
+@router.get("/jobs", summary="List scheduled jobs and their last runs")
 async def scheduler_jobs(
     db: ReadSession,
-    runs: Annotated[int, Query(ge=0, le=100, description="Number of runs of each job.")] = 5,
+    runs: Annotated[
+        int, Query(ge=0, le=100, description="Number of runs to return for each job.")
+    ] = 5,
 ) -> SchedulerInfo:
-    """The leader, and of each job the next tick and the latest runs."""
+    """Return the leader, and each job with its next tick and its last runs, newest first.
+
+    The response is the same from every process, whether or not it is the leader.
+    """
     return await SchedulerService.overview(db, runs=runs)
