@@ -26,9 +26,7 @@ CLI = re.compile(r"python cli\.py((?: [a-z][a-z-]*)*)(.*)")
 VARIABLE = re.compile(r"(?<![\w./$-])([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+_?\*?|[A-Z]+(?==))")
 SOURCE = re.compile(r"(?:src|tests|dev|docs|alembic|scripts|hooks|benchmarks)/[\w./-]++(?![<*{])")
 # Files that readers are told to create.
-CREATED = re.compile(
-    r"notes?\b|order_line|/v2/|test_lamps|jobs_without_example|\btag\b|test_tag|\.bak$"
-)
+CREATED = re.compile(r"notes?\b|order_line|\btag\b|_tag\b|/v2/|test_lamps|\.bak$")
 NAME = re.compile(r"[A-Z][A-Z0-9_]+")
 READ_FROM = {".py", ".yml"}
 FOREIGN = re.compile(r"(FASTAPI_)?OTEL_\w+|WEB_CONCURRENCY")  # variables of other packages
@@ -87,13 +85,14 @@ class Site(NamedTuple):
         return sorted(self.sources.rglob("*.md"))
 
     def code(self) -> list[tuple[str, str]]:
-        """Return each page's inline code and commands, with the path of the page."""
+        """Return inline code and commands of the pages, README.md and CONTRIBUTING.md."""
         found = []
-        for page in self.pages():
+        root = self.sources.parent
+        for page in [root / "README.md", root / "CONTRIBUTING.md", *self.pages()]:
             text = page.read_text("utf-8")
             commands = "\n".join(COMMANDS_BLOCK.findall(text)).replace("\\\n", " ").splitlines()
             spans = CODE_SPAN.findall(text) + commands
-            found += [(page.relative_to(self.sources).as_posix(), span) for span in spans]
+            found += [(page.relative_to(root).as_posix(), span) for span in spans]
         return found
 
 
