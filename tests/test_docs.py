@@ -147,6 +147,12 @@ def test_diagrams_are_drawn_for_both_color_schemes(site: Site) -> None:
         assert any(f'<img class="mermaid {scheme}"' in page for page in pages)
 
 
+def test_commands_have_no_prompt(site: Site) -> None:
+    """Readers copy commands. Output is in a separate block."""
+    prompt = re.compile(r"^\$ ", re.MULTILINE)
+    assert [page for page in site.pages() if prompt.search(page.read_text("utf-8"))] == []
+
+
 def test_only_the_readme_has_the_address(site: Site) -> None:
     """Other pages write ORG, which the site replaces."""
     [address] = set(re.findall(r"\bgh:([\w./-]+)", (REPOSITORY / "README.md").read_text("utf-8")))
