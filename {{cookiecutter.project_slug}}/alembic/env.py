@@ -56,8 +56,8 @@ async def _acquire(connection: AsyncConnection) -> None:
     """Acquire the advisory lock. PostgreSQL releases it when the connection is closed.
 
     The lock needs its own connection, since a migration may end its transaction in
-    `autocommit_block()`. A pooler between here and PostgreSQL must be in session mode. The lock is
-    polled, since CREATE INDEX CONCURRENTLY waits for transactions that wait for a lock.
+    `autocommit_block()`. A connection pooler must be in session mode. The lock is polled, since a
+    session that waits in pg_advisory_lock() can deadlock with CREATE INDEX CONCURRENTLY.
     """
     await connection.execution_options(isolation_level="AUTOCOMMIT")
     attempt = text("SELECT pg_try_advisory_lock(:key)")

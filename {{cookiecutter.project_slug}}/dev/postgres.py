@@ -121,7 +121,7 @@ def _binaries(run: Path, account: Account | None) -> Path:
     copy = home / package.name / installation.name
     shutil.copytree(installation, copy, symlinks=True)
     shutil.copytree(package.with_name(f"{package.name}.libs"), home / f"{package.name}.libs")
-    subprocess.run(["chmod", "-R", "a+rX", home], check=True)  # noqa: S607 - where the system has it
+    subprocess.run(["chmod", "-R", "a+rX", home], check=True)  # noqa: S607 - the chmod on the PATH
     return copy / "bin"
 
 

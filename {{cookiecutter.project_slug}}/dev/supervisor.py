@@ -77,7 +77,7 @@ def request_stop(supervisor: subprocess.Popen[bytes]) -> None:
 
 
 def main(options: dict[str, Any]) -> int:
-    """Be the supervisor; return the command's status."""
+    """Run the supervisor; return the command's status."""
     # The owner handles signals. SIG_IGN does not work here: the command would inherit it.
     for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
         signal.signal(getattr(signal, name), lambda *_: None)

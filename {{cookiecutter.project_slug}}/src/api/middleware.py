@@ -18,9 +18,9 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-_NOTHING_ALLOWED = "default-src 'none'; frame-ancestors 'none'"
+_API_CSP = "default-src 'none'; frame-ancestors 'none'"
 # Swagger UI and ReDoc use inline scripts and styles, and ReDoc starts a web worker.
-_DOCS_PAGES_ALLOWED = (
+_DOCS_CSP = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
@@ -97,8 +97,8 @@ class SecurityHeadersMiddleware:
     def __init__(self, app: ASGIApp, page_paths: tuple[str, ...] = ()) -> None:
         self.app = app
         self.page_paths = page_paths
-        self.headers = self._encode(_NOTHING_ALLOWED)
-        self.page_headers = self._encode(_DOCS_PAGES_ALLOWED)
+        self.headers = self._encode(_API_CSP)
+        self.page_headers = self._encode(_DOCS_CSP)
 
     @staticmethod
     def _encode(policy: str) -> list[tuple[bytes, bytes]]:

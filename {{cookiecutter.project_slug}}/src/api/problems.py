@@ -22,7 +22,7 @@ from src.domain.errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
-TRY_AGAIN = {"Retry-After": "1"}
+RETRY_AFTER = {"Retry-After": "1"}
 
 _STATUS: dict[type[DomainError], HTTPStatus] = {
     IdempotencyKeyReusedError: HTTPStatus.UNPROCESSABLE_ENTITY,

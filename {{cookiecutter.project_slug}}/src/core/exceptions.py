@@ -11,7 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from src.api.problems import TRY_AGAIN, InvalidField, phrase_of, problem_response, status_of
+from src.api.problems import RETRY_AFTER, InvalidField, phrase_of, problem_response, status_of
 from src.db.session import DatabaseUnavailableError, InvalidTextError
 from src.domain.errors import DomainError, IdempotencyKeyInUseError
 
@@ -35,7 +35,7 @@ async def _domain_error(request: Request, error: DomainError) -> JSONResponse:
         type=f"urn:problem-type:{error.code}",
         title=error.title,
         detail=str(error),
-        headers=TRY_AGAIN if isinstance(error, IdempotencyKeyInUseError) else None,
+        headers=RETRY_AFTER if isinstance(error, IdempotencyKeyInUseError) else None,
     )
 
 
@@ -83,5 +83,5 @@ async def _database_unavailable(request: Request, error: Exception) -> JSONRespo
         request.scope,
         HTTPStatus.SERVICE_UNAVAILABLE,
         detail="Database unavailable.",
-        headers=TRY_AGAIN,
+        headers=RETRY_AFTER,
     )

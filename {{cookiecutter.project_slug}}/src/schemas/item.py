@@ -76,9 +76,9 @@ class ItemListQuery(_Slice):
     )
 
     @model_validator(mode="after")
-    def _one_way_to_page(self) -> Self:
+    def _check_paging(self) -> Self:
         if self.cursor is not None and self.offset:
-            raise ValueError("give either cursor or offset")
+            raise ValueError("use either cursor or offset, not both")
         return self
 
 
