@@ -106,7 +106,7 @@ class Reader:
     def run(self, commands: str, shown: str) -> None:
         scaffold = f"{sys.executable} -m cookiecutter {self.template}"
         typed = PUBLISHED.sub(scaffold, commands).replace(ADDRESS, self.address)
-        for command in typed.splitlines():
+        for command in typed.replace("\\\n", "").splitlines():
             status, output = self.shell.run(command)
             assert status == 0, f"{command}\n{output}"
         if shown:
