@@ -125,4 +125,4 @@ async def test_direct_access(snippets: Snippets, snippets_client: AsyncClient) -
 
 
 async def test_script(snippets: Snippets) -> None:
-    await snippets.names["forget_users"]()
+    await snippets.names["clear_users"]()
