@@ -36,8 +36,8 @@ def run(
 ) -> None:
     """Run scheduled jobs.
 
-    You can run this command in several processes. One is the leader and runs the jobs; if it dies,
-    another process becomes the leader.
+    You can run this in several processes. One is the leader and runs the jobs.
+    If it dies, another process becomes the leader.
     """
     if context.invoked_subcommand is not None:
         return
