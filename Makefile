@@ -26,10 +26,11 @@ quick: setup ## Run all tests except the variants
 variants: setup ## Test the variants, or some of them: make variants ONLY='cache_backend=file'; ALL=1 runs more
 	@$(PYTEST) tests/test_variants.py --only '$(ONLY)' $(if $(ALL),--all)
 
-check: setup ## Lint and type-check the template
+check: setup ## Lint and type-check the template, and search its text for hard words
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python scripts/plain_words.py
 
 docs: setup ## Build the documentation in build/docs; a broken link is an error
 	@$(BIN)/python -m scripts.tables $(if $(CI),--check)

@@ -38,7 +38,7 @@ INSTEAD = {
     r"(?-i:[Nn]obody)(?!['\"`:])": "no one, no user",  # quoted, it is an account of the system
 }
 BANNED = [(re.compile(rf"(?i)\b({words})\b"), instead) for words, instead in INSTEAD.items()]
-# Licenses, and what is recorded of earlier releases, stay as they are. This file lists the words.
+# This file lists the words, and licenses are not our text.
 UNCHECKED = re.compile(
     r"(^|/)(LICENSE|.*\.(svg|png|lock)|requirements.*\.txt)$|^templates/|plain_words"
 )

@@ -26,7 +26,9 @@ def test_slow_tests_pass(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["ruff check", "ruff format --check", "mypy"])
+@pytest.mark.parametrize(
+    "command", ["ruff check", "ruff format --check", "mypy", "python scripts/plain_words.py"]
+)
 def test_template_is_clean(command: str) -> None:
     run(*command.split(), cwd=REPOSITORY)
 
