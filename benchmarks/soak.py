@@ -21,7 +21,7 @@ from uuid import uuid4
 import httpx
 from harness import SERVICE, migrated
 from sqlalchemy import URL, func, select
-from tests.proxy import Relay
+from tests.proxy import Proxy
 
 from dev.rabbitmq import embedded_rabbitmq
 from dev.valkey import embedded_valkey
@@ -68,7 +68,7 @@ class BrokerServer:
         self._data = data
         self._stack = ExitStack()
         self._start()
-        self.relay = Relay(self._connect)
+        self.proxy = Proxy(self._connect)
 
     @contextmanager
     def _server(self) -> Iterator[str]:
@@ -90,16 +90,16 @@ class BrokerServer:
     @property
     def settings(self) -> dict[str, str]:
         if self._kind == "rabbitmq":
-            url = f"amqp://guest:guest@127.0.0.1:{self.relay.port}"
+            url = f"amqp://guest:guest@127.0.0.1:{self.proxy.port}"
             return {"DRAMATIQ_BROKER": "rabbitmq", "RABBITMQ_URL": url}
-        url = f"redis://127.0.0.1:{self.relay.port}"
+        url = f"redis://127.0.0.1:{self.proxy.port}"
         return {"DRAMATIQ_BROKER": "redis", "DRAMATIQ_REDIS_URL": url}
 
     async def restart(self) -> None:
-        await self.relay.stop()
+        await self.proxy.stop()
         await asyncio.to_thread(self._stack.close)
         await asyncio.to_thread(self._start)
-        await self.relay.start()
+        await self.proxy.start()
 
     def close(self) -> None:
         self._stack.close()
@@ -109,11 +109,11 @@ class BrokerServer:
 async def broker_server(kind: str) -> AsyncGenerator[BrokerServer]:
     with tempfile.TemporaryDirectory() as folder:
         server = BrokerServer(kind, Path(folder))
-        await server.relay.start()
+        await server.proxy.start()
         try:
             yield server
         finally:
-            await server.relay.stop()
+            await server.proxy.stop()
             server.close()
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import URL
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class Relay:
+class Proxy:
     """Listens on `port` of 127.0.0.1, and forwards to the connections that `connect` opens."""
 
     def __init__(
@@ -46,11 +46,11 @@ class Relay:
         if not self._running:
             writer.transport.abort()
             return
-        task = asyncio.create_task(self._relay((reader, writer)))
+        task = asyncio.create_task(self._forward((reader, writer)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _relay(self, client: Stream) -> None:
+    async def _forward(self, client: Stream) -> None:
         writers = [client[1]]
         try:
             server = await self._connect()
@@ -69,7 +69,7 @@ class Relay:
         writer.close()
 
 
-class Proxy(Relay):
+class PostgresProxy(Proxy):
     """A proxy for PostgreSQL; clients connect to `url`."""
 
     def __init__(self, target: URL) -> None:

@@ -16,13 +16,13 @@ from src.db import session as db_session
 from src.db.session import Database, open_database
 from tests.fixtures.client import connect
 from tests.fixtures.notes import NOTES, Note, NoteRepository
-from tests.proxy import Proxy
+from tests.proxy import PostgresProxy
 
 TIMEOUT_SECONDS = 60
 
 
 @pytest.fixture
-async def database(db_proxy: Proxy) -> AsyncGenerator[Database]:
+async def database(db_proxy: PostgresProxy) -> AsyncGenerator[Database]:
     async with open_database(db_proxy.url, pool_size=2) as database:
         yield database
 
@@ -43,7 +43,7 @@ async def assert_unavailable(client: AsyncClient) -> None:
 
 
 async def test_an_outage_returns_503_until_the_server_has_recovered(
-    client: AsyncClient, db_proxy: Proxy
+    client: AsyncClient, db_proxy: PostgresProxy
 ) -> None:
     await db_proxy.stop()
     await assert_unavailable(client)
@@ -63,7 +63,7 @@ async def test_an_outage_returns_503_until_the_server_has_recovered(
 
 
 async def test_readiness_does_not_wait_for_a_frozen_server(
-    client: AsyncClient, db_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    client: AsyncClient, db_proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (await client.get("/api/v1/health/ready")).status_code == 200
 
@@ -76,7 +76,7 @@ async def test_readiness_does_not_wait_for_a_frozen_server(
 
 
 async def test_a_frozen_server_returns_503(
-    db_proxy: Proxy, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+    db_proxy: PostgresProxy, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db_session, "COMMAND_TIMEOUT_SECONDS", 0.2)
     async with open_database(db_proxy.url, pool_size=2) as database:

@@ -10,7 +10,7 @@ from src.db.session import Database
 from src.domain.scheduler import RunOutcome
 from src.repositories.scheduler import SchedulerRepository
 from src.schedulers.engine import leadership
-from tests.proxy import Proxy
+from tests.proxy import PostgresProxy
 from tests.test_schedulers.conftest import LIMIT_SECONDS, Logs, Schedule, leader_of, runs_of, until
 
 
@@ -78,7 +78,7 @@ async def test_leader_that_loses_the_lease_cancels_its_runs(
 
 
 async def test_leader_and_ticks_survive_a_short_outage(
-    schedule: Schedule, committing_database: Database, db_proxy: Proxy, logs: Logs
+    schedule: Schedule, committing_database: Database, db_proxy: PostgresProxy, logs: Logs
 ) -> None:
     """The scheduler retries the claim and the record of the outcome."""
     stopped = 0
@@ -107,7 +107,11 @@ async def test_leader_and_ticks_survive_a_short_outage(
 
 @pytest.mark.parametrize("fault", ["refuses", "hangs"])
 async def test_unavailable_database_does_not_delay_the_shutdown(
-    schedule: Schedule, db_proxy: Proxy, monkeypatch: pytest.MonkeyPatch, logs: Logs, fault: str
+    schedule: Schedule,
+    db_proxy: PostgresProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    logs: Logs,
+    fault: str,
 ) -> None:
     """Between two attempts and during an attempt."""
     monkeypatch.setattr(leadership, "POLL_SECONDS", 2.0 * LIMIT_SECONDS)

@@ -25,7 +25,7 @@ from src.db.session import Database, open_database
 from src.schedulers.context import job_tick
 from src.schedulers.engine import process
 from tests.fixtures.commands import Process, serving
-from tests.proxy import Proxy
+from tests.proxy import PostgresProxy
 from tests.test_schedulers.conftest import LIMIT_SECONDS, overview, until
 
 pytestmark = [
@@ -91,7 +91,7 @@ async def replicas(tmp_path: Path, fresh_url: URL) -> AsyncGenerator[Replicas]:
 
 @pytest.mark.parametrize("fault", ["killed", "frozen", "refused", "unanswered"])
 async def test_failed_leader_is_replaced_and_no_run_is_repeated(
-    replicas: Replicas, fresh_url: URL, db_proxy: Proxy, fault: str
+    replicas: Replicas, fresh_url: URL, db_proxy: PostgresProxy, fault: str
 ) -> None:
     """The leader is killed, is frozen and wakes up later, or its database is unavailable."""
     first = replicas.start(db_proxy.url.set(database=fresh_url.database))
@@ -115,7 +115,7 @@ async def test_failed_leader_is_replaced_and_no_run_is_repeated(
 
 
 async def test_scheduling_continues_after_an_outage_of_the_database(
-    replicas: Replicas, fresh_url: URL, db_proxy: Proxy
+    replicas: Replicas, fresh_url: URL, db_proxy: PostgresProxy
 ) -> None:
     for _ in range(2):
         replicas.start(db_proxy.url.set(database=fresh_url.database))

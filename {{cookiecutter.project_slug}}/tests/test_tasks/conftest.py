@@ -97,8 +97,8 @@ def broker(open_broker: OpenBroker, monkeypatch: pytest.MonkeyPatch) -> TaskBrok
 
 
 @pytest.fixture
-async def broker_proxy(server: Server) -> AsyncGenerator[proxy.Relay]:
-    broker_proxy = proxy.Relay(partial(server.module.connect, server.url))
+async def broker_proxy(server: Server) -> AsyncGenerator[proxy.Proxy]:
+    broker_proxy = proxy.Proxy(partial(server.module.connect, server.url))
     await broker_proxy.start()
     yield broker_proxy
     await broker_proxy.stop()

@@ -51,7 +51,10 @@ def number(metrics: str, name: str) -> float:
 
 
 async def test_readiness_fails_and_metrics_are_omitted_for_unavailable_servers(
-    queue_settings: Settings, db_proxy: proxy.Proxy, broker: TaskBroker, open_broker: OpenBroker
+    queue_settings: Settings,
+    db_proxy: proxy.PostgresProxy,
+    broker: TaskBroker,
+    open_broker: OpenBroker,
 ) -> None:
     await db_proxy.stop()
     without = settings_for(db_proxy.url, {})

@@ -179,7 +179,7 @@ async def test_a_relay_recovers_from_an_outage_of_the_database(
     committing_database: Database,
     broker: TaskBroker,
     *,
-    db_proxy: proxy.Proxy,
+    db_proxy: proxy.PostgresProxy,
     logs: Logs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -92,7 +92,7 @@ async def test_a_task_that_exceeds_its_time_limit_is_cancelled_and_retried(
 async def test_a_retry_waits_for_the_broker(
     broker: TaskBroker,
     open_broker: OpenBroker,
-    broker_proxy: proxy.Relay,
+    broker_proxy: proxy.Proxy,
     *,
     tmp_path: Path,
     logs: Logs,

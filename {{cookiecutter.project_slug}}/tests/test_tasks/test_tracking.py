@@ -173,7 +173,7 @@ async def test_a_result_that_is_not_json_is_a_dead_letter(
 async def test_a_message_is_acknowledged_after_its_outcome_is_recorded(
     committing_database: Database,
     open_broker: OpenBroker,
-    db_proxy: proxy.Proxy,
+    db_proxy: proxy.PostgresProxy,
     *,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -202,7 +202,7 @@ async def test_a_message_is_acknowledged_after_its_outcome_is_recorded(
 async def test_a_task_does_not_start_while_its_start_cannot_be_recorded(
     committing_database: Database,
     open_broker: OpenBroker,
-    db_proxy: proxy.Proxy,
+    db_proxy: proxy.PostgresProxy,
     *,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -16,7 +16,7 @@ from src.cache.backends import redis as redis_backend
 from src.cache.backends.redis import RedisBackend, close_client, create_client
 from src.core import redis_url
 from src.core.redis_url import RedisURL
-from tests.proxy import Relay
+from tests.proxy import Proxy
 
 
 @pytest.fixture(scope="session")
@@ -58,19 +58,19 @@ async def backend(url: RedisURL, namespace: str) -> AsyncGenerator[RedisBackend]
 
 
 @asynccontextmanager
-async def relay(url: RedisURL, tls: SSLContext | None = None) -> AsyncGenerator[Relay]:
-    relay = Relay(partial(asyncio.open_unix_connection, url.options["path"]), tls=tls)
-    await relay.start()
+async def open_proxy(url: RedisURL, tls: SSLContext | None = None) -> AsyncGenerator[Proxy]:
+    proxy = Proxy(partial(asyncio.open_unix_connection, url.options["path"]), tls=tls)
+    await proxy.start()
     try:
-        yield relay
+        yield proxy
     finally:
-        await relay.stop()
+        await proxy.stop()
 
 
 @pytest.fixture
-async def proxy(url: RedisURL) -> AsyncGenerator[Relay]:
+async def proxy(url: RedisURL) -> AsyncGenerator[Proxy]:
     """A connection to the server that can fail."""
-    async with relay(url) as proxy:
+    async with open_proxy(url) as proxy:
         yield proxy
 
 

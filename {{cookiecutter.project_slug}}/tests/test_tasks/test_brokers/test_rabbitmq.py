@@ -20,7 +20,7 @@ from pika.exceptions import ChannelClosedByBroker
 from src.tasks.engine.brokers import rabbitmq, rabbitmq_publisher
 from src.tasks.engine.brokers.base import ERROR, BrokerUnavailableError, QueueState
 from src.tasks.engine.brokers.rabbitmq import RabbitmqConsumer, RabbitmqTaskBroker
-from tests.proxy import Relay
+from tests.proxy import Proxy
 from tests.test_tasks.conftest import Server
 from tests.test_tasks.test_brokers.conftest import MakeBroker
 from tests.test_tasks.test_brokers.messages import (
@@ -47,7 +47,7 @@ def operator(server: Server) -> Iterator[pika.BlockingConnection]:
 
 @pytest.fixture
 def broker_behind_proxy(
-    server: Server, make_broker: MakeBroker, broker_proxy: Relay
+    server: Server, make_broker: MakeBroker, broker_proxy: Proxy
 ) -> RabbitmqTaskBroker:
     """A broker behind the proxy. Its heartbeats are too rare to detect that the server hangs."""
     broker: RabbitmqTaskBroker = make_broker(
@@ -133,7 +133,7 @@ async def test_queue_of_another_type_is_rejected(
 )
 async def test_publisher_does_not_wait_for_a_server_that_hangs(
     broker_behind_proxy: RabbitmqTaskBroker,
-    broker_proxy: Relay,
+    broker_proxy: Proxy,
     queue: str,
     *,
     shorten_timeouts: Callable[[], None],
@@ -151,7 +151,7 @@ async def test_publisher_does_not_wait_for_a_server_that_hangs(
 
 async def test_closing_does_not_wait_for_a_server_that_hangs(
     broker_behind_proxy: RabbitmqTaskBroker,
-    broker_proxy: Relay,
+    broker_proxy: Proxy,
     queue: str,
     *,
     shorten_timeouts: Callable[[], None],
@@ -224,7 +224,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def test_tls(server: Server, make_broker: MakeBroker, queue: str, certificate: Path) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
-    proxy = Relay(partial(server.module.connect, server.url), tls=context)
+    proxy = Proxy(partial(server.module.connect, server.url), tls=context)
     await proxy.start()
     try:
         address = server.via(proxy.port).url.replace("amqp:", "amqps:")
@@ -280,7 +280,7 @@ def test_dead_letter_is_written_on_a_new_connection(
 async def test_message_that_cannot_become_a_dead_letter_is_redelivered(
     broker_behind_proxy: RabbitmqTaskBroker,
     broker: RabbitmqTaskBroker,
-    broker_proxy: Relay,
+    broker_proxy: Proxy,
     queue: str,
 ) -> None:
     loop = asyncio.get_running_loop()
