@@ -9,8 +9,8 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from src.cache import Cache, MemoryBackend, use_cache
-from src.core.config import ROOT
+from src.cache import Cache, MemoryBackend, current_cache, open_cache, use_cache
+from src.core.config import ROOT, get_settings
 from src.db.session import Database
 from tests.fixtures.client import connect
 from tests.fixtures.notes import Note
@@ -124,5 +124,6 @@ async def test_direct_access(snippets: Snippets, snippets_client: AsyncClient) -
     assert snippets.calls == ["report 2026-11-22"]
 
 
-async def test_script(snippets: Snippets) -> None:
-    await snippets.names["clear_users"]()
+async def test_script_opens_the_cache() -> None:
+    async with open_cache(get_settings()):
+        assert current_cache() is not None
