@@ -67,7 +67,7 @@ def build_lifespan(settings: Settings) -> Lifespan[FastAPI]:
             if not settings.API_KEYS:
                 log.warning("api_unauthenticated", reason="API_KEYS is empty: no key is needed")
             log.info(
-                "started",
+                "api_started",
                 env=settings.ENV,
                 version=settings.VERSION,
                 # % if cookiecutter.cache_backend != "none"
@@ -75,6 +75,6 @@ def build_lifespan(settings: Settings) -> Lifespan[FastAPI]:
                 # % endif
             )
             yield state
-        log.info("stopped")
+        log.info("api_stopped")
 
     return lifespan

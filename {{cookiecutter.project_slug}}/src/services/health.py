@@ -36,13 +36,13 @@ async def run_checks(
         for name, task in tasks.items():
             # Not awaited: closing a connection that hangs takes more seconds.
             if task.cancel():
-                log.warning("not_ready", part=name, cause="timeout")
+                log.warning("readiness_check_failed", check=name, cause="timeout")
 
 
 async def _passes(name: str, check: Awaitable[None], errors: tuple[type[Exception], ...]) -> bool:
     try:
         await check
     except errors as error:
-        log.warning("not_ready", part=name, cause=repr(error.__cause__ or error))
+        log.warning("readiness_check_failed", check=name, cause=repr(error.__cause__ or error))
         return False
     return True
