@@ -3,7 +3,17 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Header, HTTPException, Request, Response, status
+from fastapi import (
+    APIRouter,
+    Body,
+    Depends,
+    Header,
+    HTTPException,
+    Path,
+    Request,
+    Response,
+    status,
+)
 
 from src.api.accepted import accepted
 from src.api.deps import ApiKey, DbSession, ReadSession
@@ -57,6 +67,8 @@ async def import_csv(
 @router.get(
     "/{import_id}", response_model=ItemImportResponse, responses=problems(ItemImportNotFoundError)
 )
-async def get_item_import(import_id: UUID, db: ReadSession) -> ItemImport:
+async def get_item_import(
+    import_id: Annotated[UUID, Path(description="ID of the import.")], db: ReadSession
+) -> ItemImport:
     """Return the progress of an import and the reasons for rejected rows."""
     return await ItemImportService.get(db, import_id)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response, status
+from fastapi import APIRouter, Path, Query, Request, Response, status
 
 from src.api import (
     openapi,
@@ -25,6 +25,8 @@ from src.schemas.item import (
     ItemUpdate,
 )
 from src.services.item import ItemService, Page
+
+ItemId = Annotated[UUID, Path(description="ID of the item.")]
 
 router = APIRouter(
     prefix="/items",
@@ -96,7 +98,7 @@ async def search_items(
     # % endif
     responses=openapi.problems(ItemNotFoundError),
 )
-async def get_item(item_id: UUID, db: ReadSession, response: Response) -> Item:
+async def get_item(item_id: ItemId, db: ReadSession, response: Response) -> Item:
     """Return an item. To change exactly this version, send its `ETag` as `If-Match`."""
     item = await ItemService.get_item(db, item_id)
     response.headers["ETag"] = _etag(item)
@@ -110,7 +112,7 @@ async def get_item(item_id: UUID, db: ReadSession, response: Response) -> Item:
     responses=openapi.problems(ItemNotFoundError, ItemArchivedError, ItemTransitionError),
 )
 async def update_item(
-    item_id: UUID,
+    item_id: ItemId,
     changes: ItemUpdate,
     db: DbSession,
     expected_versions: ExpectedVersions,
@@ -135,7 +137,7 @@ async def update_item(
     dependencies=[ApiKey],
     responses=openapi.problems(ItemNotFoundError),
 )
-async def delete_item(item_id: UUID, db: DbSession, expected_versions: ExpectedVersions) -> None:
+async def delete_item(item_id: ItemId, db: DbSession, expected_versions: ExpectedVersions) -> None:
     """Delete an item. If you send `If-Match`, the item must still have that version."""
     await ItemService.delete_item(db, item_id, expected_versions)
 

@@ -1,8 +1,9 @@
 """The status of tracked tasks."""
 
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Response
 
 from src.api.deps import ApiKey, ReadSession
 from src.api.openapi import problems
@@ -15,7 +16,11 @@ router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[ApiKey])
 
 
 @router.get("/{task_id}", response_model=TaskResponse, responses=problems(TaskNotFoundError))
-async def get_task(task_id: UUID, db: ReadSession, response: Response) -> Task:
+async def get_task(
+    task_id: Annotated[UUID, Path(description="ID of the task.")],
+    db: ReadSession,
+    response: Response,
+) -> Task:
     """Return the status, progress and result of a task that another endpoint has accepted.
 
     While the task is queued or running, the response has the header `Retry-After`: repeat the
