@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conftest import Bake
@@ -32,6 +33,16 @@ CHROMIUM_FLAGS = (
 def address(bake: Bake) -> Iterator[str]:
     with running(bake(project_name="Lamps & Co").path, LOG_LEVEL="ERROR") as address:
         yield address
+
+
+def test_everything_has_a_description(address: str) -> None:
+    document = httpx.get(f"{address}/api/openapi.json", trust_env=False).json()
+    operations = [each for path in document["paths"].values() for each in path.values()]
+    parameters = [each for operation in operations for each in operation.get("parameters", [])]
+    schemas = document["components"]["schemas"].values()
+    fields = [each for schema in schemas for each in schema.get("properties", {}).values()]
+    missing = [each for each in operations + parameters + fields if not each.get("description")]
+    assert missing == []
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
