@@ -10,7 +10,12 @@ from fastapi.routing import iter_route_contexts
 
 from src.api import deps
 from src.api.problems import MEDIA_TYPE, Problem, status_of
-from src.domain.errors import DomainError
+from src.domain.errors import (
+    DomainError,
+    IdempotencyKeyInUseError,
+    IdempotencyKeyReusedError,
+    StaleVersionError,
+)
 
 _SCHEMAS = "#/components/schemas/"
 
@@ -26,11 +31,11 @@ _IDEMPOTENCY_KEY = {
     "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 }
 # Responses of `IdempotencyMiddleware` to a POST, and of FastAPI to a request with a body.
-_STATUSES_OF_POST = {400, 409, 413, 422, 503}
-_STATUSES_OF_BODY = {400, 413}
-_STATUS_OF_DEPENDENCY: dict[Callable[..., Any], int] = {
+_ERRORS_OF_POST = (400, IdempotencyKeyInUseError, 413, IdempotencyKeyReusedError, 503)
+_ERRORS_OF_BODY = (400, 413)
+_ERROR_OF_DEPENDENCY: dict[Callable[..., Any], type[DomainError] | int] = {
     deps.get_db_session: 503,
-    deps.get_expected_versions: 412,
+    deps.get_expected_versions: StaleVersionError,
     deps.get_read_session: 503,
     deps.require_api_key: 401,
 }
@@ -42,19 +47,27 @@ def problems(*errors: type[DomainError] | int) -> dict[int | str, dict[str, Any]
     Pass domain errors, or status codes of an `HTTPException`. `ProblemOpenAPI` adds the errors that
     follow from parameters, body and dependencies.
     """
-    titles: dict[int, list[str]] = {}
+    examples: dict[int, dict[str, Any]] = {}
     for error in errors:
-        if isinstance(error, int):
-            titles.setdefault(error, []).append(HTTPStatus(error).phrase)
-        else:
-            titles.setdefault(status_of(error), []).append(error.title)
+        example = _example(error)
+        examples.setdefault(example["status"], {})[example["title"]] = {"value": example}
     return {
-        int(status): {
-            "description": "; ".join(each),
-            "content": {MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS + Problem.__name__}}},
+        status: {
+            "description": "; ".join(titled),
+            "content": {
+                MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS + Problem.__name__}, "examples": titled}
+            },
         }
-        for status, each in titles.items()
+        for status, titled in examples.items()
     }
+
+
+def _example(error: type[DomainError] | int) -> dict[str, Any]:
+    if isinstance(error, int):
+        kind, title, status = "about:blank", HTTPStatus(error).phrase, error
+    else:
+        kind, title, status = f"urn:problem-type:{error.code}", error.title, int(status_of(error))
+    return {"type": kind, "title": title, "status": status, "instance": "/api/…", "request_id": "…"}
 
 
 class ProblemOpenAPI(FastAPI):
@@ -77,17 +90,17 @@ class ProblemOpenAPI(FastAPI):
 
 def _describe_errors(operation: dict[str, Any], method: str, dependant: Dependant) -> None:
     responses = operation["responses"]
-    known = _STATUS_OF_DEPENDENCY
-    statuses = {known[call] for each in walk(dependant) if (call := each.call) in known}
+    known = _ERROR_OF_DEPENDENCY
+    errors = [known[call] for each in walk(dependant) if (call := each.call) in known]
     if responses.get("422", {}).get("description") == "Validation Error":
         del responses["422"]  # added by FastAPI; has another media type
-        statuses.add(422)
+        errors.append(422)
     if "requestBody" in operation:
-        statuses |= _STATUSES_OF_BODY
+        errors += _ERRORS_OF_BODY
     if method == "POST":
         operation.setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
-        statuses |= _STATUSES_OF_POST
-    for status, response in problems(*statuses).items():
+        errors += _ERRORS_OF_POST
+    for status, response in problems(*errors).items():
         responses.setdefault(str(status), response)
     operation["responses"] = dict(sorted(responses.items()))
 
