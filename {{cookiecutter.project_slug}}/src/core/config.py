@@ -37,6 +37,9 @@ from src.core import (
     # % if cookiecutter.__redis
     redis_url,
     # % endif
+    # % if cookiecutter.scheduler
+    time_zone,
+    # % endif
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,6 +159,7 @@ class Settings(BaseSettings):
     # % if cookiecutter.scheduler
     SCHEDULER_ENABLED: bool = True
     SCHEDULER_HISTORY_DAYS: int = Field(default=30, ge=1)
+    SCHEDULER_TIMEZONE: time_zone.TimeZone = time_zone.UTC
 
     # % endif
     # % if cookiecutter.example and cookiecutter.scheduler

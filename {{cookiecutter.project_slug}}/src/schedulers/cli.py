@@ -48,9 +48,12 @@ def run(
         typer.echo(message, err=True)
         return
     configure_logging(settings)
-    from src.schedulers.engine import process  # noqa: PLC0415 - it imports the services of jobs
+    from src.schedulers.engine import job_scheduler, process  # noqa: PLC0415 - imports the jobs
 
-    asyncio.run(process.run(settings, drain=DRAIN_SECONDS, metrics_port=metrics_port))
+    try:
+        asyncio.run(process.run(settings, drain=DRAIN_SECONDS, metrics_port=metrics_port))
+    except job_scheduler.InvalidJobError as error:
+        raise SystemExit(f"Error: {error}") from error
 
 
 @app.command()

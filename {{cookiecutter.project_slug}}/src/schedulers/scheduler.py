@@ -3,20 +3,22 @@
 import asyncio
 import inspect
 import logging
-import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC
+from datetime import UTC, tzinfo
 from functools import partial
 
 import structlog
+from apscheduler.executors.asyncio import AsyncIOExecutor
+from apscheduler.executors.base import BaseExecutor
+from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from src.core.config import Settings
 from src.db import Database, open_database
 from src.repositories.retention import delete_expired
 from src.schedulers.context import JobContext, job_settings, transaction
-from src.schedulers.engine.executor import RecordingExecutor
+from src.schedulers.engine.job_scheduler import InvalidJobError, JobScheduler
 from src.schedulers.engine.leadership import Scheduler
 from src.schedulers.engine.store import Store
 from src.schedulers.jobs import setup_jobs
@@ -31,26 +33,33 @@ DEFAULTS = {"coalesce": True, "misfire_grace_time": 60}
 DRAIN_SECONDS = 4.0
 # A separate pool: requests that use all other connections cannot delay a renewal of the lease.
 CONNECTIONS = 2
-_GENERATED_ID = re.compile(r"[0-9a-f]{32}")
+PRUNE = "prune_run_history"
 
 
-def build_scheduler(setup: Setup, executor: RecordingExecutor | None = None) -> AsyncIOScheduler:
+def build_scheduler(
+    setup: Setup, executor: BaseExecutor | None = None, *, timezone: tzinfo = UTC
+) -> AsyncIOScheduler:
     """Return an APScheduler with the jobs of `setup` and the job `prune_run_history`.
 
-    Raises TypeError for a job that is not `async def`, and ValueError for a job without an `id`.
+    Raises InvalidJobError for a job that cannot run.
     """
     logging.getLogger("apscheduler").setLevel(logging.WARNING)  # INFO logs each tick
-    executors = {} if executor is None else {"default": executor}
-    scheduler = AsyncIOScheduler(executors=executors, job_defaults=DEFAULTS, timezone=UTC)
-    scheduler.add_job(
-        prune_run_history, trigger="cron", hour=3, id="prune_run_history", misfire_grace_time=None
+    scheduler = JobScheduler(
+        executors={"default": executor or AsyncIOExecutor()},
+        jobstores={"default": MemoryJobStore()},
+        job_defaults=DEFAULTS,
+        timezone=timezone,
     )
+    if inspect.iscoroutinefunction(setup):
+        raise InvalidJobError("setup_jobs must be a `def` function: it only registers jobs.")
     setup(scheduler)
-    for job in scheduler.get_jobs():
-        if not inspect.iscoroutinefunction(job.func):
-            raise TypeError(f"The job {job.id} must be an `async def` function.")
-        if _GENERATED_ID.fullmatch(job.id):
-            raise ValueError(f"The job {job.name} needs an `id`: pass one to add_job().")
+    if scheduler.running:
+        scheduler.shutdown()
+        raise InvalidJobError("setup_jobs must not start the scheduler: the leader starts it.")
+    if scheduler.get_job(PRUNE) is None:
+        scheduler.add_job(
+            prune_run_history, trigger="cron", hour=3, id=PRUNE, misfire_grace_time=None
+        )
     return scheduler
 
 
@@ -69,10 +78,11 @@ async def open_scheduler(
     drain: float = DRAIN_SECONDS,
 ) -> AsyncGenerator[None]:
     """Run the scheduler in the background until the block ends."""
-    build_scheduler(setup)  # report an invalid job now, not when this process becomes the leader
+    build = partial(build_scheduler, setup, timezone=settings.SCHEDULER_TIMEZONE)
+    build()  # report an invalid job now, not when this process becomes the leader
     async with open_database(settings.database_url, pool_size=CONNECTIONS) as separate:
         context = JobContext(settings, database)
-        scheduler = Scheduler(Store(separate), context, partial(build_scheduler, setup), drain)
+        scheduler = Scheduler(Store(separate), context, build, drain)
         running = asyncio.create_task(scheduler.run())
         try:
             yield

@@ -2,13 +2,16 @@
 
 import asyncio
 import os
+import signal
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy import URL
 
 from dev import stack
@@ -66,6 +69,21 @@ def test_disabled_scheduler_prints_a_message_and_exits(run: Run) -> None:
 
     assert result.status == 0
     assert "The scheduler is disabled" in result.err
+
+
+def test_invalid_job_is_an_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch, committing_url: URL
+) -> None:
+    def setup(scheduler: AsyncIOScheduler) -> None:
+        scheduler.add_job(print, trigger="interval", hours=1, id="job")
+
+    monkeypatch.setattr(process, "run", partial(process.run, setup=setup))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    url = committing_url.render_as_string(hide_password=False)
+    result = run("scheduler", DATABASE_URL=url, SCHEDULER_ENABLED="true")
+
+    assert result.status == 1
+    assert result.err.endswith("Error: The job job must be an `async def` function.")
 
 
 async def test_jobs_are_listed(

@@ -5,11 +5,17 @@ from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from pydantic import SecretStr
+from sqlalchemy import URL
 
+from src.core.config import Settings
 from src.db.session import Database
 from src.domain.scheduler import RunOutcome
 from src.repositories.scheduler import SchedulerRepository
 from src.schedulers.engine import leadership
+from src.schedulers.engine.catch_up import catch_up
+from src.schedulers.scheduler import open_scheduler
 from tests.proxy import PostgresProxy
 from tests.test_schedulers.conftest import LIMIT_SECONDS, Logs, Schedule, leader_of, runs_of, until
 
@@ -103,6 +109,40 @@ async def test_leader_and_ticks_survive_a_short_outage(
     assert {run.outcome for run in runs[-2:]} <= {RunOutcome.SUCCEEDED, RunOutcome.SKIPPED}
     events = [log["event"] for log in logs if log["event"].startswith("scheduler_")]
     assert events == ["scheduler_unavailable", "scheduler_recovered"]
+
+
+@pytest.mark.parametrize("step", ["setup_jobs", "catch_up"])
+async def test_failed_start_gives_the_leadership_to_another_process(
+    schedule: Schedule,
+    committing_database: Database,
+    committing_url: URL,
+    logs: Logs,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    step: str,
+) -> None:
+    async def job() -> None: ...
+
+    failures = iter([False, True])  # the first call is the check at startup
+
+    def setup(_: AsyncIOScheduler) -> None:
+        if step == "setup_jobs" and next(failures):
+            raise RuntimeError(step)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(step)
+
+    if step == "catch_up":
+        monkeypatch.setattr(leadership, "catch_up", fail)
+    url = SecretStr(committing_url.render_as_string(hide_password=False))
+    settings = Settings(ENV="test", DATABASE_URL=url)
+    async with open_scheduler(settings, committing_database, setup=setup):
+        await until(lambda: "scheduler_failed" in [log["event"] for log in logs])
+        monkeypatch.setattr(leadership, "catch_up", catch_up)
+        async with schedule(job):
+            (run,) = await runs_of(committing_database)
+
+    assert run.outcome is RunOutcome.SUCCEEDED
 
 
 @pytest.mark.parametrize("fault", ["refuses", "hangs"])

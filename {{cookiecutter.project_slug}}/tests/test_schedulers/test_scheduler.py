@@ -1,11 +1,10 @@
 """A scheduler in this process: ticks, outcomes, shutdown, missed ticks and pruning."""
 
 import asyncio
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
+from apscheduler.triggers.cron import CronTrigger
 from prometheus_client import REGISTRY
 from sqlalchemy import select
 
@@ -24,6 +23,7 @@ from tests.test_schedulers.conftest import (
     leader_of,
     overview,
     runs_of,
+    until,
 )
 
 HOUR = timedelta(hours=1)
@@ -31,6 +31,10 @@ HOURLY = "interval[1:00:00]"
 
 
 async def nothing() -> None: ...
+
+
+def is_leading() -> bool:
+    return REGISTRY.get_sample_value("scheduler_leader") == 1
 
 
 def counted(outcome: RunOutcome) -> float:
@@ -78,7 +82,7 @@ async def test_failed_run_is_recorded_and_the_next_tick_runs(
 
 
 async def test_job_never_overlaps_itself(schedule: Schedule, committing_database: Database) -> None:
-    """Not even with `max_instances`; ticks during a run are recorded as skipped."""
+    """Ticks during a run are recorded as skipped."""
     running = most = 0
 
     async def job() -> None:
@@ -88,7 +92,7 @@ async def test_job_never_overlaps_itself(schedule: Schedule, committing_database
         await asyncio.sleep(0.5)
         running -= 1
 
-    async with schedule(job, hours=0, seconds=0.1, max_instances=5):
+    async with schedule(job, hours=0, seconds=0.1):
         runs = await runs_of(committing_database, count=6)
 
     assert most == 1
@@ -122,22 +126,6 @@ async def test_shutdown_waits_for_runs_then_cancels_them(
     (run,) = await runs_of(committing_database)
     assert run.outcome is outcome
     assert (await overview(committing_database)).leader is None
-
-
-@pytest.mark.parametrize(
-    ("job", "options", "error"),
-    [
-        (lambda: None, {}, TypeError),
-        (nothing, {"id": None}, ValueError),
-    ],
-    ids=["not async", "no id"],
-)
-async def test_invalid_job_fails_at_startup(
-    schedule: Schedule, job: Callable[..., object], options: dict[str, Any], error: type[Exception]
-) -> None:
-    with pytest.raises(error, match="job"):
-        async with schedule(job, **options):
-            pass
 
 
 # --- ticks that were due while there was no leader ------------------------------------------------
@@ -205,6 +193,53 @@ async def test_job_with_one_tick_does_not_run_again(
 
     assert [run.tick for run in runs] == [at]
     assert (await overview(committing_database)).jobs[0].next_tick is None
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+async def test_paused_job_does_not_run_until_it_is_resumed(
+    schedule: Schedule, committing_database: Database, *, is_new: bool
+) -> None:
+    """`next_run_time=None` also pauses a job that has run before. Missed ticks are skipped."""
+    hour_ago = datetime.now(UTC) - HOUR
+    if not is_new:
+        await leave(committing_database, SchedulerJob(id="job", trigger=HOURLY, next_tick=hour_ago))
+    async with schedule(nothing, next_run_time=None):
+        await until(is_leading)
+        paused = (await overview(committing_database)).jobs[0]
+    async with schedule(nothing, next_run_time=hour_ago, misfire_grace_time=None):
+        await until(is_leading)
+        resumed = (await overview(committing_database)).jobs[0]
+
+    assert (paused.id, paused.next_tick, paused.runs) == ("job", None, [])
+    assert resumed.next_tick is not None
+    assert resumed.next_tick > datetime.now(UTC)
+    assert resumed.runs == []
+
+
+async def test_date_in_the_past_is_missed_once(
+    schedule: Schedule, committing_database: Database
+) -> None:
+    """A job that is left in the code after its date is no error."""
+    at = datetime.now(UTC) - timedelta(days=1)
+    for _ in range(2):
+        async with schedule(nothing, trigger="date", run_date=at, next_run_time=at):
+            runs = await runs_of(committing_database)
+
+    assert [run.outcome for run in runs] == [RunOutcome.MISSED]
+
+
+async def test_changed_time_zone_changes_the_next_tick(
+    schedule: Schedule, committing_database: Database
+) -> None:
+    in_utc = SchedulerJob(id="job", trigger="cron[hour='9']", next_tick=datetime.now(UTC) + HOUR)
+    await leave(committing_database, in_utc)
+    trigger = CronTrigger(hour=9, timezone="Asia/Tokyo")
+    following = trigger.get_next_fire_time(None, datetime.now(UTC))
+    async with schedule(nothing, trigger=trigger, next_run_time=following):
+        await until(is_leading)
+        job = (await overview(committing_database)).jobs[0]
+
+    assert (job.trigger, job.next_tick) == ("cron[hour='9'] Asia/Tokyo", following)
 
 
 async def test_changed_trigger_resets_the_next_tick(

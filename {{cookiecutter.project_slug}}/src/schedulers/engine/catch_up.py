@@ -6,6 +6,8 @@ from typing import Any
 
 from apscheduler.job import Job
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from src.db.models.scheduler import SchedulerJob
@@ -23,18 +25,34 @@ def catch_up(
     rows = []
     for job in scheduler.get_jobs():
         next_tick = job.next_run_time
+        trigger = _describe(job.trigger)
         stored = by_id.get(job.id)
-        if stored is not None and stored.trigger == str(job.trigger):
+        if stored is not None and stored.trigger == trigger and not _is_paused(job):
             next_tick = _next_tick(job, stored.next_tick)
             scheduler.modify_job(job.id, next_run_time=next_tick)
-        rows.append({"id": job.id, "trigger": str(job.trigger), "next_tick": next_tick})
+        rows.append({"id": job.id, "trigger": trigger, "next_tick": next_tick})
     return rows
+
+
+def _describe(trigger: BaseTrigger) -> str:
+    zone = str(trigger.timezone) if isinstance(trigger, CronTrigger) else "UTC"
+    return str(trigger) if zone == "UTC" else f"{trigger} {zone}"
+
+
+def _is_paused(job: Job) -> bool:
+    """Return whether it has `next_run_time=None` though its trigger has not ended."""
+    return job.next_run_time is None and bool(
+        job.trigger.get_next_fire_time(None, datetime.now(UTC))
+    )
 
 
 def _next_tick(job: Job, unclaimed: datetime | None) -> datetime | None:
     """Return the first unclaimed tick, or a later one that is due if the job coalesces."""
     if unclaimed is None:
-        return None  # the job has no further tick, such as one with the trigger "date"
+        # The job was paused, or it has ended: a job with the trigger "date" after its run.
+        now = datetime.now(UTC)
+        following: datetime | None = job.trigger.get_next_fire_time(None, now)
+        return following if following is not None and following > now else None
     unclaimed = unclaimed.astimezone(UTC)
     if isinstance(job.trigger, IntervalTrigger):
         job.trigger.start_date = (

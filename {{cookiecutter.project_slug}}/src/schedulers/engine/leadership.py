@@ -32,6 +32,7 @@ LEADER = Gauge(
 LEASE_SECONDS = 6.0
 RENEW_SECONDS = 1.0
 POLL_SECONDS = 1.0  # between attempts to acquire the lease
+FAILURE_SECONDS = 5.0  # after a failure, so that another process becomes the leader first
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Scheduler:
             except Exception:
                 # Without this, scheduling would stop without a log line.
                 log.exception("scheduler_failed")
+                await asyncio.sleep(FAILURE_SECONDS)
             await asyncio.sleep(POLL_SECONDS)
 
     async def _try_acquire(self) -> Leadership | None:
@@ -89,17 +91,19 @@ class Scheduler:
         When cancelled, let running jobs finish within the drain time.
         """
         executor = RecordingExecutor(self._store, leadership.holder, self._context)
-        scheduler = self._build(executor)
-        scheduler.start(paused=True)
         renewing = asyncio.create_task(self._renew_until_lost(leadership, executor))
         try:
-            await self._resume(scheduler, leadership)
-            await asyncio.wait([renewing])
+            scheduler = self._build(executor)
+            scheduler.start(paused=True)
+            try:
+                await self._resume(scheduler, leadership)
+                await asyncio.wait([renewing])
+            finally:
+                LEADER.set(0)
+                scheduler.pause()
+                await executor.drain(0 if renewing.done() else self._drain)
+                scheduler.shutdown()
         finally:
-            LEADER.set(0)
-            scheduler.pause()
-            await executor.drain(0 if renewing.done() else self._drain)
-            scheduler.shutdown()
             renewing.cancel()
             await asyncio.wait([renewing])  # also lets the event loop process the shutdown
             with suppress(DatabaseUnavailableError):

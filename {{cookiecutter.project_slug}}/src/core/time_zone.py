@@ -1,0 +1,4 @@
+from zoneinfo import ZoneInfo
+
+TimeZone = ZoneInfo
+UTC = ZoneInfo("UTC")

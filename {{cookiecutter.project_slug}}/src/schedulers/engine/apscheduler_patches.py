@@ -1,0 +1,65 @@
+"""Fixes for APScheduler 3.11. The comment on each one says when it can be removed."""
+
+import random
+import re
+from datetime import UTC, datetime, timedelta, tzinfo
+
+from apscheduler.triggers import calendarinterval, cron, date, interval
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.cron.expressions import (
+    LastDayOfMonthExpression,
+    MonthRangeExpression,
+    WeekdayPositionExpression,
+    WeekdayRangeExpression,
+)
+from apscheduler.util import datetime_utc_add
+
+from src.core.config import get_settings
+
+_next_fire_time = CronTrigger.get_next_fire_time
+
+
+def apply_patches() -> None:
+    # Remove when APScheduler rejects "mon#2" and "mon-fri/2". It reads "mon" and "mon-fri".
+    for expression in (
+        LastDayOfMonthExpression,
+        MonthRangeExpression,
+        WeekdayPositionExpression,
+        WeekdayRangeExpression,
+    ):
+        pattern = expression.value_re.pattern.rstrip("$")
+        expression.value_re = re.compile(f"{pattern}$", re.IGNORECASE)
+    # Remove when a trigger object takes the scheduler's time zone. It takes the machine's.
+    for module in (calendarinterval, cron, date, interval):
+        module.get_localzone = _default_timezone
+    CronTrigger.get_next_fire_time = _without_repeated_hour
+    BaseTrigger._apply_jitter = _apply_jitter  # noqa: SLF001 - no public method
+
+
+def _default_timezone() -> tzinfo:
+    return get_settings().SCHEDULER_TIMEZONE
+
+
+# Remove when a job at 02:30 runs once when daylight saving ends, as with cron. It runs twice.
+def _without_repeated_hour(
+    trigger: CronTrigger, previous: datetime | None, now: datetime
+) -> datetime | None:
+    """Skip the repeated hour, except for a job that runs every hour."""
+    tick: datetime | None = _next_fire_time(trigger, previous, now)
+    hour = next(str(field) for field in trigger.fields if field.name == "hour")
+    while tick is not None and tick.fold and hour != "*":
+        tick = _next_fire_time(trigger, None, tick.astimezone(UTC) + timedelta(seconds=1))
+    return tick
+
+
+# Remove when jitter is added in UTC. In a repeated hour it moves a tick back by an hour, and
+# APScheduler then loops forever.
+def _apply_jitter(
+    _: BaseTrigger, tick: datetime | None, jitter: float | None, _now: datetime
+) -> datetime | None:
+    if tick is None or not jitter:
+        return tick
+    delay = timedelta(seconds=random.uniform(0, jitter))  # noqa: S311 - not a secret
+    jittered: datetime = datetime_utc_add(tick, delay)
+    return jittered

@@ -1,0 +1,91 @@
+"""An APScheduler that rejects jobs that would not run as they are written."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from apscheduler.job import Job
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.cron.expressions import AllExpression, RangeExpression
+from apscheduler.triggers.interval import IntervalTrigger
+
+MAX_ID_LENGTH = 200
+_SIGNATURE = inspect.signature(AsyncIOScheduler.add_job)
+_UNITS = ("weeks", "days", "hours", "minutes", "seconds")
+_CRONTAB_FIELDS = ("minute", "hour", "day", "month", "day_of_week")
+
+
+class InvalidJobError(ValueError):
+    """A job in `setup_jobs` cannot run as it is written."""
+
+
+class JobScheduler(AsyncIOScheduler):  # type: ignore[misc]  # APScheduler has no types
+    """Checks jobs in `add_job`, so that the traceback shows the line to change."""
+
+    def add_job(self, *args: Any, **options: Any) -> Job:
+        """Raises InvalidJobError."""
+        given = _SIGNATURE.bind(self, *args, **options).arguments
+        name = given.get("id") or getattr(given["func"], "__name__", given["func"])
+        is_known = any(job.id == given.get("id") for job in self.get_jobs())
+        try:
+            job = super().add_job(*args, **options)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise InvalidJobError(f"The job {name} is invalid: {error}") from error
+        if is_known:
+            raise InvalidJobError(f"Two jobs have the id {name}: change one of them.")
+        for problem in _problems(job, given):
+            raise InvalidJobError(f"The job {name} {problem}.")
+        return job
+
+    def add_listener(self, *_: Any, **__: Any) -> NoReturn:
+        raise InvalidJobError(
+            "Listeners get no events of jobs: handle errors in the job, or use the metrics."
+        )
+
+
+def _problems(job: Job, given: Mapping[str, Any]) -> Iterator[str]:
+    if not given.get("id"):
+        yield "needs an `id`: pass one to add_job()"
+    if len(job.id) > MAX_ID_LENGTH or not job.id.isprintable():
+        yield f"needs an `id` of at most {MAX_ID_LENGTH} printable characters"
+    if not inspect.iscoroutinefunction(job.func):
+        yield "must be an `async def` function"
+    if {given.get("jobstore", "default"), given.get("executor", "default")} != {"default"}:
+        yield "cannot have a `jobstore` or an `executor`: leave them out"
+    if getattr(job, "max_instances", 1) != 1:
+        yield "never overlaps itself: leave out `max_instances`"
+    trigger, arguments = given.get("trigger"), given.get("trigger_args", {})
+    if isinstance(trigger, BaseTrigger) and arguments:
+        yield f"has {', '.join(arguments)} beside a trigger object: pass them to that"
+    if trigger in {None, "date"} and arguments.get("run_date") is None:
+        yield 'needs a `run_date`, or the trigger "interval" or "cron"'
+    if trigger == "interval" and not any(arguments.get(unit) for unit in _UNITS):
+        yield "needs an interval, for example `hours=1`"
+    for each in getattr(job.trigger, "triggers", [job.trigger]):
+        yield from _trigger_problems(each)
+
+
+def _trigger_problems(trigger: BaseTrigger) -> Iterator[str]:
+    if isinstance(trigger, IntervalTrigger) and trigger.interval_length <= 0:
+        yield "needs an interval above zero"
+    if not isinstance(trigger, CronTrigger):
+        return
+    fields = {field.name: field for field in trigger.fields}
+    weekday, day = fields["day_of_week"], fields["day"]
+    for each in weekday.expressions:
+        if type(each) is RangeExpression or (type(each) is AllExpression and each.step):
+            yield (
+                f'has the weekday "{weekday}", which is Sunday-based in cron and Monday-based in'
+                ' APScheduler: write names, for example "mon" or "mon-fri"'
+            )
+    is_crontab = not any(fields[name].is_default for name in _CRONTAB_FIELDS)
+    if is_crontab and "*" not in {str(weekday), str(day)}:
+        yield (
+            f'has the day "{day}" and the weekday "{weekday}", of which cron needs one to match'
+            " and APScheduler both: add two jobs, or one with keywords instead of a cron string"
+        )
+    if trigger.get_next_fire_time(None, datetime(1970, 1, 1, tzinfo=UTC)) is None:
+        yield "never runs: no date matches its trigger"

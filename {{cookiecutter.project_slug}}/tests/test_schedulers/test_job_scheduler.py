@@ -1,0 +1,206 @@
+"""Jobs that cannot run as written fail at startup; cron times across daylight saving changes."""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.combining import OrTrigger
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.date import DateTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+
+from src.core.config import Settings
+from src.db.session import Database
+from src.schedulers.engine.job_scheduler import InvalidJobError
+from src.schedulers.scheduler import build_scheduler, open_scheduler
+
+BERLIN = "Europe/Berlin"
+crontab = CronTrigger.from_crontab
+
+
+async def job() -> None: ...
+
+
+async def greet(name: str) -> None: ...
+
+
+def sync_job() -> None: ...
+
+
+def build(*jobs: Mapping[str, Any], zone: str = "UTC") -> AsyncIOScheduler:
+    def setup(scheduler: AsyncIOScheduler) -> None:
+        for options in jobs:
+            scheduler.add_job(**{"func": job, "trigger": "interval", "hours": 1} | dict(options))
+
+    return build_scheduler(setup, timezone=ZoneInfo(zone))
+
+
+@pytest.mark.parametrize("replace_existing", [False, True])
+async def test_two_jobs_with_one_id_fail_at_startup(
+    database: Database, settings: Settings, *, replace_existing: bool
+) -> None:
+    def setup(scheduler: AsyncIOScheduler) -> None:
+        for func in (job, greet):
+            scheduler.add_job(
+                func, "cron", hour=7, id="twin", args=[] if func is job else ["Ann"],
+                replace_existing=replace_existing,
+            )  # fmt: skip
+
+    with pytest.raises(InvalidJobError, match="Two jobs have the id twin"):
+        async with open_scheduler(settings, database, setup=setup):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"func": sync_job}, "The job x must be an `async def`"),
+        ({"func": lambda: greet("Ann")}, "must be an `async def`"),
+        ({"id": None}, "The job job needs an `id`"),
+        ({"id": ""}, "The job job needs an `id`"),
+        ({"id": 7}, "The job 7 is invalid: id must be"),
+        ({"id": "x" * 201}, "at most 200 printable"),
+        ({"id": "x\0"}, "at most 200 printable"),
+        ({"func": greet}, "not been supplied: name"),
+        ({"args": ["Ann"]}, "list of positional arguments is longer"),
+        ({"kwargs": {"nane": "Ann"}}, "does not accept the following keyword arguments: nane"),
+        ({"jobstore": "sqlalchemy"}, "cannot have a `jobstore`"),
+        ({"executor": "processpool"}, "cannot have a `jobstore` or an `executor`"),
+        ({"max_instances": 3}, "never overlaps itself"),
+        ({"trigger": "crno"}, 'The job x is invalid: No trigger by the name "crno"'),
+        ({"trigger": "cron"}, "unexpected keyword argument 'hours'"),
+        ({"hours": 0}, "needs an interval"),
+        ({"hours": -1}, "needs an interval above zero"),
+        ({"trigger": crontab("0 9 * * *")}, "has hours beside a trigger object"),
+    ],
+)
+def test_invalid_job_is_rejected(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidJobError, match=words):
+        build({"id": "x"} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "needs a `run_date`"),
+        ({"trigger": "date"}, "needs a `run_date`"),
+        ({"trigger": IntervalTrigger(hours=-1)}, "needs an interval above zero"),
+        ({"trigger": crontab("0 9 * * 1")}, 'weekday "1", which is Sunday-based in cron'),
+        ({"trigger": crontab("0 9 * * mon,3")}, 'weekday "mon,3"'),
+        ({"trigger": crontab("0 9 * * */2")}, 'weekday "\\*/2"'),
+        ({"trigger": "cron", "day_of_week": 1}, 'weekday "1"'),
+        ({"trigger": OrTrigger([crontab("0 9 * * 1")])}, 'weekday "1"'),
+        ({"trigger": crontab("0 9 1 * mon")}, 'day "1" and the weekday "mon"'),
+        ({"trigger": "cron", "day_of_week": "mon#2"}, 'Unrecognized expression "mon#2"'),
+        ({"trigger": "cron", "day_of_week": "mon-fri/2"}, "Unrecognized expression"),
+        ({"trigger": "cron", "month": "jan/2"}, "Unrecognized expression"),
+        ({"trigger": "cron", "hour": 25}, "The job x is invalid: .*maximum value"),
+        ({"trigger": "cron", "month": 2, "day": 30}, "never runs"),
+    ],
+)
+def test_misleading_trigger_is_rejected(options: dict[str, Any], words: str) -> None:
+    def setup(scheduler: AsyncIOScheduler) -> None:
+        scheduler.add_job(job, id="x", **options)
+
+    with pytest.raises(InvalidJobError, match=words):
+        build_scheduler(setup)
+
+
+async def async_setup(scheduler: AsyncIOScheduler) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("setup", "error", "words"),
+    [
+        (async_setup, InvalidJobError, "must be a `def`"),
+        (lambda scheduler: scheduler.start(), InvalidJobError, "must not start the scheduler"),
+        (lambda scheduler: scheduler.add_listener(print), InvalidJobError, "Listeners"),
+        (lambda scheduler: scheduler.add_jobstore("memory"), ValueError, "already has a job store"),
+        (lambda _: 1 / 0, ZeroDivisionError, "division"),
+    ],
+)
+async def test_invalid_setup_fails_at_startup(
+    database: Database,
+    settings: Settings,
+    setup: Callable[[AsyncIOScheduler], None],
+    error: type[Exception],
+    words: str,
+) -> None:
+    with pytest.raises(error, match=words):
+        async with open_scheduler(settings, database, setup=setup):
+            pass
+
+
+def test_valid_jobs_are_accepted() -> None:
+    """Partials and arguments work. An ended trigger is no error, since its job has run before."""
+    past = datetime.now(UTC) - timedelta(days=1)
+    own = {"id": "prune_run_history"}  # replaces the built-in job
+    scheduler = build(
+        {"id": "partial", "func": partial(greet, "Ann")},
+        {"id": "arguments", "func": greet, "args": ["Ann"], "max_instances": 1},
+        {"id": "reference", "func": f"{__name__}:job"},
+        {"id": "ended", "hours": 1, "end_date": past},
+        {"id": "paused", "next_run_time": None},
+        own,
+    )
+
+    assert len(scheduler.get_jobs()) == 6
+
+
+def ticks(trigger: CronTrigger, start: datetime, count: int) -> list[datetime]:
+    found: list[datetime] = []
+    previous = None
+    for _ in range(count):
+        previous = trigger.get_next_fire_time(previous, previous or start)
+        assert previous is not None
+        found.append(previous.astimezone(UTC))
+    return found
+
+
+def test_daily_job_runs_once_on_both_daylight_saving_changes() -> None:
+    """02:30 does not exist on 2027-03-28, and exists twice on 2027-10-31."""
+    trigger = crontab("30 2 * * *", timezone=BERLIN)
+
+    assert ticks(trigger, datetime(2027, 3, 27, 12, tzinfo=UTC), 2) == [
+        datetime(2027, 3, 28, 1, 30, tzinfo=UTC),  # 03:30 in summer
+        datetime(2027, 3, 29, 0, 30, tzinfo=UTC),
+    ]
+    assert ticks(trigger, datetime(2027, 10, 30, 12, tzinfo=UTC), 2) == [
+        datetime(2027, 10, 31, 0, 30, tzinfo=UTC),  # the first 02:30
+        datetime(2027, 11, 1, 1, 30, tzinfo=UTC),
+    ]
+
+
+@pytest.mark.parametrize("jitter", [None, 5])
+def test_hourly_job_runs_every_hour_of_a_daylight_saving_change(jitter: int | None) -> None:
+    trigger = CronTrigger(minute=30, timezone=BERLIN, jitter=jitter)
+    for day in (datetime(2027, 3, 27, 22, tzinfo=UTC), datetime(2027, 10, 30, 22, tzinfo=UTC)):
+        found = [tick.replace(second=0, microsecond=0) for tick in ticks(trigger, day, 5)]
+        assert found == [day + timedelta(minutes=30, hours=n) for n in range(5)]
+
+
+@pytest.mark.parametrize("trigger", ["cron", CronTrigger], ids=["alias", "object"])
+def test_time_zone_is_the_setting_not_the_machines(
+    monkeypatch: pytest.MonkeyPatch, trigger: Any
+) -> None:
+    monkeypatch.setattr(
+        "src.schedulers.engine.apscheduler_patches.get_settings",
+        lambda: Settings(ENV="test", SCHEDULER_TIMEZONE=BERLIN),
+    )
+
+    def setup(scheduler: AsyncIOScheduler) -> None:
+        if trigger == "cron":
+            scheduler.add_job(job, trigger, hour=9, id="x")
+        else:
+            scheduler.add_job(job, trigger(hour=9), id="x")
+
+    found = build_scheduler(setup, timezone=ZoneInfo(BERLIN)).get_job("x").trigger
+
+    assert ticks(found, datetime(2027, 7, 1, tzinfo=UTC), 1) == [
+        datetime(2027, 7, 1, 7, tzinfo=UTC)
+    ]
+    assert DateTrigger("2027-07-01 09:00:00").run_date.utcoffset() == timedelta(hours=2)
