@@ -41,7 +41,7 @@ FEATURES = [
     ("{{ cookiecutter.__queue }}", """
         alembic/versions/*_tasks.py  docs/tasks.md  src/**/task.py  src/tasks
         src/api/accepted.py  src/api/v1/endpoints/tasks.py  src/core/broker_type.py  src/worker.py
-        tests/test_tasks  tests/test_api/test_tasks.py  tests/test_cache/test_in_tasks.py"""),
+        tests/fixtures/tasks.py  tests/test_tasks  tests/test_api/test_tasks.py  tests/test_cache/test_in_tasks.py"""),
     ("{{ cookiecutter.__queue_redis }}", """
         src/tasks/engine/brokers/redis.py
         tests/test_tasks/**/redis.py  tests/test_tasks/**/test_redis*.py"""),

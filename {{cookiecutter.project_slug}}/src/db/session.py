@@ -1,5 +1,6 @@
 """The engine, with sessions for transactions and sessions for reads only."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
 
 from src.db.models import load_models
 
@@ -130,6 +132,24 @@ def create_engine(url: URL, **options: Any) -> AsyncEngine:
     return engine
 
 
+class _OneLoopPool(AsyncAdaptedQueuePool):
+    """Rejects other event loops: a connection that one of them has used breaks for all."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._loop = asyncio.get_running_loop()
+
+    def connect(self) -> PoolProxiedConnection:
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(
+                "The database belongs to another event loop: await instead of asyncio.run()."
+                # % if cookiecutter.__queue
+                " In an actor that is not `async def`, call run() of src.tasks.context."
+                # % endif
+            )
+        return super().connect()
+
+
 @asynccontextmanager
 async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]:
     """Open a connection pool. It connects on first use, so the database may start later.
@@ -140,6 +160,7 @@ async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]
     """
     engine = create_engine(
         url,
+        poolclass=_OneLoopPool,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,

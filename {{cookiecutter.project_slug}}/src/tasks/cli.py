@@ -9,11 +9,11 @@ from uuid import UUID
 import typer
 from dramatiq import Message
 
-import src.tasks.jobs  # noqa: F401 - it declares the queues
 from src.core.config import get_settings
 from src.db import open_database
 from src.repositories.task import TaskRepository
 from src.tasks.broker import broker
+from src.tasks.engine.actors import load_actors
 from src.tasks.engine.brokers.base import ERROR, BrokerUnavailableError, DeadLetter
 
 NO_LIMIT = 1_000_000
@@ -36,6 +36,7 @@ All = Annotated[bool, typer.Option("--all", help="Select all dead letters of all
 
 
 def run(arguments: list[str], name: str) -> None:
+    load_actors()  # declares the queues
     try:
         app(arguments, prog_name=name)
     except BrokerUnavailableError as error:

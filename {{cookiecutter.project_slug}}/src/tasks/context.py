@@ -1,5 +1,6 @@
 """Functions for use inside a task: transaction, settings, message id and progress."""
 
+import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -49,6 +50,9 @@ async def report_progress(db: AsyncSession, *, done: int, total: int | None = No
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run the coroutine on the worker's event loop. For actors that are not `async def`."""
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the public one raises
+        work.close()
+        raise RuntimeError("run() would block the event loop: await the coroutine instead.")
     thread = get_event_loop_thread()
     if thread is None:
         work.close()

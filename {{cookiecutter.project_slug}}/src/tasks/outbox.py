@@ -4,9 +4,12 @@ Enqueueing adds a row in the transaction, and a relay sends the message after th
 https://microservices.io/patterns/data/transactional-outbox.html.
 """
 
+import inspect
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar
 
 from asgi_correlation_id import correlation_id
@@ -26,13 +29,21 @@ TRACEPARENT = "traceparent"
 TRACKED = "tracked"
 MAX_BYTES = 256 * 1024
 
+_signature = lru_cache(inspect.signature)
+
 
 async def enqueue(db: AsyncSession, actor: Actor[P, R], *args: P.args, **kwargs: P.kwargs) -> str:
     """Enqueue a task that a worker runs after the transaction commits. Return the message id.
 
-    If the actor has `tracked=True`, this is also the task id. Raises ValueError if the message is
-    larger than MAX_BYTES.
+    If the actor has `tracked=True`, this is also the task id. Raises TypeError if the arguments do
+    not fit the actor or are not JSON, and ValueError if the message is larger than MAX_BYTES.
     """
+    given: tuple[object, object] = (db, actor)
+    if not (isinstance(given[0], AsyncSession) and isinstance(given[1], Actor)):
+        raise TypeError(
+            "Call enqueue(db, actor, ...) with a session and a function that has @dramatiq.actor,"
+            f" not with {db!r} and {actor!r}."
+        )
     return (await enqueue_messages(db, [actor.message(*args, **kwargs)]))[0]
 
 
@@ -49,6 +60,8 @@ async def enqueue_messages(
     """Enqueue any number of messages with at most two statements. Return the message ids."""
     if isinstance(db, ReadOnlyAsyncSession):
         raise ReadOnlySessionError("This session is read-only. Use `DbSession` to enqueue.")
+    for message in messages:
+        _check(message)
     tracked = [message.actor_name for message in messages if is_tracked(message.actor_name)]
     task_ids = iter(await TaskRepository(db).add_all(tracked) if tracked else ())
     messages = [
@@ -65,6 +78,26 @@ async def enqueue_messages(
 def is_tracked(actor_name: str) -> bool:
     """Raises dramatiq.ActorNotFound."""
     return bool(get_broker().get_actor(actor_name).options.get(TRACKED))
+
+
+def _check(message: Message[Any]) -> None:
+    """Raise the errors that a worker would otherwise raise later."""
+    broker = get_broker()
+    actor, name = broker.get_actor(message.actor_name), message.actor_name
+    if message.queue_name not in broker.get_declared_queues():
+        raise ValueError(f"No actor uses the queue {message.queue_name}: no worker would run it.")
+    try:
+        arguments = _signature(actor.fn).bind(*message.args, **message.kwargs).arguments
+    except TypeError as error:
+        raise TypeError(f"The arguments do not fit the actor {name}: {error}.") from None
+    for argument, value in arguments.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"The argument {argument} of {name} cannot be stored: {error}."
+                " Pass JSON, for example str(id) or value.isoformat()."
+            ) from None
 
 
 def _encode(message: Message[Any], delay: timedelta) -> bytes:

@@ -94,11 +94,62 @@ async def test_a_sync_actor_can_run_a_coroutine(
         assert await session.scalar(select(func.count(Note.id))) == 1
 
 
+async def test_asyncio_run_does_not_break_the_connections_of_other_tasks(
+    broker: TaskBroker, queue: str
+) -> None:
+    results: list[object] = []
+
+    async def use_database() -> None:
+        async with context.transaction() as db:
+            results.append(await db.scalar(select(1)))
+
+    def run_a_loop() -> None:
+        try:
+            asyncio.run(use_database())
+        except RuntimeError as error:
+            results.append(str(error))
+
+    for function in (run_a_loop, use_database):
+        dramatiq.actor(queue_name=queue, broker=broker)(function)
+
+    async def perform(actor: str) -> None:
+        count = len(results)
+        enqueue(broker, actor)
+        await eventually(lambda: len(results) > count, actor)
+
+    async with working(broker, threads=1):
+        for actor in ("use_database", "run_a_loop", "use_database"):
+            await perform(actor)
+
+    assert results[::2] == [1, 1]
+    assert "call run() of src.tasks.context" in str(results[1])
+
+
+async def test_run_is_rejected_in_an_async_actor(broker: TaskBroker, queue: str) -> None:
+    """It would wait for the event loop that it blocks."""
+    results: list[object] = []
+
+    async def work() -> None: ...
+
+    async def call_run() -> None:
+        try:
+            context.run(work())
+        except RuntimeError as error:
+            results.append(str(error))
+
+    dramatiq.actor(queue_name=queue, broker=broker)(call_run)
+    async with working(broker):
+        enqueue(broker, "call_run")
+        await eventually(lambda: results, "its end")
+
+    assert results == ["run() would block the event loop: await the coroutine instead."]
+
+
 async def test_run_needs_a_worker() -> None:
     async def work() -> None: ...
 
     with pytest.raises(RuntimeError, match="needs the event loop of a worker"):
-        context.run(work())
+        await asyncio.to_thread(context.run, work())
 
 
 async def test_context_functions_work_without_a_worker(

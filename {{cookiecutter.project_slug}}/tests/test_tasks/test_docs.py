@@ -10,11 +10,12 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import func, select
 
-from src.core.config import ROOT, Settings
+from src.core.config import ROOT
 from src.db.models.task import OutboxMessage
 from src.db.session import Database
 from src.tasks import broker, jobs
 from tests.fixtures.client import connect
+from tests.fixtures.tasks import run_task
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 Names = dict[str, Any]
@@ -62,10 +63,11 @@ async def test_enqueued_task_is_in_the_outbox_and_can_be_polled(
 
 
 async def test_tasks_run(
-    names: Names, welcomed: list[str], database: Database, settings: Settings
+    names: Names, welcomed: list[str], fresh_app: FastAPI, database: Database
 ) -> None:
-    await names["test_send_welcome"](database, settings)
-    with names["use_context"](names["TaskContext"](settings, database)):
-        result = await names["send_newsletter"].fn.__wrapped__(2)
+    fresh_app.include_router(names["router"])
+    async with connect(fresh_app, database) as client:
+        await names["test_welcome"](client, database)
+    result = await run_task(database, names["send_newsletter"], 2)
     assert welcomed == ["01a206cd-4e23-76df-a1d1-88a6fbc79a53"]
     assert result == {"sent": 2}

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import dramatiq
 import httpx
 import pytest
 from prometheus_client import REGISTRY
@@ -22,7 +23,9 @@ from tests.fixtures.commands import Process
 from tests.test_tasks.conftest import OpenBroker
 from tests.test_tasks.workers import (
     LIMIT,
+    Logs,
     enqueue,
+    events,
     eventually,
     queue_of,
     send,
@@ -120,6 +123,21 @@ async def test_liveness_requires_a_recent_heartbeat_of_each_process(
     response = await get(queue_settings, broker, "/health/live")
     assert response.status_code == 503
     assert response.json()["checks"] == {"worker": "unavailable"}
+
+
+async def test_blocked_event_loop_is_logged(
+    broker: TaskBroker, queue: str, logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(maintenance, "BLOCKED_SECONDS", 0.05)
+
+    async def block() -> None:
+        time.sleep(0.2)  # noqa: ASYNC251 - the mistake
+
+    dramatiq.actor(queue_name=queue, broker=broker)(block)
+    async with working(broker):
+        enqueue(broker, "block")
+        await eventually(lambda: events(logs, "event_loop_blocked"), "the warning")
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 """Messages are sent if, and only if, the transaction that enqueues them commits."""
 
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
+import dramatiq
 import pytest
 from dramatiq import ActorNotFound, Message
 from sqlalchemy import select
@@ -17,6 +19,8 @@ from src.tasks.engine import relay as relays
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.relay import Relay, open_relay
 from src.tasks.outbox import MAX_BYTES, enqueue_messages
+from tests.fixtures.notes import Note, NoteBody
+from tests.test_tasks import actors
 from tests.test_tasks.workers import LIMIT, count_unsent, eventually, receive, send
 
 
@@ -111,9 +115,13 @@ async def test_delayed_messages_wait_in_the_database(
     ("argument", "error", "words"),
     [
         ("x" * MAX_BYTES, ValueError, "Store the data in a table"),
-        (uuid4(), TypeError, "UUID is not JSON serializable"),
+        (uuid4(), TypeError, "The argument word of note cannot be stored: Object of type UUID"),
+        ([datetime.now(UTC)], TypeError, "argument word .* type datetime .* value.isoformat()"),
+        ({"price": Decimal(1)}, TypeError, "argument word .* type Decimal"),
+        (NoteBody(text="a"), TypeError, "argument word .* type NoteBody"),
+        (Note(text="a"), TypeError, "argument word .* type Note"),
     ],
-    ids=["large", "not JSON"],
+    ids=["large", "UUID", "datetime", "Decimal", "model", "row"],
 )
 async def test_large_or_unserializable_arguments_are_rejected(
     committing_database: Database, broker: TaskBroker, argument: Any, error: type, words: str
@@ -123,6 +131,43 @@ async def test_large_or_unserializable_arguments_are_rejected(
         with pytest.raises(error, match=words):
             await enqueue(db, broker.get_actor("note"), "path", argument)
         assert len((await db.scalars(select(OutboxMessage))).all()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("path",), "do not fit the actor note: missing a required argument: 'word'"),
+        (("path", "a", "b"), "do not fit the actor note: too many positional arguments"),
+    ],
+)
+async def test_arguments_that_do_not_fit_are_rejected(
+    committing_database: Database, broker: TaskBroker, arguments: tuple[str, ...], words: str
+) -> None:
+    async with committing_database.transaction() as db:
+        with pytest.raises(TypeError, match=words):
+            await enqueue(db, broker.get_actor("note"), *arguments)
+
+
+async def test_function_without_decorator_is_rejected(committing_database: Database) -> None:
+    function: Any = actors.note
+    async with committing_database.transaction() as db:
+        for given in ((db, function), (function, db), (function, "path")):
+            with pytest.raises(TypeError, match=r"that has @dramatiq\.actor, not with"):
+                await enqueue(*given)
+
+
+async def test_queue_without_an_actor_is_rejected(
+    committing_database: Database, broker: TaskBroker
+) -> None:
+    message = broker.get_actor("note").message("path", "a").copy(queue_name="tpyo")
+    async with committing_database.transaction() as db:
+        with pytest.raises(ValueError, match="No actor uses the queue tpyo"):
+            await enqueue_message(db, message)
+
+
+async def test_two_actors_with_one_name_are_rejected(broker: TaskBroker) -> None:
+    with pytest.raises(ValueError, match="An actor named 'note' is already registered"):
+        dramatiq.actor(actor_name="note", broker=broker)(actors.nap)
 
 
 async def test_a_read_only_session_and_an_unknown_actor_are_rejected(

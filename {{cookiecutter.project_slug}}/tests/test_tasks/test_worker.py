@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from src import tasks
 from src.db.session import Database
 from src.domain.task import TaskStatus
+from src.tasks.engine.actors import load_actors
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.dramatiq_patches import DEBOUNCE_SECONDS
 from tests.test_tasks.actors import STOPPING, words
@@ -22,9 +24,26 @@ from tests.test_tasks.workers import (
     working,
 )
 
-pytestmark = pytest.mark.slow
+
+def test_actors_in_every_module_of_src_tasks_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`jobs.py` need not import them."""
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "__init__.py").touch()
+    code = "import dramatiq\n@dramatiq.actor(actor_name='write_{0}')\ndef write(): ..."
+    (tmp_path / "mails.py").write_text(code.format("mail"))
+    (tmp_path / "letters" / "love.py").write_text(code.format("letter"))
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    actors = dict(tasks.broker.actors)
+    try:
+        load_actors()
+        assert {"write_mail", "write_letter"} <= tasks.broker.actors.keys()
+    finally:
+        tasks.broker.actors = actors
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("relay")
 async def test_another_worker_runs_the_tasks_of_a_killed_one(
     broker: TaskBroker, committing_database: Database, start: Start, tmp_path: Path
@@ -48,6 +67,7 @@ async def test_another_worker_runs_the_tasks_of_a_killed_one(
     assert sorted(words(other)) == ["a", "b"]
 
 
+@pytest.mark.slow
 async def test_sigterm_lets_a_running_task_finish(
     broker: TaskBroker, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +91,7 @@ async def test_sigterm_lets_a_running_task_finish(
     assert left == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actor", ["nap", "nap_async"])
 async def test_a_second_sigterm_stops_a_worker_immediately(
     broker: TaskBroker, start: Start, tmp_path: Path, actor: str
@@ -88,6 +109,7 @@ async def test_a_second_sigterm_stops_a_worker_immediately(
     assert await asyncio.to_thread(worker.wait, LIMIT) != 0
 
 
+@pytest.mark.slow
 async def test_a_task_that_exceeds_the_shutdown_timeout_runs_again(
     broker: TaskBroker, start: Start, tmp_path: Path
 ) -> None:

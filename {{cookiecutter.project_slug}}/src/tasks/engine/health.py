@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from importlib import import_module
 from pathlib import Path
 from typing import cast
 
@@ -31,6 +30,7 @@ from src.db.session import DatabaseUnavailableError
 from src.repositories.task import OutboxRepository
 from src.schemas.health import Readiness
 from src.services.health import ping_database, run_checks
+from src.tasks.engine.actors import load_actors
 from src.tasks.engine.brokers.base import BrokerUnavailableError, QueueState, TaskBroker
 from src.tasks.engine.maintenance import SHARED_FOLDER
 
@@ -43,7 +43,7 @@ def serve() -> int:
     """Serve until the worker ends. Dramatiq runs this function in a separate process."""
     settings = get_settings()
     configure_logging(settings)
-    import_module("src.tasks.jobs")  # declares the queues; it imports this module too
+    load_actors()  # declares the queues
     app = create_app(settings, cast(TaskBroker, get_broker()))
     with socket.create_server((settings.HOST, settings.DRAMATIQ_HEALTH_PORT or 0)) as listener:
         log.info("health_server_started", url=f"http://{settings.HOST}:{listener.getsockname()[1]}")

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ log = structlog.get_logger(__name__)
 
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # names the folder that worker processes share
 INTERVAL_SECONDS = 3.0
+BLOCKED_SECONDS = 1.0
 PRUNE_SECONDS = 3600.0
 
 
@@ -55,13 +57,18 @@ async def _maintain_broker(broker: TaskBroker) -> None:
 
 
 async def _heartbeat() -> None:
-    if folder := os.environ.get(SHARED_FOLDER):
-        beat = Path(folder) / f"{os.getpid()}.heartbeat"
-        try:
-            while True:
+    folder = os.environ.get(SHARED_FOLDER)
+    beat = Path(folder) / f"{os.getpid()}.heartbeat" if folder else None
+    try:
+        while True:
+            if beat:
                 beat.touch()
-                await asyncio.sleep(INTERVAL_SECONDS)
-        finally:
+            due = time.monotonic() + INTERVAL_SECONDS
+            await asyncio.sleep(INTERVAL_SECONDS)
+            if (late := time.monotonic() - due) > BLOCKED_SECONDS:
+                log.warning("event_loop_blocked", seconds=round(late, 1))
+    finally:
+        if beat:
             beat.unlink(missing_ok=True)
 
 

@@ -21,6 +21,7 @@ from src.core.config import Settings
 from src.core.logging import configure_logging
 from src.db.session import DatabaseUnavailableError
 from src.tasks.context import run
+from src.tasks.engine.actors import load_actors
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.dramatiq_patches import debounce_sigterm, silence_result_warnings
 from src.tasks.engine.maintenance import open_maintenance
@@ -73,6 +74,12 @@ class ResourcesMiddleware(Middleware):
         configure_logging(self.settings)
         for name, level in _LEVELS.items():
             logging.getLogger(name).setLevel(level)
+        try:
+            load_actors()
+        except Exception as error:
+            # Dramatiq would ignore it and start a worker without these actors.
+            log.exception("actors_not_loaded")
+            raise SystemExit(1) from error
         silence_result_warnings()
         debounce_sigterm()
 

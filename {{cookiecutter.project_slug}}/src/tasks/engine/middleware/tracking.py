@@ -3,10 +3,12 @@
 import json
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 import structlog
+from dramatiq import Broker
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import SkipMessage
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -64,6 +66,17 @@ class TaskTrackingMiddleware(AttemptMiddleware):
             )
         else:
             self._record(lambda db: TaskRepository(db).mark_queued(task_id, attempt))
+
+    def before_nack(self, broker: Broker, message: MessageProxy) -> None:
+        """Say why a message of an unknown actor failed. Dramatiq calls no other hook for it."""
+        if message.actor_name in broker.actors:
+            return
+        mark_dead(message, f"This worker has no actor {message.actor_name}: add it in src/tasks.")
+        with suppress(NotRecordedError, ValueError):  # ValueError: the id is not that of a task
+            problem, task_id = _problem(None), UUID(message.message_id)
+            self._resources.execute(
+                lambda db: TaskRepository(db).finish(task_id, TaskStatus.FAILED, problem=problem)
+            )
 
     def _record(self, work: Callable[[AsyncSession], Awaitable[None]]) -> None:
         """Retry until the database has stored it. Only then is the message acknowledged."""
