@@ -1,7 +1,8 @@
 """Response caching: `dependencies=[cached_response(ttl=60, tags=("users",))]`.
 
 The router needs `route_class=CachedRoute`. The cache stores the body and the headers of the
-response. On a hit, neither the endpoint nor its dependencies run.
+response. On a hit, neither the endpoint nor its dependencies run. A route is therefore refused if a
+dependency may reject the request, or if the response may depend on more than its cache key.
 
 Only responses to GET with status 200 are cached. A response is not cached if it sets a cookie, if
 its Cache-Control is `no-store` or `private`, or if it starts a background task.
@@ -10,27 +11,45 @@ A request with credentials (Authorization, Cookie or X-API-Key) bypasses the cac
 policy has an `identity`.
 """
 
-from collections.abc import Callable, Coroutine, Sequence
+import inspect
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, get_args, get_origin
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import Depends, Request, Response
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.security.base import SecurityBase
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 from starlette.requests import HTTPConnection
+from starlette.routing import BaseRoute
 from starlette.types import Scope
 
 from src.api.deps import CREDENTIAL_HEADERS, get_app_settings, get_read_session
-from src.api.metrics import route_template
 from src.api.openapi import walk
 from src.cache import current_cache, get_cache
-from src.cache.engine.keys import digest, format_value, hints_of, shorten
+from src.cache.engine.keys import (
+    check_strings,
+    digest,
+    format_value,
+    hints_of,
+    parse_template,
+    shorten,
+)
 from src.cache.engine.policy import Policy
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -41,8 +60,13 @@ POLICY_SCOPE_KEY = "response_cache_policy"
 PATH_SCOPE_KEY = "cached_path"
 
 _OK, _NOT_MODIFIED = 200, 304
+_NOT_ON_A_CACHED_ROUTE = (
+    "cached_response() works only in the `dependencies` of a route whose router is an"
+    " `APIRouter(route_class=CachedRoute)`."
+)
 # These dependencies read only the `state` of the request, which does not depend on the caller.
 _STATE_ONLY_DEPENDENCIES = (get_app_settings, get_cache, get_read_session)
+_GENERATORS = (AsyncGenerator, AsyncIterator, Generator, Iterator)
 _BYPASS_HEADERS = [(b"cache-control", b"private, no-cache")]
 _HEADERS_OF_304 = frozenset({b"cache-control", b"content-location", b"etag", b"expires", b"vary"})
 
@@ -64,9 +88,15 @@ def cached_response(
       response. If it returns None, the request bypasses the cache.
     - `max_age` is how long clients may reuse the response without a request, in seconds. With 0,
       they revalidate it each time, and receive 304 if it has not changed.
-    - `shared=True` declares that the response is the same for every caller, although a dependency
-      takes the request.
+    - `shared=True` declares that the response is the same for every caller, although the endpoint
+      or a dependency takes the request, and that no dependency has to run on a hit.
     """
+    check_strings("cached_response()", tags=tags, vary=vary)
+    if inspect.iscoroutinefunction(identity):
+        raise TypeError(
+            f"`identity={identity.__name__}` must not be `async`: it runs before a hit is returned,"
+            " so it verifies a signed token, for example, without input or output."
+        )
     return Depends(ResponsePolicy(ttl, tuple(tags), tuple(vary), identity, max_age, shared))
 
 
@@ -83,10 +113,7 @@ class ResponsePolicy:
 
     async def __call__(self, request: Request) -> None:
         if request.scope.get(POLICY_SCOPE_KEY) != self:
-            raise TypeError(
-                "cached_response() works only in the `dependencies` of a route whose router is an"
-                " `APIRouter(route_class=CachedRoute)`."
-            )
+            raise TypeError(_NOT_ON_A_CACHED_ROUTE)
 
 
 class CachedRoute(APIRoute):
@@ -94,29 +121,72 @@ class CachedRoute(APIRoute):
 
     def get_route_handler(self) -> Handler:
         handler = super().get_route_handler()
-        for depends in self.dependencies:
-            if isinstance(depends.dependency, ResponsePolicy):
-                self.responses.setdefault(
-                    304, {"description": "Not modified: the `ETag` in `If-None-Match` is current."}
-                )
-                return RouteCache(depends.dependency, self).wrap(handler)
-        return handler
+        policy = _policy_of(self)
+        if policy is None:
+            return handler
+        _check_policy(policy, self, is_complete=False)
+        self.responses.setdefault(
+            304, {"description": "Not modified: the `ETag` in `If-None-Match` is current."}
+        )
+        cache: RouteCache | None = None
+
+        async def handle(request: Request) -> Response:
+            # FastAPI calls get_route_handler() again for each router that includes this route.
+            nonlocal cache
+            cache = cache or RouteCache(policy, _included(self, request.scope))
+            return await cache.respond(request, handler)
+
+        return handle
+
+
+def check_routes(routes: Iterable[BaseRoute]) -> None:
+    """Check all cached routes with the dependencies of the routers that include them.
+
+    Raises TypeError if a dependency would be skipped that must not be. Routes that are added later
+    are checked at their first request.
+    """
+    for route in iter_route_contexts(list(routes)):
+        original = route.original_route
+        check_routes(getattr(original, "routes", None) or ())  # of a mounted application
+        if (policy := _policy_of(route)) is not None:
+            if not isinstance(original, CachedRoute) or _policy_of(original) is None:
+                raise TypeError(f"`{route.name}`: {_NOT_ON_A_CACHED_ROUTE}")
+            _check_policy(policy, route)
+
+
+def _policy_of(route: Any) -> ResponsePolicy | None:
+    calls = [depends.dependency for depends in getattr(route, "dependencies", ())]
+    policies = [call for call in calls if isinstance(call, ResponsePolicy)]
+    if len(policies) > 1:
+        raise TypeError(f"`{route.name}` has more than one cached_response(). Remove all but one.")
+    return policies[0] if policies else None
+
+
+def _included(route: APIRoute, scope: Scope) -> Any:
+    """Return the route with the prefixes and dependencies of the routers that include it."""
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    return context if getattr(context, "original_route", None) is route else route
 
 
 class RouteCache:
     """Caches the responses of a route. Raises TypeError if its policy is not safe for the route."""
 
-    def __init__(self, policy: ResponsePolicy, route: APIRoute) -> None:
-        if route.methods != {"GET"}:
-            raise TypeError(
-                f"`{route.name}` declares {', '.join(sorted(route.methods or ()))}, but only GET"
-                " responses can be cached. Remove cached_response() from this route."
-            )
+    def __init__(self, policy: ResponsePolicy, route: Any) -> None:
+        _check_policy(policy, route)
         self.policy = policy
-        self.values: Policy[Response] = Policy(route.name, ResponseCodec(policy), ttl=policy.ttl)
+        endpoint = route.endpoint
+        owner = f"{endpoint.__module__}.{getattr(endpoint, '__qualname__', route.name)}"
+        self.values: Policy[Response] = Policy(
+            route.name, ResponseCodec(policy), owner, ttl=policy.ttl
+        )
         self.headers = _cache_headers(policy)
+        self.template: str = route.path_format
         dependants = list(walk(route.dependant))
-        _check_policy(route.name, policy, dependants)
+        self._calls = [
+            dependant.call
+            for dependant in dependants[1:]
+            if dependant.call not in (*_STATE_ONLY_DEPENDENCIES, policy)
+        ]
         # An endpoint that takes the request may put its query and its host into the response.
         self.reads_request = any(map(_takes_request, dependants))
         self.reads_query = self.reads_request or any(
@@ -124,41 +194,50 @@ class RouteCache:
         )
         # Part of the key: a release with a different response model ignores old cached responses.
         self.schema = digest(to_json(TypeAdapter(route.response_model).json_schema()))[:8]
-        hints = hints_of(route.endpoint)
+        # A subclass may check the request.
+        self.may_precede_routing = type(getattr(route, "original_route", route)) is CachedRoute
+        hints = hints_of(endpoint) if inspect.isfunction(endpoint) else {}
         self._parameters = {
             name: TypeAdapter[Any](hints.get(name, str)) for name in route.param_convertors
         }
 
-    def wrap(self, handler: Handler) -> Handler:
-        async def handle(request: Request) -> Response:
-            request.scope[POLICY_SCOPE_KEY] = self.policy
-            cache = current_cache()
-            path = self._path(request.scope)
-            if cache is None or path is None or (key := path.cache_key(request.scope)) is None:
-                response = _with_headers(await handler(request), _BYPASS_HEADERS)
-                return apply_if_none_match(response, request.scope)
+    def is_overridden(self, app: Any) -> bool:
+        """Return whether a test replaces a dependency of the route, so that responses may differ."""
+        overrides = app.dependency_overrides
+        return bool(overrides) and any(call in overrides for call in self._calls)
 
-            async def compute() -> Response:
-                return _with_headers(await handler(request), self.headers)
+    async def respond(self, request: Request, handler: Handler) -> Response:
+        scope = request.scope
+        scope[POLICY_SCOPE_KEY] = self.policy
+        cache = current_cache()
+        path = None if self.is_overridden(request.app) else self._path(scope)
+        if cache is None or path is None or (key := path.cache_key(scope)) is None:
+            response = _with_headers(await handler(request), _BYPASS_HEADERS)
+            return apply_if_none_match(response, scope)
 
-            response = await cache.fetch(self.values, key, path.tags, compute)
-            request.scope[PATH_SCOPE_KEY] = path
-            return apply_if_none_match(response, request.scope)
+        async def compute() -> Response:
+            return _with_headers(await handler(request), self.headers)
 
-        return handle
+        response = await cache.fetch(self.values, key, path.tags, compute)
+        if self.may_precede_routing and "app_root_path" not in scope:  # no Mount
+            scope[PATH_SCOPE_KEY] = path
+        return apply_if_none_match(response, scope)
 
     def _path(self, scope: Scope) -> "CachedPath | None":
         """Return the path with normalized parameters: a UUID can be written in several ways."""
         try:
             values = {
-                name: _canonical(self._parameters[name].validate_python(value), value)
-                for name, value in scope["path_params"].items()
+                name: _canonical(adapter.validate_python(scope["path_params"][name]))
+                for name, adapter in self._parameters.items()
             }
         except ValidationError:
             return None  # FastAPI responds with the validation error
-        template = route_template(scope)
         tags = tuple(tag.format_map(values) for tag in self.policy.tags)
-        return CachedPath(self, f"response:{self.schema}:{template.format_map(values)}", tags)
+        # The application may be mounted at several paths or hosts.
+        mount = format_value(scope.get("root_path", ""))
+        outer = {name: each for name, each in scope["path_params"].items() if name not in values}
+        place = f"{mount}{format_value(outer) if outer else ''}{self.template.format_map(values)}"
+        return CachedPath(self, f"response:{self.schema}:{place}", tags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +262,11 @@ class CachedPath:
             caller = policy.identity(HTTPConnection(scope))
             if caller is None:
                 return None
+            if not isinstance(caller, str):
+                raise TypeError(
+                    f"The `identity` of `{self.route.values.name}` returned a value of type"
+                    f" `{type(caller).__name__}`. It must return a string or None."
+                )
             key = f"{key}~{digest(caller.encode())}"  # a digest, because it may be a secret token
         elif any(name in CREDENTIAL_HEADERS for name, _ in scope["headers"]):
             return None
@@ -273,37 +357,94 @@ def _with_headers(response: Response, headers: Headers) -> Response:
     return response
 
 
-def _canonical(value: Any, given: Any) -> str:
+def _canonical(value: Any) -> str:
     try:
         return format_value(value)
-    except TypeError:  # a type without a canonical form, such as an IP address
-        return format_value(given)
+    except TypeError:  # an IP address, for example
+        return format_value(str(value))
 
 
-def _check_policy(name: str, policy: ResponsePolicy, dependants: Sequence[Dependant]) -> None:
-    calls: list[Any] = [dependant.call for dependant in dependants]
-    reads_caller = any(isinstance(call, SecurityBase) for call in calls)
-    reads_caller = reads_caller or any(dependant.cookie_params for dependant in dependants)
-    if reads_caller and policy.identity is None:
+def _check_policy(policy: ResponsePolicy, route: Any, *, is_complete: bool = True) -> None:
+    """Raises TypeError if a cached response may reach someone who must not receive it.
+
+    `is_complete=False` means that a router may add a prefix and dependencies to the route.
+    """
+    name, dependants = route.name, list(walk(route.dependant))
+    if route.methods != {"GET"}:
+        raise TypeError(
+            f"`{name}` declares {', '.join(sorted(route.methods or ()))}, but only GET responses"
+            " can be cached. Remove cached_response() from this route."
+        )
+    if route.body_field is not None:
+        raise TypeError(f"`{name}` reads the body of the request, which the cache key lacks.")
+    names = list(route.param_convertors)
+    if not is_complete:  # a required query parameter, if no prefix contains it
+        query = (field for each in dependants for field in each.query_params)
+        names += [field.name for field in query if field.field_info.is_required()]
+    for tag in policy.tags:
+        parse_template(tag, name, "path parameter", names)
+    _check_credentials(name, policy, dependants)
+    _check_headers(name, policy, dependants)
+    if not (policy.shared or policy.identity):
+        takes_request = [each for each in dependants if _takes_request(each)]
+        skipped = [each for each in dependants[1:] if _has_no_value(each, route)]
+        if takes_request or skipped:
+            _refuse(name, [*takes_request, *skipped][0], route.dependant)
+
+
+def _check_credentials(name: str, policy: ResponsePolicy, dependants: Sequence[Dependant]) -> None:
+    is_security = any(isinstance(dependant.call, SecurityBase) for dependant in dependants)
+    reads_cookies = any(dependant.cookie_params for dependant in dependants)
+    if (is_security or reads_cookies) and policy.identity is None:
         raise TypeError(
             f"`{name}` reads credentials or cookies, so its response may depend on the caller. Pass"
             " `identity=` to cached_response(): a function that returns the verified caller."
         )
-    takes_request = [dependant.call for dependant in dependants[1:] if _takes_request(dependant)]
-    if takes_request and not (policy.shared or policy.identity):
-        dependency = getattr(takes_request[0], "__name__", takes_request[0])
-        raise TypeError(
-            f"The dependency `{dependency}` of `{name}` takes the request, so the response may"
-            " depend on the caller. Pass `identity=` to cached_response(), or `shared=True` if the"
-            " response is the same for every caller."
-        )
+
+
+def _check_headers(name: str, policy: ResponsePolicy, dependants: Sequence[Dependant]) -> None:
     varied = {header.lower() for header in policy.vary}
-    for header in chain.from_iterable(dependant.header_params for dependant in dependants):
-        if header.alias.lower() not in varied:
-            raise TypeError(
-                f"`{name}` reads the request header `{header.alias}`, so its response may depend on"
-                f' it. Add the header to `vary`: cached_response(vary=["{header.alias}"]).'
-            )
+    for field in chain.from_iterable(dependant.header_params for dependant in dependants):
+        # `get_flat_params` returns the fields of a model. FastAPI converts their underscores.
+        for each in get_flat_params(Dependant(header_params=[field])):
+            header = each.alias if each is field else each.alias.replace("_", "-")
+            if header.lower() not in varied:
+                raise TypeError(
+                    f"`{name}` reads the request header `{header}`, so its response may depend on"
+                    f' it. Add the header to `vary`: cached_response(vary=["{header}"]).'
+                )
+
+
+def _refuse(name: str, dependant: Dependant, endpoint: Dependant) -> None:
+    called = getattr(dependant.call, "__name__", dependant.call)
+    where = f"`{name}`" if dependant is endpoint else f"The dependency `{called}` of `{name}`"
+    reason = (
+        "takes the request, so the response may depend on the caller"
+        if _takes_request(dependant)
+        else "has no value, so it may reject or record requests, but does not run on a cache hit"
+    )
+    raise TypeError(
+        f"{where} {reason}. Pass `identity=` to cached_response(), or `shared=True` if every caller"
+        " may receive the same response."
+    )
+
+
+def _has_no_value(dependant: Dependant, route: Any) -> bool:
+    """Return whether a dependency is there for its effect, and reads nothing of the request."""
+    call = dependant.call
+    if isinstance(call, ResponsePolicy) or call in _STATE_ONLY_DEPENDENCIES:
+        return False
+    if any(get_flat_params(dependant)) or any(map(_takes_request, walk(dependant))):
+        return False
+    # FastAPI puts `dependencies=[...]` first.
+    guards = route.dependant.dependencies[: len(route.dependencies)]
+    if any(dependant is guard for guard in guards):
+        return True
+    function: Any = call if inspect.isroutine(call) else type(call).__call__
+    value = hints_of(function).get("return", Any)
+    if get_origin(value) in _GENERATORS:
+        value = get_args(value)[0]
+    return value in (None, type(None))
 
 
 def _takes_request(dependant: Dependant) -> bool:

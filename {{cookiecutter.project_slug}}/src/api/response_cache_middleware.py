@@ -2,10 +2,19 @@
 
 from typing import Any, NamedTuple
 
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
 from starlette.responses import Response
+from starlette.routing import Host
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from src.api.response_cache import PATH_SCOPE_KEY, CachedPath, apply_if_none_match
+from src.api.idempotency import IdempotencyMiddleware
+from src.api.response_cache import (
+    PATH_SCOPE_KEY,
+    CachedPath,
+    apply_if_none_match,
+    check_routes,
+)
 from src.cache import Cache, use_cache
 
 MAX_PATHS = 10_000
@@ -21,6 +30,8 @@ class CacheMiddleware:
     """Makes the cache available to `@cached`, and returns cached responses.
 
     A path is known after its first response. Later requests to it need no routing on a cache hit.
+    If other middleware is inside of this one, the route returns cached responses, so that each
+    request passes through that middleware.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -28,6 +39,13 @@ class CacheMiddleware:
         self.known: dict[str, KnownPath] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            try:
+                check_routes(scope["app"].routes)
+            except TypeError as error:
+                await receive()
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                raise
         # The scope has no cache during the lifespan, and for a test client without a lifespan.
         cache: Cache | None = scope.get("state", {}).get("cache")
         if cache is None:
@@ -37,9 +55,11 @@ class CacheMiddleware:
         if response is not None:
             await response(scope, receive, send)
             return
+        app = scope["app"]
         with use_cache(cache):
             await self.app(scope, receive, send)
-        if PATH_SCOPE_KEY in scope and len(scope["path"]) <= MAX_PATH_LENGTH:
+        is_cached = PATH_SCOPE_KEY in scope and len(scope["path"]) <= MAX_PATH_LENGTH
+        if is_cached and _path_determines_route(app):
             if len(self.known) >= MAX_PATHS:
                 self.known.clear()
             routing = {name: scope[name] for name in ("fastapi", "route") if name in scope}
@@ -49,6 +69,8 @@ class CacheMiddleware:
         known = self.known.get(scope["path"])
         if known is None or scope.get("method") != "GET":
             return None
+        if known.path.route.is_overridden(scope["app"]):
+            return None
         key = known.path.cache_key(scope)
         if key is None:
             return None
@@ -57,3 +79,12 @@ class CacheMiddleware:
             return None
         scope.update(known.scope)
         return apply_if_none_match(response, scope)
+
+
+def _path_determines_route(app: FastAPI) -> bool:
+    """Return whether only this application's routing by path is between the cache and a route."""
+    classes: list[object] = [middleware.cls for middleware in app.user_middleware]
+    if classes[-2:] != [CacheMiddleware, IdempotencyMiddleware]:
+        return False
+    routes = iter_route_contexts(app.routes)
+    return not any(isinstance(route.original_route, Host) for route in routes)

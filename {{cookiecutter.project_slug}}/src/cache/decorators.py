@@ -1,7 +1,6 @@
 """`@cached` and `@invalidate_cache`, for any `async def` function or method."""
 
 import functools
-import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -10,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from src.cache.engine.after_commit import invalidate_after_commit, open_transactions, watch_commits
 from src.cache.engine.cache import current_cache
-from src.cache.engine.codec import codec_for
-from src.cache.engine.keys import Arguments, Template, shorten
+from src.cache.engine.codec import check_function, codec_for
+from src.cache.engine.keys import Arguments, Template, check_strings, identity_of, shorten
 from src.cache.engine.policy import Policy
 
 P = ParamSpec("P")
@@ -33,7 +32,8 @@ def cached(
 
     The cache key is `key_prefix` (default: the full name of the function) and the arguments. To
     choose the key, pass `key`: a template such as `"user:{user_id}"`, or a function that takes the
-    same arguments and returns the key. `tags` are templates too.
+    same arguments and returns the key. `tags` are templates too. Context variables and globals that
+    the function reads are not in the key: pass what the value depends on as an argument.
 
     `ttl` is in seconds (default: CACHE_TTL_SECONDS). It is shortened by a random part of up to
     `jitter * ttl`. After the TTL, the value is returned for another `stale` seconds while it is
@@ -44,10 +44,11 @@ def cached(
     """
 
     def decorate(function: Function[P, T]) -> Function[P, T]:
-        arguments = Arguments(function)
-        name, codec = key_prefix or function.__qualname__, codec_for(function)
-        policy: Policy[T] = Policy(name, codec, ttl=ttl, stale=stale, jitter=jitter)
-        policy_without_stale: Policy[T] = Policy(name, codec, ttl=ttl, jitter=jitter)
+        codec, arguments = codec_for(function), Arguments(function)
+        check_strings(arguments.name, tags=tags)
+        name, owner = key_prefix or function.__qualname__, identity_of(function)
+        policy: Policy[T] = Policy(name, codec, owner, ttl=ttl, stale=stale, jitter=jitter)
+        policy_without_stale: Policy[T] = Policy(name, codec, owner, ttl=ttl, jitter=jitter)
         build_key = key_builder(function, arguments, key_prefix, key)
         tag_templates = [Template(tag, arguments) for tag in tags]
         _check_stale(function, arguments, stale)
@@ -71,10 +72,10 @@ def cached(
 
 
 def _check_stale(function: Callable[..., Any], arguments: Arguments, stale: float) -> None:
-    if stale and arguments.excluded:
+    if stale and arguments.of_request:
         raise TypeError(
             f"`{function.__qualname__}` cannot use `stale=`: the refresh in the background runs"
-            f" after the request, when its argument `{arguments.excluded[0]}` is no longer valid."
+            f" after the request, when its argument `{arguments.of_request[0]}` is no longer valid."
             " Remove the argument and open what you need inside the function, or remove `stale=`."
         )
 
@@ -91,11 +92,11 @@ def key_builder(
     """
     if key is None:
         arguments.check()
-        head = f"{prefix or f'{function.__module__}.{function.__qualname__}'}:"
+        head = f"{prefix or identity_of(function)}:"
         return lambda _args, _kwargs, values: shorten(head + arguments.key(values))
     head = f"{prefix}:" if prefix else ""
     if callable(key):
-        return lambda args, kwargs, _values: shorten(head + key(*args, **kwargs))
+        return lambda args, kwargs, _values: shorten(head + arguments.call(key, args, kwargs))
     template = Template(key, arguments)
     return lambda _args, _kwargs, values: shorten(head + template.fill(values))
 
@@ -116,12 +117,9 @@ def invalidate_cache(
         )
 
     def decorate(function: Function[P, T]) -> Function[P, T]:
-        if not inspect.iscoroutinefunction(function):
-            raise TypeError(
-                f"`{function.__qualname__}` cannot use @invalidate_cache: declare it with"
-                " `async def`."
-            )
+        check_function(function, "@invalidate_cache")
         arguments = Arguments(function)
+        check_strings(arguments.name, tags=tags)
         patterns = [Template(key_pattern, arguments)] if key_pattern else []
         tag_templates = [Template(tag, arguments) for tag in tags]
 
@@ -150,6 +148,7 @@ async def invalidate(
 
     `session` selects the transaction (default: all that this asyncio task has open).
     """
+    check_strings("invalidate", tags=tags)
     sessions = open_transactions([session.sync_session] if session else [])
     await _invalidate(key_patterns, tags, sessions, now=not sessions)
 

@@ -121,7 +121,7 @@ async def test_query_and_host_are_in_the_key_of_an_endpoint_that_takes_the_reque
     async def get(request: Request) -> str:
         return str(request.url)
 
-    client = client_of(endpoint=get)
+    client = client_of(endpoint=get, shared=True)
     for url in ("http://a.test/x/t/n", "http://b.test/x/t/n", "http://a.test/x/t/n?q=1"):
         for _ in range(2):
             assert (await client.get(url)).json() == url

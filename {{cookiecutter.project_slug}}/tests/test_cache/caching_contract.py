@@ -174,16 +174,14 @@ class CachingContract:
         both_compute = asyncio.Barrier(2)
 
         @cached(key="{number}")
-        async def inner(number: int) -> int:
-            return number
-
-        @cached(key="{number}")
-        async def outer(number: int) -> int:
+        async def find(number: int, *, is_nested: bool = False) -> int:
+            if is_nested:
+                return number
             await both_compute.wait()
-            return await inner(3 - number)
+            return await find(3 - number, is_nested=True)
 
         async with asyncio.timeout(TIMEOUT_SECONDS):
-            assert set(await asyncio.gather(outer(1), outer(2))) <= {1, 2}
+            assert set(await asyncio.gather(find(1), find(2))) <= {1, 2}
 
     async def test_nested_calls_compute_a_slow_value_once(
         self, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,8 @@
 """`@cached` on the memory backend, and tests that do not depend on the backend."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
 from typing import Annotated, Any
 
 import pytest
@@ -9,6 +10,7 @@ from fastapi import Depends, FastAPI, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.cache import Cache, CacheBackend, MemoryBackend, cached, use_cache
+from src.cache.engine.keys import identity_of
 from src.db.session import Database
 from tests.fixtures.client import connect
 from tests.fixtures.notes import Note
@@ -94,6 +96,104 @@ async def test_methods_are_cached(backend: CacheBackend, name: str) -> None:
     assert Repository.calls == 1
 
 
+class Shop:
+    __slots__ = ("__name", "session")
+
+    def __init__(self, name: str) -> None:
+        self.__name = name
+        self.session = AsyncSession()  # is not in the key
+
+    @cached(key_prefix="orders")
+    async def orders(self, number: int) -> str:
+        return f"{type(self).__name__} {self.__name} {number}"
+
+    @classmethod
+    @cached()
+    async def kind(cls) -> str:
+        return cls.__name__
+
+
+class Bakery(Shop):
+    __slots__ = ()
+
+
+def scaled_by(factor: Any) -> Callable[[int], Awaitable[str]]:
+    @cached(key_prefix="scaled")
+    async def scale(number: int) -> str:
+        return f"{factor} {number}"
+
+    return scale
+
+
+class Factor:
+    pass
+
+
+async def test_calls_of_different_objects_and_functions_do_not_share_a_value(
+    backend: CacheBackend,
+) -> None:
+    """The class and the attributes of the object count, and variables that a function captures."""
+
+    @cached(key_prefix="scaled")
+    async def other(number: int) -> str:
+        return f"other {number}"
+
+    objects = [Factor(), Factor()]
+    calls: dict[str, Callable[[], Awaitable[str]]] = {
+        "Shop a 1": lambda: Shop("a").orders(1),
+        "Shop b 1": lambda: Shop("b").orders(1),
+        "Bakery a 1": lambda: Bakery("a").orders(number=1),
+        "Shop": Shop.kind,
+        "Bakery": Bakery.kind,
+        "2 1": partial(scaled_by(2), 1),
+        "True 1": partial(scaled_by(True), 1),
+        "other 1": partial(other, 1),
+        **{f"{factor} 1": partial(scaled_by(factor), 1) for factor in objects},
+    }
+    with use_cache(Cache(backend, ttl=60)):
+        for _ in range(2):
+            for expected, call in calls.items():
+                assert await call() == expected
+        assert await asyncio.gather(*(call() for call in calls.values())) == [*calls]
+
+
+def test_functions_from_a_factory_share_values_between_processes() -> None:
+    """If they capture only immutable values."""
+    names = [identity_of(scaled_by(factor)) for factor in (2, 2, 3, "2", Factor)]
+    assert names[0] == names[1]
+    assert len({*names}) == 4
+
+
+async def test_object_that_cannot_be_in_the_key_is_refused(backend: CacheBackend) -> None:
+    shop = Repository()
+    vars(shop)["client"] = object()
+    with (
+        use_cache(Cache(backend, ttl=60)),
+        pytest.raises(TypeError, match="attributes of the Repository"),
+    ):
+        await shop.method(1)
+
+
+async def listed() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (partial(get_user, "1"), "where it is declared"),
+        (Repository().method, "where it is declared"),
+        (staticmethod(Repository.method), "write @staticmethod first"),
+        (listed, "generator"),
+    ],
+)
+def test_decorator_refuses_what_it_cannot_identify(function: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        cached()(function)
+    with pytest.raises(TypeError, match=r'tags=\["users"\]|`tags` must be a list'):
+        cached(tags="users")(get_user.__wrapped__)  # type: ignore[attr-defined]
+
+
 async def test_value_that_does_not_match_the_annotation_is_not_shared(
     backend: CacheBackend,
 ) -> None:
@@ -112,13 +212,14 @@ async def test_value_that_does_not_match_the_annotation_is_not_shared(
 
 
 class WithSession:
+    calls = 0
+
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
-        self.calls = 0
 
     @cached(ttl=0.01, stale=60, jitter=0)
     async def count(self) -> int:
-        self.calls += 1
+        WithSession.calls += 1
         return self.calls
 
 
@@ -126,6 +227,7 @@ async def test_call_with_a_session_is_not_refreshed_in_the_background(
     backend: CacheBackend,
 ) -> None:
     """The session would be closed before the refresh."""
+    WithSession.calls = 0
     counter = WithSession(AsyncSession())
     with use_cache(Cache(backend, ttl=60)):
         async with asyncio.timeout(TIMEOUT_SECONDS):

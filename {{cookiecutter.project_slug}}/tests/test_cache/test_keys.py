@@ -1,16 +1,21 @@
 """Cache keys are readable, unique, and independent of how a function is called."""
 
 from collections.abc import Callable
-from enum import StrEnum
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum, StrEnum
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
+from fastapi import Request, Response
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.cache.decorators import key_builder
 from src.cache.engine.keys import MAX_LENGTH, Arguments
+from tests.fixtures.notes import Note
 
 ID = UUID("018f0000-0000-7000-8000-000000000000")
 
@@ -82,6 +87,72 @@ def test_long_key_ends_in_a_digest() -> None:
     keys = [key_of(get_user, "a" * 5000 + end) for end in "bc"]
     assert keys[0] != keys[1]
     assert len(keys[0]) < MAX_LENGTH + 50
+
+
+class Sort(Enum):
+    ONE = 1
+    TEXT_ONE = "1"
+
+
+class Hidden(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "***"
+
+
+INSTANT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [Sort.ONE, Sort.TEXT_ONE, 1, "1"],
+        [Hidden("a"), Hidden("b"), "a"],
+        [
+            INSTANT,
+            INSTANT.replace(tzinfo=None),
+            INSTANT.replace(tzinfo=ZoneInfo("Europe/London")),
+            INSTANT.replace(tzinfo=ZoneInfo("Africa/Abidjan")),
+            INSTANT.replace(tzinfo=timezone(timedelta(hours=1))),
+        ],
+        [Decimal(1), Decimal("1.0"), 1, 1.0, float("nan"), Decimal("NaN")],
+        [{1}, {"1"}, frozenset({1}), {True}],
+    ],
+    ids=["enum", "subclass of str", "datetime", "number", "set"],
+)
+def test_similar_values_have_different_keys(values: list[Any]) -> None:
+    assert len({key_of(any_of, value) for value in values}) == len(values)
+
+
+async def uses_request(request: Request) -> None: ...
+async def uses_response(response: Response) -> None: ...
+async def uses_row(note: Note) -> None: ...
+
+
+def test_argument_that_does_not_identify_the_call_is_refused() -> None:
+    """Callers would share a value, or an effect would be lost on a hit."""
+    for function in (uses_request, uses_response, uses_row):
+        with pytest.raises(TypeError, match="Pass `key=` to @cached"):
+            key_of(function, None)
+    for value in (Request({"type": "http"}), Note(text="a"), Note):
+        with pytest.raises(TypeError, match="Pass `key=` to @cached"):
+            key_of(any_of, value)
+
+
+def test_key_function_receives_defaults_and_must_return_text() -> None:
+    def by_page(_: object, query: Query, __: object, *, page: int) -> Any:
+        return f"{query.limit}:{page}" if page else page
+
+    assert key_with(None, by_page, search, AsyncSession(), query=Query()) == "10:1"
+    with pytest.raises(TypeError, match="must return a string"):
+        key_with(None, by_page, search, None, Query(), page=0)
+
+
+@pytest.mark.parametrize("template", ["{", "{}", "{0}", "{user_id.}", "{user_id!r}", "{user_id:x}"])
+def test_invalid_template_is_refused_with_the_name_of_the_function(template: str) -> None:
+    with pytest.raises(TypeError, match="get_user"):
+        key_with(None, template, get_user, "1")
 
 
 def test_unsupported_types_and_unknown_placeholders_are_refused() -> None:

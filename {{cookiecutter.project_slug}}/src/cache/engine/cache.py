@@ -57,7 +57,8 @@ class Computed(NamedTuple, Generic[T]):
 class Computation:
     """A computation in this process that other callers can wait for (single-flight)."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
         self.token = token_hex(8)
         self.versions: list[str] | None = None  # tag versions; None until the lease is acquired
         self.is_uncacheable = False  # the value cannot be shared with the other callers
@@ -148,7 +149,7 @@ class Cache:
         names = dict.fromkeys([*key_patterns, *map(shorten_pattern, key_patterns)])
         keys = [name for name in names if not GLOB.search(name)]
         if keys or tags:
-            await self.backend.delete(*keys, *map(_tag_key, tags))
+            await self.backend.delete(*keys, *map(tag_key, tags))
         for name in names:
             if GLOB.search(name):
                 await self.backend.delete_matching(name)
@@ -158,7 +159,7 @@ class Cache:
     ) -> CachedValue[T] | None:
         if not tags:  # fast path
             return policy.unpack(await self.backend.get(key), [])
-        stored, *versions = await self.backend.get_many(key, *map(_tag_key, tags))
+        stored, *versions = await self.backend.get_many(key, *map(tag_key, tags))
         return policy.unpack(stored, versions)
 
     async def _compute_once(self, lookup: Lookup[T]) -> T:
@@ -171,23 +172,25 @@ class Cache:
                 limit = deadline if parent is None else monotonic() + NESTED_WAIT_SECONDS
                 computed = await self._compute(lookup, limit)
                 return await lookup.compute() if computed is None else computed.value
+            if computation.owner != lookup.policy.owner:
+                lookup.policy.warn(computation.owner)
+                break
             if not await self._renew_if_current(lookup, computation):
                 await self.backend.release_lease(lookup.key, computation.token)
                 self._remove(lookup.key, computation)
                 continue
             payload = await computation.wait(min(seconds, NESTED_WAIT_SECONDS), parent)
             if payload is not None:
-                with suppress(ValueError):  # another function uses the same key
-                    return lookup.policy.codec.decode(payload)
+                return lookup.policy.codec.decode(payload)
             # The other computation may wait for the parent of this call: do not wait forever.
             may_deadlock = parent is not None and computation.waiting_calls > 0
-            if payload is not None or computation.is_uncacheable or may_deadlock:
+            if computation.is_uncacheable or may_deadlock:
                 break
         return await lookup.compute()
 
     async def _compute(self, lookup: Lookup[T], deadline: float) -> Computed[T] | None:
         """Compute and store the value; return None if the lease cannot be acquired in time."""
-        computation = self._computations[lookup.key] = Computation()
+        computation = self._computations[lookup.key] = Computation(lookup.policy.owner)
         is_stored = False
         try:
             if not await self._acquire_lease(lookup, computation, deadline):
@@ -233,7 +236,7 @@ class Cache:
         """Return the version of each tag; set missing ones. Return None if that fails."""
         if not tags:
             return []
-        keys = [_tag_key(tag) for tag in tags]
+        keys = [tag_key(tag) for tag in tags]
         found = await self.backend.get_many(*keys)
         if None in found:
             for key, version in zip(keys, found, strict=True):
@@ -297,7 +300,7 @@ class Cache:
         await asyncio.shield(task)
 
 
-def _tag_key(tag: str) -> str:
+def tag_key(tag: str) -> str:
     return f"tag:{tag}"
 
 

@@ -104,11 +104,30 @@ def _members(value: Any) -> Sequence[Any] | None:
 _ITERATORS = (AsyncIterator, Iterator)
 
 
+def check_function(function: Any, decorator: str) -> None:
+    """Raises TypeError unless it is a function that is declared with `async def`."""
+    name = getattr(function, "__qualname__", None) or repr(function)
+    if isinstance(function, (classmethod, staticmethod)):
+        kind = type(function).__name__
+        raise TypeError(f"`{name}` has its decorators in the wrong order: write @{kind} first.")
+    if not inspect.isfunction(function):  # a partial or a bound method has arguments already
+        raise TypeError(
+            f"{decorator} cannot decorate `{name}`. Decorate a function or method where it is"
+            " declared with `async def`."
+        )
+    if inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"`{name}` cannot use {decorator}: it is a generator, which can be read only once."
+            " Return a list instead."
+        )
+    if not inspect.iscoroutinefunction(function):
+        raise TypeError(f"`{name}` cannot use {decorator}: declare it with `async def`.")
+
+
 def codec_for(function: Callable[..., Any]) -> Codec[Any]:
     """Return the codec for the function's return type. Raises TypeError if there is none."""
+    check_function(function, "@cached")
     name = function.__qualname__
-    if not inspect.iscoroutinefunction(function):
-        raise TypeError(f"`{name}` cannot be cached: declare it with `async def`.")
     hints = hints_of(function)
     if "return" not in hints:
         raise TypeError(

@@ -5,11 +5,14 @@ Text is percent-encoded except letters, digits and `._-@+/`. A value can therefo
 the characters of a pattern nor the separators `:`, `,`, `=` and `~`.
 If the type of a value is not the annotated type, the key contains the type: `user:str~7`. The keys
 of 7 and "7" therefore differ. Keys are the same in every process.
+
+The key of a method also contains a digest of its object: of the attributes, and of the class if it
+is a subclass. Variables that a nested function captures are part of `identity_of` the function.
 """
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
 from datetime import date, time, timedelta
@@ -17,8 +20,9 @@ from decimal import Decimal
 from enum import Enum
 from hashlib import blake2b
 from inspect import Parameter
+from secrets import token_hex
 from string import Formatter
-from types import UnionType
+from types import FunctionType, ModuleType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from urllib.parse import quote
 from uuid import UUID
@@ -36,20 +40,13 @@ from src.db.session import Database
 MAX_LENGTH = 200  # characters; a longer key is cut off and ends in a digest
 GLOB = re.compile(r"[*?\[\\]")  # a key with one of these characters is a pattern
 
-# Arguments of these types are not part of the key.
-EXCLUDED_TYPES = (
-    AsyncConnection,
-    AsyncSession,
-    BackgroundTasks,
-    CacheBackend,
-    Database,
-    HTTPConnection,
-    Response,
-    SecurityScopes,
-    Session,
-)
+# Arguments of these types are not part of the key: the value does not depend on which one it is.
+EXCLUDED_TYPES = (AsyncConnection, AsyncSession, CacheBackend, Database, Session)
+# A value may depend on the contents of these, and they are not valid after the request.
+REQUEST_TYPES = (BackgroundTasks, HTTPConnection, Response, SecurityScopes)
 _SCALARS = (str, bool, int, float, Decimal, UUID, date, time, timedelta)
 _CONTAINERS = (bytes, Enum, BaseModel, Mapping, AbstractSet, list, tuple)
+_STANDARD_MODULES = {"builtins", "datetime", "decimal", "uuid"}
 _needs_no_quoting = re.compile(r"[\w.@+/-]*", re.ASCII).fullmatch
 
 
@@ -59,7 +56,8 @@ def format_key_part(value: object, declared: object = None) -> str:
     text = format_value(value)
     if kind is declared or value is None or (declared is None and kind is str):
         return text
-    return f"{kind.__name__}~{text}"
+    name = kind.__name__ if kind.__module__ in _STANDARD_MODULES else _quoted(_full_name(kind))
+    return f"{name}~{text}"
 
 
 def format_value(value: object) -> str:
@@ -67,31 +65,51 @@ def format_value(value: object) -> str:
     if type(value) is str:  # fast path: most arguments are strings
         return _quoted(value)
     if isinstance(value, Enum):
-        return format_value(value.value)
+        return format_key_part(value.value)
     if isinstance(value, _SCALARS):
-        return _quoted(str(value))
+        return _format_scalar(value)
     if isinstance(value, bytes):
         return value.hex()
     if value is None:
         return "~"
-    if is_dataclass(value):
-        value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, (BaseModel, Mapping)):
-        pairs = dict(value).items()
-        parts = sorted(
-            f"{format_key_part(name)}={format_key_part(member)}" for name, member in pairs
-        )
-    elif isinstance(value, AbstractSet):
-        parts = sorted(map(format_key_part, value))
-    elif isinstance(value, (list, tuple)):
-        parts = list(map(format_key_part, value))
-    else:
+    parts = None if _is_opaque(value) else _format_members(value)
+    if parts is None:
         kind = type(value).__name__
         raise TypeError(
             f"A value of type `{kind}` cannot be part of a cache key. Pass `key=` to @cached, and"
             ' build the key from attributes of the value, for example `key="user:{user.id}"`.'
         )
     return "(" + "".join(f"{part}," for part in parts) + ")"
+
+
+def _is_opaque(kind_or_value: object) -> bool:
+    """Return whether its members do not identify it: a request, or a row of the ORM."""
+    kind = kind_or_value if isinstance(kind_or_value, type) else type(kind_or_value)
+    return issubclass(kind, REQUEST_TYPES) or hasattr(kind, "__mapper__")
+
+
+def _format_members(value: Any) -> list[str] | None:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, (BaseModel, Mapping)):
+        pairs = dict(value).items()
+        return sorted(f"{format_key_part(name)}={format_key_part(item)}" for name, item in pairs)
+    if isinstance(value, AbstractSet):
+        return sorted(map(format_key_part, value))
+    return list(map(format_key_part, value)) if isinstance(value, (list, tuple)) else None
+
+
+def _format_scalar(value: object) -> str:
+    # A subclass may define a `__str__` that several values share, to hide a secret for example.
+    for kind, convert in ((str, str.__str__), (int, int.__repr__), (float, float.__repr__)):
+        if isinstance(value, kind) and type(value) is not bool:
+            return _quoted(convert(value))
+    zone = getattr(getattr(value, "tzinfo", None), "key", None)  # of a ZoneInfo
+    return _quoted(f"{value}[{zone}]" if zone else str(value))
+
+
+def _full_name(definition: Any) -> str:
+    return f"{definition.__module__}.{definition.__qualname__}"
 
 
 def _quoted(text: str) -> str:
@@ -111,6 +129,48 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
         ) from error
 
 
+def identity_of(function: Callable[..., Any]) -> str:
+    """Return a name of the function that no other function has.
+
+    Functions that are defined in one place, `make(1)` and `make(2)`, differ by the variables that
+    they capture: by the value at the time of the decoration. If that value is mutable or an object,
+    each function has a different name, also in each process.
+    """
+    parts: list[str] = []
+    layer: Any = function
+    while layer is not None:
+        inner = getattr(layer, "__wrapped__", None)  # of another decorator
+        cells = getattr(layer, "__closure__", None) or ()
+        parts += [_captured(cell, is_wrapper=inner is not None) for cell in cells]
+        function, layer = layer, inner
+    name = _full_name(function)
+    if "<locals>" in name:
+        parts.append(str(function.__code__.co_firstlineno))
+    return f"{name}~{digest(','.join(parts).encode())[:8]}" if any(parts) else name
+
+
+def _captured(cell: Any, *, is_wrapper: bool) -> str:
+    try:
+        value = cell.cell_contents
+    except ValueError:  # not assigned yet
+        return ""
+    if isinstance(value, EXCLUDED_TYPES):
+        return ""
+    if _is_immutable(value):
+        return format_key_part(value)
+    if is_wrapper:
+        return ""
+    is_definition = isinstance(value, (FunctionType, ModuleType, type))
+    name = getattr(value, "__qualname__", value.__name__) if is_definition else "<locals>"
+    return token_hex(8) if "<locals>" in name else name
+
+
+def _is_immutable(value: object) -> bool:
+    if isinstance(value, (tuple, frozenset)):
+        return all(map(_is_immutable, value))
+    return isinstance(value, (*_SCALARS, bytes, Enum, type(None)))
+
+
 class Arguments:
     """The arguments of a function and their declared types."""
 
@@ -126,10 +186,18 @@ class Arguments:
             for position, name in enumerate(self.names)
             if position or name not in {"self", "cls"}
         ]
-        self.excluded = [
-            name for _, name, kind in declared if kind and issubclass(kind, EXCLUDED_TYPES)
+        self.is_method = self.names[:1] in (["self"], ["cls"])
+        self._class = f"{function.__module__}.{self.name.rpartition('.')[0]}"
+        self.of_request = [
+            name
+            for _, name, kind in declared
+            if kind and issubclass(kind, (*EXCLUDED_TYPES, *REQUEST_TYPES))
         ]
-        self._in_key = [argument for argument in declared if argument[1] not in self.excluded]
+        self._in_key = [
+            argument
+            for argument in declared
+            if not (argument[2] and issubclass(argument[2], EXCLUDED_TYPES))
+        ]
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Return the values of all arguments, including defaults, in the order of `names`."""
@@ -139,9 +207,21 @@ class Arguments:
         bound.apply_defaults()
         return tuple(bound.arguments.values())
 
+    def call(self, key: Callable[..., str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Call the `key` function of @cached with the same arguments, including defaults."""
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        text = key(*bound.args, **bound.kwargs)
+        if not isinstance(text, str):
+            raise TypeError(
+                f"The `key` function of `{self.name}` returned a value of type"
+                f" `{type(text).__name__}`. It must return a string."
+            )
+        return text
+
     def key(self, values: tuple[Any, ...]) -> str:
         """Return the part of the key that the arguments determine."""
-        parts = []
+        parts = [owner] if self.is_method and (owner := self._owner(values[0])) else []
         for position, _, kind in self._in_key:
             value = values[position]
             if type(value) is kind:
@@ -150,18 +230,49 @@ class Arguments:
                 parts.append(format_key_part(value, kind))
         return ":".join(parts)
 
+    def _owner(self, owner: Any) -> str:
+        """Return a digest of the object or class of a method; "" if it cannot change the value."""
+        kind = owner if isinstance(owner, type) else type(owner)
+        name = "" if _full_name(kind) == self._class else _full_name(kind)
+        state = _state_of(owner)
+        if not name and not state:
+            return ""
+        try:
+            return f"~{digest((name + format_value(state)).encode())[:16]}"
+        except TypeError as error:
+            raise TypeError(
+                f"`{self.name}` cannot be cached: its value may depend on the attributes of the"
+                f" {kind.__name__}, and they cannot be part of a cache key. Pass `key=` to @cached,"
+                ' for example `key="orders:{self.name}"`.'
+            ) from error
+
     def check(self) -> None:
         """Raises TypeError if the declared type of an argument cannot be part of a key."""
         for _, name, kind in self._in_key:
             # Values of an abstract type, such as Sequence, are checked when the function is called.
-            if kind is None or is_dataclass(kind) or inspect.isabstract(kind):
+            if kind is None or inspect.isabstract(kind):
                 continue
-            if not issubclass(kind, (*_SCALARS, *_CONTAINERS, type(None))):
+            is_valid = is_dataclass(kind) or issubclass(kind, (*_SCALARS, *_CONTAINERS, type(None)))
+            if _is_opaque(kind) or not is_valid:
                 raise TypeError(
                     f"The argument `{name}` of `{self.name}` cannot be part of a cache key, because"
                     f" its type is `{kind.__name__}`. Pass `key=` to @cached, for example"
                     ' `key="user:{user_id}"` or a function of the same arguments.'
                 )
+
+
+def _state_of(owner: Any) -> dict[str, object]:
+    """Return the attributes of an object, except sessions and the like."""
+    if isinstance(owner, type):
+        return {}
+    if isinstance(owner, (*_SCALARS, *_CONTAINERS)):
+        return {"": owner}
+    state: Any = object.__getstate__(owner)  # a subclass may leave out attributes in its own
+    own, slots = state if isinstance(state, tuple) else (state, None)
+    attributes = {**(own or {}), **(slots or {})}
+    return {
+        name: value for name, value in attributes.items() if not isinstance(value, EXCLUDED_TYPES)
+    }
 
 
 def _base_type(annotation: Any) -> Any:
@@ -178,28 +289,53 @@ def _base_type(annotation: Any) -> Any:
 
 
 _formatter = Formatter()
+_is_field = re.compile(r"\w+(\.\w+|\[[^\[\]]+\])*").fullmatch
+
+
+def parse_template(
+    text: str, owner: str, kind: str, names: Collection[str]
+) -> list[tuple[str, str | None]]:
+    """Return pairs of literal text and placeholder. Raises TypeError if the template is invalid.
+
+    `owner` is a function, a route or a model. Its `names` of this `kind` may be placeholders.
+    """
+    try:
+        parsed = list(_formatter.parse(text))
+    except ValueError as error:
+        raise TypeError(
+            f"The template {text!r} of `{owner}` is invalid: {error}. Write placeholders like"
+            " `{user_id}`, and a brace that is text twice."
+        ) from error
+    if any(spec or conversion for _, _, spec, conversion in parsed):
+        raise TypeError(
+            f"The template {text!r} of `{owner}` contains a format specification (`:`) or a"
+            " conversion (`!`). Write only the name: `{user_id}` or `{user.id}`."
+        )
+    for _, field, _, _ in parsed:
+        root = re.split(r"[.\[]", field or "", maxsplit=1)[0]
+        is_nested_argument = kind == "argument" and root in names and _is_field(field or "")
+        if field is not None and field not in names and not is_nested_argument:
+            placeholder = "{" + field + "}"
+            raise TypeError(
+                f"The template {text!r} contains `{placeholder}`, but `{owner}` has no such {kind}."
+                f" It has: {', '.join(names) or 'none'}."
+            )
+    return [(literal, field) for literal, field, _, _ in parsed]
+
+
+def check_strings(owner: str, **options: Sequence[str]) -> None:
+    """Raises TypeError for `tags="users"`, which Python takes for a sequence of letters."""
+    for name, value in options.items():
+        if isinstance(value, str):
+            raise TypeError(f"`{owner}`: `{name}` must be a list, for example {name}=[{value!r}].")
 
 
 class Template:
     """A key or tag with placeholders for arguments: `user:{user_id}`, `{query.limit}`."""
 
     def __init__(self, text: str, arguments: Arguments) -> None:
-        parsed = list(_formatter.parse(text))
-        if any(spec or conversion for _, _, spec, conversion in parsed):
-            raise TypeError(
-                f"The template {text!r} of `{arguments.name}` contains a format specification"
-                " (`:`) or a conversion (`!`). Write only the name: `{user_id}` or `{user.id}`."
-            )
-        self._parts = [(literal, field) for literal, field, _, _ in parsed]
         self._names = arguments.names
-        for _, field in self._parts:
-            root = re.split(r"[.\[]", field or "", maxsplit=1)[0]
-            if field is not None and root not in self._names:
-                placeholder = "{" + field + "}"
-                raise TypeError(
-                    f"The template {text!r} contains `{placeholder}`, but `{arguments.name}` has no"
-                    f" such argument. Its arguments are: {', '.join(self._names) or 'none'}."
-                )
+        self._parts = parse_template(text, arguments.name, "argument", self._names)
         is_constant = all(field is None for _, field in self._parts)
         self._constant = "".join(literal for literal, _ in self._parts) if is_constant else None
 

@@ -1,29 +1,45 @@
 """Cache tags of models: `__cache_tags__ = ("users", "user:{id}")`.
 
 A change of a row through the ORM invalidates the tags of its old and its new state after the commit,
-wherever a cache is open. A bulk statement such as `update(User)` does not report which rows it
-changes: add `invalidate()` or `@invalidate_cache`.
+wherever a cache is open. A bulk statement such as `update(User)`, and a foreign key with an action
+such as `ON DELETE CASCADE`, do not report which rows they change. They invalidate the tags of all
+rows of the model. SQL text and triggers need `invalidate()`.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from string import Formatter
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import event, inspect, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Delete, ForeignKey, Update, UpdateBase, event, inspect, select
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
 from src.cache.engine.after_commit import invalidate_after_commit
-from src.cache.engine.cache import current_cache
-from src.cache.engine.keys import format_value
+from src.cache.engine.cache import current_cache, tag_key
+from src.cache.engine.keys import check_strings, format_value, parse_template
+from src.db.base import Base
+
+Action = Literal["ondelete", "onupdate"]
 
 _parse = Formatter().parse
 
 
 def invalidate_on_model_changes() -> None:
-    """Register the listeners for all sessions."""
+    """Register the listeners for all sessions and models."""
+    event.listen(Mapper, "mapper_configured", _check_tags)
     event.listen(Session, "before_flush", _invalidate_old_tags)
     event.listen(Session, "after_flush", _invalidate_new_tags)
+    event.listen(Session, "persistent_to_deleted", _invalidate_deleted_row)
+    event.listen(Session, "do_orm_execute", _invalidate_all_tags)
+
+
+def _check_tags(mapper: Mapper[Any], model: type) -> None:
+    """Raises TypeError if a placeholder of a tag is not a column."""
+    templates = getattr(model, "__cache_tags__", ())
+    check_strings(model.__name__, __cache_tags__=templates)
+    for template in templates:
+        parse_template(template, model.__name__, "column", mapper.column_attrs.keys())
 
 
 def _invalidate_old_tags(session: Session, _context: object, _instances: object) -> None:
@@ -31,12 +47,90 @@ def _invalidate_old_tags(session: Session, _context: object, _instances: object)
         with session.no_autoflush:
             rows = chain(session.dirty, session.deleted)
             _invalidate(session, {tag for row in rows for tag in _tags(row, _stored_values(row))})
+            keys = _foreign_keys("onupdate")
+            changed = {key.column.table for key in keys if _has_changed(session.dirty, key)}
+            _invalidate_tables(session, _dependent_tables(changed, "onupdate"))
 
 
 def _invalidate_new_tags(session: Session, _context: object) -> None:
     if current_cache() is not None:
         rows = chain(session.new, session.dirty)
         _invalidate(session, {tag for row in rows for tag in _tags(row, _loaded_values(row))})
+        # A change of a parent's collection changes rows during the flush.
+        moved = {tag for row in session.dirty for tag in _tags(row, _replaced_values(row))}
+        _invalidate(session, moved)
+
+
+def _invalidate_deleted_row(session: Session, row: object) -> None:
+    """Invalidate the tags of a row, which may have been an orphan, and of rows deleted with it."""
+    if current_cache() is not None:
+        _invalidate(session, set(_tags(row, _loaded_values(row))))
+        tables = set(inspect(row, raiseerr=True).mapper.tables)
+        _invalidate_tables(session, _dependent_tables(tables, "ondelete"))
+
+
+def _invalidate_all_tags(execution: ORMExecuteState) -> None:
+    """Invalidate the tags of all rows of the table that a bulk statement changes."""
+    statement: Any = execution.statement
+    statement = getattr(statement, "element", statement)  # of `from_statement()`
+    if current_cache() is not None and isinstance(statement, UpdateBase):
+        changed: set[Any] = {statement.table}
+        if isinstance(statement, Delete):
+            changed |= _dependent_tables(changed, "ondelete")
+        elif isinstance(statement, Update):
+            changed |= _dependent_tables(changed, "onupdate")
+        _invalidate_tables(execution.session, changed)
+
+
+def _invalidate_tables(session: Session, changed: set[Any]) -> None:
+    cache = current_cache()
+    if cache is None or not changed:
+        return
+    models = [each.class_ for each in Base.registry.mappers if changed.intersection(each.tables)]
+    templates = {tag for model in models for tag in getattr(model, "__cache_tags__", ())}
+    tags = {tag for tag in templates if not _placeholders(tag)}
+    patterns = {tag_key(_pattern(tag)) for tag in templates - tags}
+    invalidate_after_commit(session, cache.invalidate, patterns, tags)
+
+
+def _pattern(template: str) -> str:
+    """Return a pattern for the tags of all rows."""
+    return "".join(
+        re.sub(r"([*?\[\]\\])", r"\\\1", literal) + ("*" if name else "")
+        for literal, name, _, _ in _parse(template)
+    )
+
+
+def _foreign_keys(action: Action) -> list[ForeignKey]:
+    """Return the foreign keys with which PostgreSQL itself changes or deletes rows."""
+    mapped: Any = chain.from_iterable(mapper.tables for mapper in Base.registry.mappers)
+    return [
+        key
+        for table in {*Base.metadata.tables.values(), *mapped}
+        for key in table.foreign_keys
+        if (getattr(key, action) or "").upper().startswith(("CASCADE", "SET"))
+    ]
+
+
+def _dependent_tables(changed: set[Any], action: Action) -> set[Any]:
+    """Return the tables that refer to the changed ones with this action, directly or not."""
+    found: set[Any] = set()
+    keys = _foreign_keys(action) if changed else []
+    while changed:
+        changed = {key.parent.table for key in keys if any(map(key.references, changed))} - found
+        found |= changed
+    return found
+
+
+def _has_changed(rows: Iterable[object], key: ForeignKey) -> bool:
+    """Return whether the column that the foreign key refers to has changed in one of the rows."""
+    for row in rows:
+        state = inspect(row, raiseerr=True)
+        if key.column.table in state.mapper.tables:
+            attribute = state.mapper.get_property_by_column(key.column).key
+            if state.attrs[attribute].history.has_changes():
+                return True
+    return False
 
 
 def _invalidate(session: Session, tags: set[str]) -> None:
@@ -83,3 +177,10 @@ def _loaded_values(row: object) -> dict[str, Any]:
     """Return the values in memory. Load nothing: a cascade may have deleted the row."""
     loaded = inspect(row, raiseerr=True).dict
     return {name: loaded[name] for name in _tag_columns(row) if name in loaded}
+
+
+def _replaced_values(row: object) -> dict[str, Any]:
+    """Return the values in memory, each before its change in this flush."""
+    attributes = inspect(row, raiseerr=True).attrs
+    before = {name: attributes[name].history.deleted for name in _tag_columns(row)}
+    return {**_loaded_values(row), **{name: old[0] for name, old in before.items() if old}}

@@ -5,11 +5,14 @@ import random
 from time import time
 from typing import Generic, NamedTuple, TypeVar
 
+import structlog
 from prometheus_client import Counter
 from pydantic_core import from_json
 
 from src.cache.backends.base import Value
 from src.cache.engine.codec import Codec
+
+log = structlog.get_logger(__name__)
 
 # Keys are never labels: their number is unlimited.
 REQUESTS = Counter(
@@ -30,6 +33,9 @@ class CachedValue(NamedTuple, Generic[T]):
 class Policy(Generic[T]):
     """`ttl` and `stale` are in seconds. Raises ValueError if an argument is out of range.
 
+    `owner` is the function that computes the values. It is stored with each of them: another
+    function with the same key, such as the same `key_prefix`, must not return them.
+
     The TTL of each value is shortened by a random part of up to `jitter * ttl`, so that values
     that were stored together do not expire together. After the TTL, a value is stale for `stale`
     seconds: it is still returned, while it is refreshed in the background.
@@ -39,6 +45,7 @@ class Policy(Generic[T]):
         self,
         name: str,
         codec: Codec[T],
+        owner: str,
         *,
         ttl: float | None = None,
         stale: float = 0,
@@ -51,6 +58,9 @@ class Policy(Generic[T]):
             )
         self.name = name
         self.codec = codec
+        self.owner = owner
+        self._owner = owner.encode()
+        self._warned = False
         self.ttl = ttl
         self.stale = stale
         self.jitter = jitter
@@ -63,21 +73,25 @@ class Policy(Generic[T]):
     def pack(self, payload: bytes, versions: list[str], default_ttl: float) -> tuple[bytes, float]:
         """Return the bytes to store, and their TTL in seconds.
 
-        The bytes are a JSON list, a newline and the payload. The list contains the time at which the
-        value becomes stale (0 for never), and the version of each tag before the computation. It is
-        omitted if the value has no tags and never becomes stale.
+        The bytes are the owner, a JSON list and the payload, on a line each. The list has the time
+        at which the value becomes stale (0 for never), and the version of each tag before the
+        computation. It is omitted if the value has no tags and never becomes stale.
         """
         ttl = (self.ttl or default_ttl) * (1 - random.random() * self.jitter)  # noqa: S311 - no secret
         fresh_until = time() + ttl if self.stale else 0
         head = json.dumps([fresh_until, *versions]).encode() if versions or fresh_until else b""
-        return head + b"\n" + payload, ttl + self.stale
+        return b"\n".join((self._owner, head, payload)), ttl + self.stale
 
     def unpack(self, stored: Value | None, versions: list[Value | None]) -> CachedValue[T] | None:
         """Return None if a tag was invalidated, or if `pack` did not produce the bytes."""
         if not isinstance(stored, bytes):
             return None
-        head, newline, payload = stored.partition(b"\n")
+        owner, _, packed = stored.partition(b"\n")
+        head, newline, payload = packed.partition(b"\n")
         if not newline:
+            return None
+        if owner != self._owner:
+            self.warn(owner.decode(errors="replace"))
             return None
         try:
             # `from_json` takes a tenth of the time of `json.loads`.
@@ -88,3 +102,9 @@ class Policy(Generic[T]):
             return CachedValue(self.codec.decode(payload), payload, is_fresh)
         except (TypeError, ValueError):  # a different release of the service stored it
             return None
+
+    def warn(self, other: str) -> None:
+        if not self._warned:
+            self._warned = True
+            hint = "give each function its own key_prefix or key"
+            log.warning("cache_key_shared", functions=[self.owner, other], hint=hint)

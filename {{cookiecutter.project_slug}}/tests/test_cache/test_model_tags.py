@@ -1,0 +1,183 @@
+"""Changes that PostgreSQL makes by itself, or in a bulk statement, invalidate the models' tags."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import pytest
+from sqlalchemy import ForeignKey, MetaData, delete, insert, update
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload
+
+from src.cache import Cache, MemoryBackend, cached, use_cache
+from src.db.base import Base, TableNameMixin
+from src.db.session import Database
+
+METADATA = MetaData()
+
+
+class Shelf(Base, TableNameMixin):
+    metadata = METADATA
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(default="")
+
+
+class Volume(Base, TableNameMixin):
+    metadata = METADATA
+    __cache_tags__ = ("volumes", "volume:{id}", "shelf-volumes:{shelf_id}")
+    id: Mapped[int] = mapped_column(primary_key=True)
+    shelf_id: Mapped[int] = mapped_column(
+        ForeignKey("shelf.id", ondelete="CASCADE", onupdate="CASCADE")
+    )
+    title: Mapped[str] = mapped_column(default="")
+    pages: Mapped[list["Page"]] = relationship(cascade="all, delete-orphan", passive_deletes=True)
+
+
+class Page(Base, TableNameMixin):
+    metadata = METADATA
+    __cache_tags__ = ("page:{id}", "volume-pages:{volume_id}")
+    id: Mapped[int] = mapped_column(primary_key=True)
+    volume_id: Mapped[int] = mapped_column(ForeignKey("volume.id", ondelete="CASCADE"))
+
+
+class Loan(Base, TableNameMixin):
+    metadata = METADATA
+    __cache_tags__ = ("loan:{id}",)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    volume_id: Mapped[int | None] = mapped_column(ForeignKey("volume.id", ondelete="SET NULL"))
+
+
+reads: list[str] = []
+
+
+@cached(tags=["volume:{key}", "volumes", "shelf-volumes:1"])
+async def read_volume(key: int) -> None:
+    reads.append(f"volume {key}")
+
+
+@cached(tags=["page:{key}"])
+async def read_page(key: int) -> None:
+    reads.append(f"page {key}")
+
+
+@cached(tags=["volume-pages:{key}"])
+async def read_pages_of_volume(key: int) -> None:
+    reads.append(f"pages of {key}")
+
+
+@cached(tags=["loan:{key}"])
+async def read_loan(key: int) -> None:
+    reads.append(f"loan {key}")
+
+
+async def invalidated() -> set[str]:
+    """Return what the cache no longer has."""
+    reads.clear()
+    for read in (read_volume, read_page, read_pages_of_volume, read_loan):
+        await read(1)
+    return set(reads)
+
+
+@pytest.fixture
+async def library(committing_database: Database) -> AsyncGenerator[Database]:
+    engine = committing_database.writes.kw["bind"]
+    assert isinstance(engine, AsyncEngine)
+    async with engine.begin() as connection:
+        await connection.run_sync(METADATA.create_all)
+    with use_cache(Cache(MemoryBackend(), ttl=60)):
+        async with committing_database.transaction() as db:
+            db.add_all([Shelf(id=1), Volume(id=1, shelf_id=1)])
+            await db.flush()
+            db.add_all([Page(id=1, volume_id=1), Loan(id=1, volume_id=1)])
+        await invalidated()
+        assert await invalidated() == set()
+        yield committing_database
+    async with engine.begin() as connection:
+        await connection.run_sync(METADATA.drop_all)
+
+
+async def delete_row(db: AsyncSession) -> None:
+    await db.delete(await db.get_one(Shelf, 1))
+
+
+async def change_key(db: AsyncSession) -> None:
+    (await db.get_one(Shelf, 1)).id = 2
+
+
+async def change_other_column(db: AsyncSession) -> None:
+    (await db.get_one(Shelf, 1)).name = "new"
+
+
+async def remove_orphan(db: AsyncSession) -> None:
+    volume = await db.get_one(Volume, 1, options=[selectinload(Volume.pages)])
+    volume.pages.clear()
+
+
+async def move_page(db: AsyncSession) -> None:
+    db.add(Volume(id=2, shelf_id=1, pages=[await db.get_one(Page, 1)]))
+
+
+async def upsert(db: AsyncSession) -> None:
+    row = postgresql.insert(Volume).values(id=1, shelf_id=1)
+    await db.execute(row.on_conflict_do_update(index_elements=["id"], set_={"title": "new"}))
+
+
+ALL = {"volume 1", "page 1", "pages of 1", "loan 1"}
+PAGE = {"page 1", "pages of 1"}
+STATEMENTS = {
+    "delete": (delete(Shelf), ALL),
+    "core delete": (delete(METADATA.tables["shelf"]), ALL),
+    "update": (update(Page).values(volume_id=1), PAGE),
+    "insert": (insert(Volume).values(id=2, shelf_id=1), {"volume 1"}),
+    "delete of another table": (delete(Loan), {"loan 1"}),
+}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+async def test_bulk_statement_invalidates_all_rows_of_the_table(
+    library: Database, name: str
+) -> None:
+    """After the commit, together with the rows that refer to a deleted one."""
+    statement, expected = STATEMENTS[name]
+    async with library.transaction() as db:
+        await db.execute(statement)
+        await db.rollback()
+    assert await invalidated() == set()
+    async with library.transaction() as db:
+        await db.execute(statement)
+    assert await invalidated() == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (delete_row, ALL),
+        (change_key, {"volume 1"}),
+        (change_other_column, set()),
+        (remove_orphan, {"volume 1", *PAGE}),
+        (move_page, {"volume 1", *PAGE}),
+        (upsert, {"volume 1"}),
+    ],
+)
+async def test_row_that_the_database_changes_is_invalidated(
+    library: Database, change: Callable[[AsyncSession], Awaitable[None]], expected: set[str]
+) -> None:
+    async with library.transaction() as db:
+        await change(db)
+    assert await invalidated() == expected
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"), [(("a:{typo}",), "no such column"), (("a:{",), "invalid"), ("a", "list")]
+)
+def test_invalid_tags_of_a_model_are_refused(tags: object, message: str) -> None:
+    class Separate(DeclarativeBase):
+        pass
+
+    class Wrong(Separate):
+        __tablename__ = "wrong"
+        __cache_tags__ = tags
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    with pytest.raises(TypeError, match=message):
+        Separate.registry.configure()
+    Separate.registry.dispose()
