@@ -11,7 +11,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from src.core.config import get_settings
 from src.core.logging import configure_logging
 from src.db.base import Base
-from src.db.models import load_models
 from src.db.session import CONNECT_TIMEOUT_SECONDS, DatabaseUnavailableError, connect
 
 # If replicas start together, one gets this lock and migrates. The others wait, and then find nothing
@@ -20,8 +19,6 @@ ADVISORY_LOCK = 7_246_193_048
 LOCK_POLL_SECONDS = 0.1
 log = structlog.get_logger(__name__)
 HINT = "Start one with `python cli.py dev`, or set POSTGRES_HOST or DATABASE_URL to yours."
-
-load_models()
 
 
 def run_migrations(connection: Connection) -> None:

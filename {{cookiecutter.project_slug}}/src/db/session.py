@@ -20,8 +20,6 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
 
-from src.db.models import load_models
-
 CONNECT_TIMEOUT_SECONDS = 5
 COMMAND_TIMEOUT_SECONDS = 30
 POOL_TIMEOUT_SECONDS = 5
@@ -71,7 +69,6 @@ class Database:
     @classmethod
     def bound_to(cls, write: AsyncEngine | AsyncConnection, **options: Any) -> Self:
         """Create sessions on an engine, or, for tests, all on one connection."""
-        load_models()  # relationships refer to models by name
         read = write
         if isinstance(write, AsyncEngine):
             read = write.execution_options(isolation_level="AUTOCOMMIT")

@@ -20,6 +20,8 @@ class Repository(Generic[M]):
     _by_id_locked: Select[M]
 
     def __init_subclass__(cls) -> None:
+        if not hasattr(cls, "model"):
+            return  # a base class of other repositories
         cls._by_id = select(cls.model).where(cls.model.id == bindparam("id"))
         # Without populate_existing, the session may return values that it read before the lock.
         cls._by_id_locked = cls._by_id.with_for_update().execution_options(populate_existing=True)

@@ -1,10 +1,11 @@
-"""Database models. Add a module here; it needs no registration."""
+"""Database models. Add a module here; it needs no registration.
+
+To import one model is to import all. Relationships name models of other modules, and SQLAlchemy
+looks for them as soon as any module builds a query.
+"""
 
 import importlib
 import pkgutil
 
-
-def load_models() -> None:
-    """Import all models, so that `Base.metadata` has every table."""
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
