@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from src.core.config import get_settings
 from src.core.logging import configure_logging
+from src.db import autogenerate
 from src.db.base import Base
 from src.db.session import CONNECT_TIMEOUT_SECONDS, DatabaseUnavailableError, connect
 
@@ -22,9 +23,7 @@ HINT = "Start one with `python cli.py dev`, or set POSTGRES_HOST or DATABASE_URL
 
 
 def run_migrations(connection: Connection) -> None:
-    context.configure(
-        connection=connection, target_metadata=Base.metadata, compare_server_default=True
-    )
+    context.configure(connection=connection, **autogenerate.OPTIONS)
     with context.begin_transaction():
         context.run_migrations()
 

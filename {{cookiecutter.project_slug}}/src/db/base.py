@@ -1,11 +1,25 @@
 """Declarative base and mixins."""
 
+import enum
+from collections.abc import Sequence
 from datetime import datetime
-from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import DateTime, Enum, MetaData, func
-from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    DateTime,
+    Enum,
+    MetaData,
+    String,
+    Table,
+    event,
+    func,
+    type_coerce,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, declared_attr, mapped_column
+from sqlalchemy.sql.elements import conv
 
 from src.utils.text import snake_case
 
@@ -19,23 +33,44 @@ NAMING_CONVENTION = {
 }
 
 
-class Base(DeclarativeBase):
-    metadata = MetaData(naming_convention=NAMING_CONVENTION)
-    # Fetch server-generated values such as `updated_at` with RETURNING. Otherwise reading them needs
-    # a SELECT, and async sessions cannot load attributes implicitly.
-    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012 - the type that SQLAlchemy declares
+def text_enum(kind: type[enum.Enum]) -> Enum:
+    """A text column, which in a model has a CHECK.
 
-
-def text_enum(kind: type[StrEnum], *, name: str) -> Enum:
-    """A text column with a CHECK. PostgreSQL cannot remove a value from a native ENUM type."""
+    PostgreSQL cannot remove a value from a native ENUM type.
+    """
     return Enum(
         kind,
         native_enum=False,
-        create_constraint=True,
-        length=16,
-        name=name,
-        values_callable=lambda members: [member.value for member in members],
+        length=None,
+        values_callable=lambda members: [str(member.value) for member in members],
     )
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+    type_annotation_map = {  # noqa: RUF012 - the type that SQLAlchemy declares
+        datetime: DateTime(timezone=True),
+        enum.Enum: text_enum(enum.Enum),
+    }
+
+
+@event.listens_for(Base, "instrument_class", propagate=True)
+def _configure_model(mapper: Mapper[Any], _model: type[Base]) -> None:
+    # Fetch server-generated values such as `updated_at` with RETURNING. Otherwise reading them needs
+    # a SELECT, and async sessions cannot load attributes implicitly.
+    mapper.eager_defaults = True
+    if isinstance(mapper.local_table, Table):
+        for column in mapper.local_table.columns:
+            if isinstance(column.type, Enum) and not column.type.native_enum:
+                _check_values(mapper.local_table, column, column.type.enums)
+
+
+def _check_values(table: Table, column: Column[Any], values: Sequence[str]) -> None:
+    """Add a CHECK. Alembic does not see the one that `Enum` can create."""
+    name = f"ck_{table.name}_{column.name}"
+    if name not in {constraint.name for constraint in table.constraints}:  # of a base model
+        condition = type_coerce(column, String()).in_(values)
+        table.append_constraint(CheckConstraint(condition, name=conv(name)))
 
 
 class UUIDMixin:
@@ -58,9 +93,7 @@ class TableNameMixin:
 class TimestampMixin:
     """When the row was created and last updated, by PostgreSQL's clock."""
 
-    created_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), server_default=func.now(), sort_order=10
-    )
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), sort_order=10)
     updated_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), server_default=func.now(), onupdate=func.now(), sort_order=10
+        server_default=func.now(), onupdate=func.now(), sort_order=10
     )

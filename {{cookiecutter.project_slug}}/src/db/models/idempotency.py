@@ -1,6 +1,6 @@
 from datetime import datetime
 
-from sqlalchemy import JSON, DateTime, Index, SmallInteger, func
+from sqlalchemy import JSON, Index, SmallInteger, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from src.db.base import Base, TableNameMixin
@@ -14,6 +14,6 @@ class IdempotencyKey(Base, TableNameMixin):
     status: Mapped[int | None] = mapped_column(SmallInteger)  # null until the response is stored
     headers: Mapped[list[tuple[str, str]]] = mapped_column(JSON, default=list)
     body: Mapped[bytes] = mapped_column(default=b"")
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (Index("ix_idempotency_key_created_at", "created_at"),)

@@ -2,7 +2,7 @@ from sqlalchemy import CheckConstraint, Column, Computed, Index, Text
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
-from src.db.base import Base, TableNameMixin, TimestampMixin, UUIDMixin, text_enum
+from src.db.base import Base, TableNameMixin, TimestampMixin, UUIDMixin
 from src.domain.item import ItemStatus
 
 # `simple` uses words as they are. `english`, for example, stems words and drops stop words.
@@ -20,9 +20,7 @@ class Item(Base, UUIDMixin, TableNameMixin, TimestampMixin):
     # % endif
     name: Mapped[str] = mapped_column(Text)
     description: Mapped[str | None] = mapped_column(Text)
-    status: Mapped[ItemStatus] = mapped_column(
-        text_enum(ItemStatus, name="status"), default=ItemStatus.DRAFT
-    )
+    status: Mapped[ItemStatus] = mapped_column(default=ItemStatus.DRAFT)
     version: Mapped[int] = mapped_column()
 
     __table_args__ = (
@@ -32,11 +30,7 @@ class Item(Base, UUIDMixin, TableNameMixin, TimestampMixin):
     )
     # SQLAlchemy increments `version` with each UPDATE, and refuses to update an outdated version.
     # `search` is not an attribute; otherwise every INSERT and UPDATE would fetch it.
-    __mapper_args__ = {  # noqa: RUF012 - as in Base
-        **Base.__mapper_args__,
-        "version_id_col": version,
-        "exclude_properties": ["search"],
-    }
+    __mapper_args__ = {"version_id_col": version, "exclude_properties": ["search"]}  # noqa: RUF012 - the type that SQLAlchemy declares
 
 
 SEARCH_DOCUMENT = Item.__table__.c.search

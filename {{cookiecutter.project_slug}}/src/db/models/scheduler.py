@@ -2,10 +2,10 @@
 
 from datetime import datetime
 
-from sqlalchemy import DateTime, Index, SmallInteger, Text
+from sqlalchemy import Index, SmallInteger, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from src.db.base import Base, TableNameMixin, text_enum
+from src.db.base import Base, TableNameMixin
 from src.domain.scheduler import RunOutcome
 
 
@@ -14,8 +14,8 @@ class SchedulerLease(Base, TableNameMixin):
 
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
     holder: Mapped[str] = mapped_column(Text)
-    acquired_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
-    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    acquired_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
 
 
 class SchedulerJob(Base, TableNameMixin):
@@ -23,18 +23,18 @@ class SchedulerJob(Base, TableNameMixin):
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     trigger: Mapped[str] = mapped_column(Text)
-    next_tick: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    next_tick: Mapped[datetime | None]
 
 
 class SchedulerRun(Base, TableNameMixin):
     """A claimed tick. The primary key makes a second claim fail."""
 
     job: Mapped[str] = mapped_column(Text, primary_key=True)
-    tick: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
+    tick: Mapped[datetime] = mapped_column(primary_key=True)
     holder: Mapped[str] = mapped_column(Text)
-    outcome: Mapped[RunOutcome] = mapped_column(text_enum(RunOutcome, name="outcome"))
-    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
-    finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    outcome: Mapped[RunOutcome]
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
     error: Mapped[str | None] = mapped_column(Text)
 
     __retention__ = ("SCHEDULER_HISTORY_DAYS", "tick")

@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Identity, Index, SmallInteger, Text, func
+from sqlalchemy import JSON, BigInteger, Identity, Index, SmallInteger, Text, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from src.db.base import Base, TableNameMixin, UUIDMixin, text_enum
+from src.db.base import Base, TableNameMixin, UUIDMixin
 from src.domain.task import TaskStatus
 
 
@@ -15,7 +15,7 @@ class OutboxMessage(Base, TableNameMixin):
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     body: Mapped[bytes] = mapped_column()  # the encoded message
-    due_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (Index("ix_outbox_message_due_at_id", "due_at", "id"),)
 
@@ -26,17 +26,15 @@ class Task(Base, UUIDMixin, TableNameMixin):
     __retention__ = ("TASK_HISTORY_DAYS", "finished_at")
 
     actor: Mapped[str] = mapped_column(Text)
-    status: Mapped[TaskStatus] = mapped_column(
-        text_enum(TaskStatus, name="status"), default=TaskStatus.QUEUED
-    )
+    status: Mapped[TaskStatus] = mapped_column(default=TaskStatus.QUEUED)
     attempts: Mapped[int] = mapped_column(SmallInteger, default=0)
     done: Mapped[int | None] = mapped_column()  # of `total`, in a unit that the task chooses
     total: Mapped[int | None] = mapped_column()
     result: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
     problem: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
-    started_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
-    finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
 
     __table_args__ = (Index("ix_task_finished_at", "finished_at"),)
 
@@ -48,6 +46,6 @@ class RedeliveredMessage(Base, TableNameMixin):
 
     message_id: Mapped[str] = mapped_column(Text, primary_key=True)
     starts: Mapped[int] = mapped_column(SmallInteger)
-    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (Index("ix_redelivered_message_started_at", "started_at"),)

@@ -1,0 +1,102 @@
+"""How Alembic compares the models with the database, for `--autogenerate` and `alembic check`."""
+
+from typing import Any, Literal
+
+from alembic.ddl.impl import ComparisonResult
+from alembic.ddl.postgresql import PostgresqlImpl
+from alembic.operations.ops import CreateTableOp, ExecuteSQLOp
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import CheckConstraint, Column, Connection, Enum, String, inspect, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.types import TypeEngine
+
+from src.db.base import Base
+
+_PARSED = text(
+    "SELECT pg_get_expr(conbin, conrelid) FROM pg_constraint"
+    " WHERE contype = 'c' AND conrelid = 'pg_temp.parsed'::regclass"
+)
+
+
+class PostgresqlImplWithChecks(PostgresqlImpl):
+    """Compares the conditions of CHECK constraints, such as the values of an enum."""
+
+    __dialect__ = "postgresql"  # replaces Alembic's class
+
+    def compare_check_constraint(
+        self, metadata_constraint: CheckConstraint, reflected_constraint: CheckConstraint
+    ) -> ComparisonResult:
+        table = self.dialect.identifier_preparer.format_table(metadata_constraint.table)
+        model = metadata_constraint.sqltext.compile(
+            dialect=self.dialect, compile_kwargs={"literal_binds": True, "include_table": False}
+        )
+        connection = self.connection
+        assert connection is not None  # noqa: S101 - for mypy: autogenerate has a connection
+        try:
+            # PostgreSQL changes a condition when it stores it, and again when a dump is restored.
+            wanted = _parse(connection, table, _parse(connection, table, str(model)))
+            stored = _parse(connection, table, str(reflected_constraint.sqltext))
+        except DBAPIError:  # the condition has a column that the table does not have yet
+            return ComparisonResult.Different("new column")
+        return ComparisonResult.Equal() if wanted == stored else ComparisonResult.Different(wanted)
+
+
+def _parse(connection: Connection, table: str, condition: str) -> str:
+    """Return the condition as PostgreSQL stores it for this table."""
+    savepoint = connection.begin_nested()
+    try:
+        check = f"CREATE TEMPORARY TABLE parsed (LIKE {table}, CHECK ({condition}))"
+        connection.exec_driver_sql(check)
+        return str(connection.scalar(_PARSED))
+    finally:
+        savepoint.rollback()
+
+
+def _compare_type(
+    _context: MigrationContext,
+    _stored_column: Column[Any],
+    _column: Column[Any],
+    stored: TypeEngine[Any],
+    wanted: TypeEngine[Any],
+) -> bool | None:
+    """Let a text column that is long enough for its enum be as it is."""
+    if not isinstance(wanted, Enum) or wanted.native_enum:
+        return None
+    if isinstance(stored, Enum) or not isinstance(stored, String):
+        return None
+    return stored.length is not None and stored.length < max(map(len, wanted.enums))
+
+
+def _render_item(kind: str, item: object, _context: object) -> str | Literal[False]:
+    """Write a text enum as the text column that it is. Its values are in the CHECK."""
+    is_text = kind == "type" and isinstance(item, Enum) and not item.native_enum
+    return "sa.String()" if is_text else False
+
+
+def _include_name(name: str | None, kind: str, _parents: object) -> bool:
+    """Compare only the schemas of models, not those of others in the same database."""
+    return kind != "schema" or name in {None, *(t.schema for t in Base.metadata.tables.values())}
+
+
+def _create_schemas(context: MigrationContext, _revision: object, scripts: Any) -> None:
+    """Create the schemas of new tables, which Alembic leaves out."""
+    for script in scripts:
+        operations = script.upgrade_ops.ops
+        tables = [each for each in operations if isinstance(each, CreateTableOp)]
+        wanted = {each.schema for each in tables if each.schema}
+        existing = inspect(context.connection).get_schema_names() if wanted else []
+        for name in sorted(wanted.difference(existing)):
+            operations.insert(0, ExecuteSQLOp(f'CREATE SCHEMA "{name}"'))
+            script.downgrade_ops.ops.append(ExecuteSQLOp(f'DROP SCHEMA "{name}"'))
+
+
+OPTIONS: dict[str, Any] = {
+    "target_metadata": Base.metadata,
+    "compare_server_default": True,
+    "compare_type": _compare_type,
+    "autogenerate_plugins": ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
+    "render_item": _render_item,
+    "include_schemas": True,
+    "include_name": _include_name,
+    "process_revision_directives": _create_schemas,
+}

@@ -1,0 +1,146 @@
+"""Differences between models and database that Alembic alone does not see."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from itertools import count
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import URL, CheckConstraint, ForeignKey, select, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from src.core.config import ROOT
+from src.db.base import Base, UUIDMixin
+from src.db.session import open_database
+
+
+class Status(StrEnum):
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class LongerStatus(StrEnum):
+    OPEN = "open"
+    CLOSED = "closed"
+    WAITING = "waiting for the approval of a manager"
+
+
+class Alembic:
+    """Runs commands in a thread, since Alembic starts an event loop."""
+
+    def __init__(self, url: URL, folder: Path) -> None:
+        self._config = Config(ROOT / "alembic.ini", attributes={"url": url})
+        self._config.set_main_option("path_separator", "newline")
+        self._config.set_main_option("version_locations", f"{ROOT}/alembic/versions\n{folder}")
+        self._folder = folder
+
+    async def check(self) -> None:
+        await asyncio.to_thread(command.check, self._config)
+
+    async def migrate(self) -> str:
+        """Generate a migration, apply it, undo it and apply it again. Return its text."""
+        folder = str(self._folder)
+        name = f"step {len(list(self._folder.iterdir()))}"
+        script = await asyncio.to_thread(
+            command.revision, self._config, name, autogenerate=True, version_path=folder
+        )
+        for name, revision in (("upgrade", "head"), ("downgrade", "-1"), ("upgrade", "head")):
+            await asyncio.to_thread(getattr(command, name), self._config, revision)
+        await self.check()
+        return await asyncio.to_thread(Path(script.path).read_text, "utf-8")  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def alembic(fresh_url: URL, tmp_path: Path) -> Alembic:
+    return Alembic(fresh_url, tmp_path)
+
+
+Define = Callable[..., None]
+
+
+@pytest.fixture
+def define() -> Iterator[Define]:
+    """Define a model, in place of an earlier one with the same table."""
+    before = set(Base.metadata.tables)
+    numbers = count()
+
+    def define(name: str, *, schema: str | None = None, **attributes: object) -> None:
+        for table in [table for table in Base.metadata.tables.values() if table.name == name]:
+            Base.metadata.remove(table)
+        arguments = *attributes.pop("arguments", ()), {"schema": schema}  # type: ignore[misc]
+        attributes = {"__tablename__": name, "__table_args__": arguments, **attributes}
+        type(f"Model{next(numbers)}", (Base, UUIDMixin), attributes)
+
+    yield define
+    for name in set(Base.metadata.tables) - before:
+        Base.metadata.remove(Base.metadata.tables[name])
+
+
+def annotated(**annotations: object) -> dict[str, object]:
+    return {"__annotations__": annotations}
+
+
+async def test_a_new_member_of_an_enum_is_migrated(
+    alembic: Alembic, define: Define, fresh_url: URL
+) -> None:
+    define("order", **annotated(status=Mapped[Status]))
+    await alembic.migrate()
+    define("order", **annotated(status=Mapped[Status], before=Mapped[Status | None]))
+    await alembic.migrate()
+
+    define("order", **annotated(status=Mapped[LongerStatus], before=Mapped[Status | None]))
+    script = await alembic.migrate()
+
+    assert "ck_order_status" in script
+    assert "ck_order_before" not in script
+    order = Base.metadata.tables["order"]
+    async with open_database(fresh_url, pool_size=1) as database, database.transaction() as db:
+        await db.execute(order.insert().values(status=LongerStatus.WAITING))
+        assert await db.scalar(select(order.c.status)) == LongerStatus.WAITING
+
+
+async def test_an_older_column_is_widened_for_a_longer_member(
+    alembic: Alembic, define: Define, fresh_url: URL
+) -> None:
+    define("order", **annotated(status=Mapped[Status]))
+    await alembic.migrate()
+    async with open_database(fresh_url, pool_size=1) as database, database.transaction() as db:
+        await db.execute(text('ALTER TABLE "order" ALTER status TYPE varchar(16)'))
+
+    await alembic.check()
+    define("order", **annotated(status=Mapped[LongerStatus]))
+    script = await alembic.migrate()
+
+    assert "type_=sa.String()" in script
+
+
+async def test_a_changed_condition_is_migrated(alembic: Alembic, define: Define) -> None:
+    def shelf(condition: str, **columns: object) -> None:
+        checks = [CheckConstraint(condition, name="size_in_range")]
+        define("shelf", arguments=checks, **annotated(size=Mapped[int], **columns))
+
+    shelf("size BETWEEN 1 AND 10")
+    await alembic.migrate()
+    shelf("size BETWEEN 1 AND 20")
+    await alembic.migrate()
+    shelf("size BETWEEN 1 AND 20 AND depth <> '1'", depth=Mapped[str | None])
+    await alembic.migrate()
+
+
+async def test_a_schema_is_created_and_others_are_ignored(
+    alembic: Alembic, define: Define, fresh_url: URL
+) -> None:
+    define("customer", schema="billing", **annotated(status=Mapped[Status]))
+    customer_id = mapped_column(ForeignKey("billing.customer.id"))
+    define("invoice", customer_id=customer_id, **annotated(customer_id=Mapped[UUID]))
+
+    script = await alembic.migrate()
+
+    assert 'CREATE SCHEMA "billing"' in script
+    async with open_database(fresh_url, pool_size=1) as database, database.transaction() as db:
+        await db.execute(text("CREATE SCHEMA reports CREATE TABLE month (id int)"))
+    await alembic.check()
