@@ -33,11 +33,11 @@ _IDEMPOTENCY_KEY = {
 # Responses of `IdempotencyMiddleware` to a POST, and of FastAPI to a request with a body.
 _ERRORS_OF_POST = (400, IdempotencyKeyInUseError, 413, IdempotencyKeyReusedError, 503)
 _ERRORS_OF_BODY = (400, 413)
-_ERROR_OF_DEPENDENCY: dict[Callable[..., Any], type[DomainError] | int] = {
-    deps.get_db_session: 503,
-    deps.get_expected_versions: StaleVersionError,
-    deps.get_read_session: 503,
-    deps.require_api_key: 401,
+_ERRORS_OF_DEPENDENCY: dict[Callable[..., Any], tuple[type[DomainError] | int, ...]] = {
+    deps.get_db_session: (409, 503),
+    deps.get_expected_versions: (StaleVersionError,),
+    deps.get_read_session: (503,),
+    deps.require_api_key: (401,),
 }
 
 
@@ -90,8 +90,8 @@ class ProblemOpenAPI(FastAPI):
 
 def _describe_errors(operation: dict[str, Any], method: str, dependant: Dependant) -> None:
     responses = operation["responses"]
-    known = _ERROR_OF_DEPENDENCY
-    errors = [known[call] for each in walk(dependant) if (call := each.call) in known]
+    known = _ERRORS_OF_DEPENDENCY
+    errors = [error for each in walk(dependant) if each.call in known for error in known[each.call]]
     if responses.get("422", {}).get("description") == "Validation Error":
         del responses["422"]  # added by FastAPI; has another media type
         errors.append(422)

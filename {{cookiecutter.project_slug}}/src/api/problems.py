@@ -32,6 +32,25 @@ _STATUS: dict[type[DomainError], HTTPStatus] = {
     DomainError: HTTPStatus.BAD_REQUEST,
 }
 
+# Responses to PostgreSQL errors, by SQLSTATE. Add others here, such as those that your triggers raise:
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+DATABASE_ERRORS: dict[str, tuple[HTTPStatus, str]] = {
+    "22001": (HTTPStatus.UNPROCESSABLE_ENTITY, "A text is too long."),
+    "22003": (HTTPStatus.UNPROCESSABLE_ENTITY, "A number is out of range."),
+    "22007": (HTTPStatus.UNPROCESSABLE_ENTITY, "A date or time is invalid, or has no UTC offset."),
+    "22008": (HTTPStatus.UNPROCESSABLE_ENTITY, "A date or time is out of range."),
+    "22021": (HTTPStatus.UNPROCESSABLE_ENTITY, "Text must not contain NUL."),
+    "22P02": (HTTPStatus.UNPROCESSABLE_ENTITY, "A value has an invalid format."),
+    "22P05": (HTTPStatus.UNPROCESSABLE_ENTITY, "Text must not contain NUL."),
+    "23001": (HTTPStatus.CONFLICT, "Another record refers to this one."),
+    "23502": (HTTPStatus.UNPROCESSABLE_ENTITY, "A required value is missing."),
+    "23503": (HTTPStatus.CONFLICT, "A record does not exist, or another one refers to it."),
+    "23505": (HTTPStatus.CONFLICT, "A record with this value exists already."),
+    "23514": (HTTPStatus.UNPROCESSABLE_ENTITY, "A value is not allowed."),
+    "23P01": (HTTPStatus.CONFLICT, "The record conflicts with an existing one."),
+    "54000": (HTTPStatus.UNPROCESSABLE_ENTITY, "A value is too large."),
+}
+
 
 class InvalidField(BaseModel):
     location: str = Field(

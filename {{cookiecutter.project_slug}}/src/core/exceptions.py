@@ -7,12 +7,21 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
+from sqlalchemy.exc import StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from src.api.problems import RETRY_AFTER, InvalidField, phrase_of, problem_response, status_of
-from src.db.session import DatabaseUnavailableError, InvalidTextError
+from src.api.problems import (
+    DATABASE_ERRORS,
+    RETRY_AFTER,
+    InvalidField,
+    phrase_of,
+    problem_response,
+    status_of,
+)
+from src.db.session import DatabaseUnavailableError, sqlstate_of
 from src.domain.errors import DomainError, IdempotencyKeyInUseError
 
 log = structlog.get_logger(__name__)
@@ -23,7 +32,8 @@ def add_exception_handlers(app: FastAPI) -> None:
     app.exception_handler(DomainError)(_domain_error)
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(RequestValidationError)(_invalid_request)
-    app.exception_handler(InvalidTextError)(_invalid_text)
+    app.exception_handler(StatementError)(_database_error)
+    app.exception_handler(StaleDataError)(_stale_data)
     app.exception_handler(DatabaseUnavailableError)(_database_unavailable)
     app.exception_handler(PoolTimeoutError)(_database_unavailable)
 
@@ -71,10 +81,22 @@ async def _invalid_request(request: Request, error: RequestValidationError) -> J
     )
 
 
-async def _invalid_text(request: Request, _error: InvalidTextError) -> JSONResponse:
+async def _database_error(request: Request, error: StatementError) -> JSONResponse:
+    """Respond to an error that the request's values caused. All others are bugs: raise them."""
+    sqlstate = sqlstate_of(error)
+    if sqlstate not in DATABASE_ERRORS:
+        raise error
+    status, detail = DATABASE_ERRORS[sqlstate]
+    cause = error.orig and error.orig.__cause__
+    name = getattr(cause, "constraint_name", None) or getattr(cause, "column_name", None)
     return problem_response(
-        request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, detail="Text must not contain NUL."
+        request.scope, status, detail=f"{detail[:-1]} (`{name}`)." if name else detail
     )
+
+
+async def _stale_data(request: Request, _error: StaleDataError) -> JSONResponse:
+    detail = "Another request changed the record at the same time."
+    return problem_response(request.scope, HTTPStatus.CONFLICT, detail=detail)
 
 
 async def _database_unavailable(request: Request, error: Exception) -> JSONResponse:

@@ -1,15 +1,17 @@
 """The engine, with sessions for transactions and sessions for reads only."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Self
 
 import asyncpg
-from sqlalchemy import URL, event
+from sqlalchemy import URL, DateTime, Dialect, event
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgDateTime
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -27,6 +29,8 @@ POOL_TIMEOUT_SECONDS = 5
 # SQLSTATEs
 DEADLOCK = "40P01"
 SERIALIZATION_FAILURE = "40001"
+DATA_EXCEPTION = "22000"
+NUMERIC_VALUE_OUT_OF_RANGE = "22003"
 CHARACTER_NOT_IN_REPERTOIRE = "22021"
 _CLIENT_ERRORS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 
@@ -35,8 +39,15 @@ class DatabaseUnavailableError(Exception):
     """PostgreSQL is unavailable, or failed in a way that a retry may fix."""
 
 
-class InvalidTextError(SQLAlchemyError):
-    """A text contains a NUL character, which PostgreSQL cannot store."""
+class NaiveDatetimeError(ValueError):
+    """A datetime without UTC offset. asyncpg would take it for the time of this machine's zone."""
+
+    sqlstate = "22007"  # invalid_datetime_format
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A datetime has no UTC offset: use `datetime.now(UTC)`, and `AwareDatetime` in schemas."
+        )
 
 
 class ReadOnlySessionError(Exception):
@@ -96,7 +107,7 @@ async def connect(**options: Any) -> asyncpg.Connection:
 
 
 def _map_error(context: ExceptionContext) -> Exception | None:
-    """Return our exception for a temporary error or invalid text, or None for other errors."""
+    """Return our exception for a temporary error, or None for other errors."""
     error = context.original_exception
     if not isinstance(error, Exception):
         return None  # a cancellation, which SQLAlchemy takes for a disconnect
@@ -109,12 +120,42 @@ def _map_error(context: ExceptionContext) -> Exception | None:
         return DatabaseUnavailableError("The transaction conflicted with another one.")
     if isinstance(error.__cause__, asyncpg.InvalidCachedStatementError):
         return DatabaseUnavailableError("A migration has just changed the table. Try again.")
-    is_text = sqlstate == CHARACTER_NOT_IN_REPERTOIRE
-    return InvalidTextError("The text contains a NUL character.") if is_text else None
+    return None
+
+
+def sqlstate_of(error: StatementError) -> str | None:
+    """Return the SQLSTATE of the error, also if the driver refused a value of the right type."""
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    refused = error.orig and error.orig.__cause__ and error.orig.__cause__.__cause__
+    if sqlstate == DATA_EXCEPTION and isinstance(refused, OverflowError):
+        return NUMERIC_VALUE_OUT_OF_RANGE
+    if sqlstate == DATA_EXCEPTION and isinstance(refused, UnicodeError):
+        return CHARACTER_NOT_IN_REPERTOIRE
+    return sqlstate
+
+
+class _AwareDateTime(AsyncpgDateTime):
+    def bind_processor(self, _dialect: Dialect) -> Callable[[Any], Any] | None:
+        return _require_offset if self.timezone else _refuse_offset
+
+
+def _require_offset(value: Any) -> Any:
+    if isinstance(value, datetime) and value.tzinfo is None:
+        raise NaiveDatetimeError
+    return value
+
+
+def _refuse_offset(value: Any) -> Any:
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        raise TypeError(
+            "The datetime has a UTC offset, but the column has no time zone: declare it as"
+            " `Mapped[datetime]` or `DateTime(timezone=True)`."
+        )
+    return value
 
 
 def create_engine(url: URL, **options: Any) -> AsyncEngine:
-    """Create an engine that raises DatabaseUnavailableError and InvalidTextError."""
+    """Create an engine that raises DatabaseUnavailableError and refuses naive datetimes."""
     engine = create_async_engine(
         url,
         hide_parameters=True,  # error messages must not contain values
@@ -126,6 +167,7 @@ def create_engine(url: URL, **options: Any) -> AsyncEngine:
         **options,
     )
     event.listen(engine.sync_engine, "handle_error", _map_error)
+    engine.dialect.colspecs = {**engine.dialect.colspecs, DateTime: _AwareDateTime}
     return engine
 
 
