@@ -1,3 +1,4 @@
+from src.db import lazy_loading  # noqa: F401 - registers a listener
 from src.db.session import Database, DatabaseUnavailableError, open_database
 
 # isort: split

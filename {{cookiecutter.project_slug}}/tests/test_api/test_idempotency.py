@@ -331,7 +331,7 @@ class TestFailure:
         assert is_replay(await client.post(WORK, headers=headers))
         assert await count(database) == 1
 
-    async def test_of_the_commit_returns_500(
+    async def test_of_the_commit_is_the_response(
         self, client: AsyncClient, fresh_app: FastAPI, database: Database
     ) -> None:
         ran_afterwards: list[str] = []
@@ -346,7 +346,7 @@ class TestFailure:
         response = await client.post(WORK, headers=keyed())
         await execute(database, "DROP TABLE deferred")
 
-        assert_problem(response, 500)
+        assert_problem(response, 409)
         assert ran_afterwards == []
         assert await count(database, IdempotencyKey) == 0
 

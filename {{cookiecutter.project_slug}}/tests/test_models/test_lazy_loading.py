@@ -1,0 +1,91 @@
+"""Code that reads what is not loaded gets an error that says what to do."""
+
+from uuid import UUID
+
+import pytest
+from pydantic import BaseModel, ConfigDict, ValidationError
+from sqlalchemy import ForeignKey, MetaData, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column, relationship, selectinload
+
+from src.db.base import NAMING_CONVENTION, Base, TableNameMixin, TimestampMixin, UUIDMixin
+from src.db.lazy_loading import NotLoadedError
+
+METADATA = MetaData(naming_convention=NAMING_CONVENTION)
+TEMPORARY = {"prefixes": ["TEMPORARY"]}
+
+
+class Shelf(Base, UUIDMixin, TableNameMixin, TimestampMixin):
+    metadata = METADATA
+    __table_args__ = TEMPORARY
+    name: Mapped[str]
+    notes: Mapped[str | None] = mapped_column(deferred=True)
+    boxes: Mapped[list["Box"]] = relationship(back_populates="shelf")
+
+
+class Box(Base, UUIDMixin, TableNameMixin, TimestampMixin):
+    metadata = METADATA
+    __table_args__ = TEMPORARY
+    __mapper_args__ = {"confirm_deleted_rows": False}  # noqa: RUF012 - as SQLAlchemy declares it
+    text: Mapped[str] = mapped_column(default="")
+    shelf_id: Mapped[UUID] = mapped_column(ForeignKey("shelf.id"))
+    shelf: Mapped[Shelf] = relationship(back_populates="boxes")
+
+
+class BoxResponse(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+    id: UUID
+
+
+class ShelfResponse(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+    boxes: list[BoxResponse]
+
+
+@pytest.fixture
+async def shelf(db: AsyncSession) -> Shelf:
+    await (await db.connection()).run_sync(METADATA.create_all)
+    db.add(Shelf(name="A", boxes=[Box()]))
+    await db.flush()
+    db.expunge_all()
+    return (await db.scalars(select(Shelf))).one()
+
+
+async def test_a_relationship(db: AsyncSession, shelf: Shelf) -> None:
+    with pytest.raises(ValidationError, match=r"\.options\(selectinload\(Shelf\.boxes\)\)"):
+        ShelfResponse.model_validate(shelf)
+
+    await db.refresh(shelf, ["boxes"])
+    assert len(ShelfResponse.model_validate(shelf).boxes) == 1
+    db.expunge_all()
+    box = (await db.scalars(select(Box))).one()
+    with pytest.raises(NotLoadedError, match=r"^`Box\.shelf` is not loaded"):
+        _ = box.shelf
+    loaded = (await db.scalars(select(Shelf).options(selectinload(Shelf.boxes)))).one()
+    assert loaded.boxes == [box]
+    assert box.shelf is loaded
+
+
+async def test_a_deferred_or_expired_attribute(db: AsyncSession, shelf: Shelf) -> None:
+    with pytest.raises(NotLoadedError, match=r'db\.refresh\(entity, \["notes"\]\)'):
+        _ = shelf.notes
+    await db.refresh(shelf, ["notes"])
+    assert shelf.notes is None
+
+    async with db.begin_nested() as savepoint:
+        shelf.name = "B"
+        await db.flush()
+        await savepoint.rollback()
+    with pytest.raises(NotLoadedError, match="has expired after a rollback"):
+        _ = shelf.name
+    await db.refresh(shelf)
+    assert shelf.name == "A"
+
+
+async def test_server_values_are_loaded_after_each_flush(db: AsyncSession, shelf: Shelf) -> None:
+    (box,) = (await db.scalars(select(Box))).all()
+    box.text = shelf.name = "C"
+
+    await db.flush()
+
+    assert box.updated_at == shelf.updated_at
