@@ -30,7 +30,7 @@ class Item(Base, UUIDMixin, TableNameMixin, TimestampMixin):
     )
     # SQLAlchemy increments `version` with each UPDATE, and refuses to update an outdated version.
     # `search` is not an attribute; otherwise every INSERT and UPDATE would fetch it.
-    __mapper_args__ = {"version_id_col": version, "exclude_properties": ["search"]}  # noqa: RUF012 - the type that SQLAlchemy declares
+    __mapper_args__ = {"version_id_col": version, "exclude_properties": ["search"]}
 
 
 SEARCH_DOCUMENT = Item.__table__.c.search
