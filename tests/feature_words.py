@@ -31,7 +31,7 @@ OTHERWISE = re.compile(
     r"|(?i:prepared_statement_cache_size|InvalidCachedStatementError|cached (statement|plan)|query_cache)"
     r"|(?i:cache-control)|message_cache"  # HTTP's, Dramatiq's
     r'|^ *schedule:( #.*)?$|"schedule:weekly"'  # pipelines' and bots'
-    r"|\.(multi_)?items\(|__(get|set|del)item__|modifyitems|\bitem: pytest\.Item|\bitem\.(config|nodeid)\b"  # Python's, pytest's
+    r"|\.(multi_)?items\(|__(get|set|del)item__|modifyitems|\bitem: pytest\.Item|\brender_item\b|\bitem\.(config|nodeid)\b"  # Python's, pytest's
     r"|BackgroundTasks?\b|a[ _]background[ _]task",  # Starlette's
     re.MULTILINE,
 )

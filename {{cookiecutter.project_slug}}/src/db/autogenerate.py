@@ -67,9 +67,9 @@ def _compare_type(
     return stored.length is not None and stored.length < max(map(len, wanted.enums))
 
 
-def _render_item(kind: str, item: object, _context: object) -> str | Literal[False]:
+def _render_type(kind: str, element: object, _context: object) -> str | Literal[False]:
     """Write a text enum as the text column that it is. Its values are in the CHECK."""
-    is_text = kind == "type" and isinstance(item, Enum) and not item.native_enum
+    is_text = kind == "type" and isinstance(element, Enum) and not element.native_enum
     return "sa.String()" if is_text else False
 
 
@@ -95,7 +95,7 @@ OPTIONS: dict[str, Any] = {
     "compare_server_default": True,
     "compare_type": _compare_type,
     "autogenerate_plugins": ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
-    "render_item": _render_item,
+    "render_item": _render_type,
     "include_schemas": True,
     "include_name": _include_name,
     "process_revision_directives": _create_schemas,
