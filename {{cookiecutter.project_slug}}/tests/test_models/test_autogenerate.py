@@ -60,20 +60,20 @@ def alembic(fresh_url: URL, tmp_path: Path) -> Alembic:
 
 
 Define = Callable[..., None]
+NUMBERS = count()  # SQLAlchemy warns about classes of the same name
 
 
 @pytest.fixture
 def define() -> Iterator[Define]:
     """Define a model, in place of an earlier one with the same table."""
     before = set(Base.metadata.tables)
-    numbers = count()
 
     def define(name: str, *, schema: str | None = None, **attributes: object) -> None:
         for table in [table for table in Base.metadata.tables.values() if table.name == name]:
             Base.metadata.remove(table)
         arguments = *attributes.pop("arguments", ()), {"schema": schema}  # type: ignore[misc]
         attributes = {"__tablename__": name, "__table_args__": arguments, **attributes}
-        type(f"Model{next(numbers)}", (Base, UUIDMixin), attributes)
+        type(f"Model{next(NUMBERS)}", (Base, UUIDMixin), attributes)
 
     yield define
     for name in set(Base.metadata.tables) - before:
