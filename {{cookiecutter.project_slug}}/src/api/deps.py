@@ -1,5 +1,6 @@
 """Dependencies for endpoints: database sessions, settings, the API key, `If-Match`."""
 
+import asyncio
 import re
 import secrets
 from collections.abc import AsyncGenerator
@@ -7,33 +8,81 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Header, HTTPException, Request, Security, status
 from fastapi.security import APIKeyHeader
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.requests import HTTPConnection
+from starlette.types import Message
+from starlette.websockets import WebSocket
 
 from src.core.config import Settings
 from src.core.events import State
-from src.db.session import ReadOnlyAsyncSession
+from src.db.session import (
+    Database,
+    ReadOnlyAsyncSession,
+    StreamingAsyncSession,
+    close,
+    explain,
+    lend,
+)
 
 # Headers that identify the caller.
 CREDENTIAL_HEADERS = (b"authorization", b"cookie", b"x-api-key")
 
 
-def _state_of(request: Request) -> State:
-    return cast(State, request.scope["state"])
+def _state_of(connection: HTTPConnection) -> State:
+    state = connection.scope.get("state")
+    if not state:
+        raise RuntimeError(
+            "The application has not started. In tests, use the fixture `client` or `sync_client`."
+        )
+    return cast(State, state)
 
 
-async def _transaction(request: Request) -> AsyncGenerator[AsyncSession]:
+async def get_database(connection: HTTPConnection) -> Database:
+    return _state_of(connection)["database"]
+
+
+AppDatabase = Annotated[Database, Depends(get_database)]
+
+
+async def _transaction(connection: HTTPConnection) -> AsyncGenerator[AsyncSession]:
     """Open a transaction, unless `IdempotencyMiddleware` has opened it and will commit it."""
-    state = _state_of(request)
+    state = _state_of(connection)
     session = state.get("transaction")
     if session is None:
         async with state["database"].transaction() as session:
+            _commit_between_messages(connection, session)
             yield session
         return
     try:
-        yield session
+        with lend(session):
+            yield session
     except Exception:
         await session.rollback()  # an exception handler may still return a response below 400
         raise
+
+
+def _commit_between_messages(connection: HTTPConnection, session: AsyncSession) -> None:
+    """Commit before a WebSocket sends or waits for a message, and so release the connection."""
+    if not isinstance(connection, WebSocket):
+        return
+    receive, send, endpoint = connection.receive, connection.send, asyncio.current_task()
+
+    async def commit() -> None:
+        if session.in_transaction():
+            with lend(session, lent=False):
+                await session.commit()
+
+    async def commit_and_receive() -> Message:
+        await commit()
+        return await receive()
+
+    async def commit_and_send(message: Message) -> None:
+        if asyncio.current_task() is endpoint:  # another task may send while the endpoint writes
+            await commit()
+        await send(message)
+
+    vars(connection).update(receive=commit_and_receive, send=commit_and_send)
 
 
 async def get_db_session(
@@ -44,24 +93,43 @@ async def get_db_session(
     return session
 
 
-DbSession = Annotated[AsyncSession, Depends(get_db_session)]
+# Here, scope="function" refuses a dependency with `yield` that would outlive the session.
+DbSession = Annotated[AsyncSession, Depends(get_db_session, scope="function")]
 
 
-async def get_read_session(request: Request) -> AsyncGenerator[ReadOnlyAsyncSession]:
+async def get_read_session(connection: HTTPConnection) -> AsyncGenerator[ReadOnlyAsyncSession]:
     """Open a session for reads only. Each statement runs by itself, without a transaction."""
-    session = _state_of(request)["database"].reads()
+    session = _state_of(connection)["database"].reads()
+    _commit_between_messages(connection, session)
     try:
         yield session
+    except InvalidRequestError as error:
+        explain(error)
+        raise
     finally:
         # FastAPI already shields this from cancellation. `async with` would add a task to do it.
-        await session.close()
+        await close(session)
 
 
 ReadSession = Annotated[ReadOnlyAsyncSession, Depends(get_read_session, scope="function")]
 
 
-async def get_app_settings(request: Request) -> Settings:
-    return _state_of(request)["settings"]
+async def get_stream_session(
+    connection: HTTPConnection,
+) -> AsyncGenerator[StreamingAsyncSession]:
+    """Open a session to stream a response from. It holds a connection until the response ends."""
+    session = _state_of(connection)["database"].streams()
+    try:
+        yield session
+    finally:
+        await close(session)
+
+
+StreamSession = Annotated[StreamingAsyncSession, Depends(get_stream_session, scope="request")]
+
+
+async def get_app_settings(connection: HTTPConnection) -> Settings:
+    return _state_of(connection)["settings"]
 
 
 AppSettings = Annotated[Settings, Depends(get_app_settings)]

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from src.api.deps import CREDENTIAL_HEADERS
 from src.core.events import State
 from src.db.session import DatabaseUnavailableError
+from src.domain.errors import IdempotencyKeyInUseError
 from src.repositories.idempotency import IdempotencyRepository
 
 HEADER = "Idempotency-Key"
@@ -67,10 +68,10 @@ class IdempotencyMiddleware:
         content_type = [value for name, value in scope["headers"] if name == b"content-type"]
         fingerprint = _digest(scope["query_string"], body, *content_type)
         state: State = scope["state"]
-        async with state["database"].transaction() as session:
+        async with state["database"].writes() as session:
             stored = await IdempotencyRepository(session).acquire(key, fingerprint)
             if stored is None:
-                response = _BufferedResponse(session, key, send)
+                response = _BufferedResponse(session, key, fingerprint, send)
                 scope["state"] = State(**{**state, "transaction": session})
                 scope.pop("extensions", None)  # they could send a response that cannot be stored
                 try:
@@ -90,9 +91,11 @@ class _BufferedResponse:
     `BackgroundTasks` run after that, like without an idempotency key.
     """
 
-    def __init__(self, session: AsyncSession, key: bytes, send: Send) -> None:
+    def __init__(self, session: AsyncSession, key: bytes, fingerprint: bytes, send: Send) -> None:
         self.session = session
+        self.transaction = session.sync_session.get_transaction()
         self.key = key
+        self.fingerprint = fingerprint
         self.send = send
         self.messages: list[Message] = []
 
@@ -101,8 +104,9 @@ class _BufferedResponse:
         if message["type"] == "http.response.body" and not message.get("more_body"):
             try:
                 await self._end_transaction()
-            except (DatabaseUnavailableError, SQLAlchemyError) as error:
+            except (DatabaseUnavailableError, IdempotencyKeyInUseError, SQLAlchemyError) as error:
                 raise _CommitError(error) from error
+            await self.session.close()  # a background task cannot use it
             for each in self.messages:
                 await self.send(each)
 
@@ -118,6 +122,9 @@ class _BufferedResponse:
         ]
         body = b"".join(part.get("body", b"") for part in parts)
         repository = IdempotencyRepository(self.session)
+        has_rolled_back = self.session.sync_session.get_transaction() is not self.transaction
+        if has_rolled_back and await repository.acquire(self.key, self.fingerprint):
+            raise IdempotencyKeyInUseError  # another request has used it since
         await repository.store_response(self.key, start["status"], headers, body)
         await self.session.commit()
 

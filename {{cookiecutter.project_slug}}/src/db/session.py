@@ -1,25 +1,26 @@
 """The engine, with sessions for transactions and sessions for reads only."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import asyncpg
-from sqlalchemy import URL, DateTime, Dialect, event
+from sqlalchemy import URL, Connection, DateTime, Dialect, event
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgDateTime
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import StatementError
+from sqlalchemy.exc import IllegalStateChangeError, InvalidRequestError, StatementError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
+    AsyncResult,
     AsyncSession,
     async_sessionmaker,
     create_async_engine,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -32,6 +33,8 @@ SERIALIZATION_FAILURE = "40001"
 DATA_EXCEPTION = "22000"
 NUMERIC_VALUE_OUT_OF_RANGE = "22003"
 CHARACTER_NOT_IN_REPERTOIRE = "22021"
+_FAILED_KEY = "transaction_has_failed"  # key in `Connection.info`
+_CONCURRENT_USE = "isce"  # code of SQLAlchemy's error
 _CLIENT_ERRORS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
@@ -54,7 +57,72 @@ class ReadOnlySessionError(Exception):
     """A read-only session has changes to write."""
 
 
-class ReadOnlySession(Session):
+class SessionUseError(Exception):
+    """A session is used in a way that would lose changes or leak a connection."""
+
+
+_COMMITS_BY_ITSELF = (
+    "This transaction commits by itself, when the endpoint returns or the block ends. Remove "
+    "`commit()` and `begin()`. Use `flush()` to send changes now, and `begin_nested()` for a part "
+    "that may fail."
+)
+_HAS_ENDED = (
+    "This session has ended. The session of an endpoint ends before the response is sent. "
+    "In `BackgroundTasks`, use `database.transaction()` of `database: AppDatabase`; in a stream, "
+    "use `StreamSession`."
+)
+_SHARED = (
+    "Several coroutines use one session at the same time, as in `asyncio.gather()`. Await them one "
+    "after the other, or open a session for each."
+)
+_FAILED = (
+    "A statement of this transaction failed, so PostgreSQL can only roll it back. Run a statement "
+    "whose error you catch in `async with db.begin_nested():`."
+)
+_NO_STREAM = "This session cannot stream. Use `StreamSession`."
+ROWS_PER_FETCH = 500
+
+
+class OwnedSession(Session):
+    """A session that refuses use after `close()`, and a commit while its owner lends it."""
+
+    is_lent = False
+    has_ended = False
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        if self.is_lent and not nested:
+            raise SessionUseError(_COMMITS_BY_ITSELF)
+        return super().begin(nested)
+
+    def close(self) -> None:
+        super().close()
+        self.has_ended = True
+
+    def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
+        """A session without a transaction calls this method, whatever it is used for."""
+        if self.has_ended:
+            raise SessionUseError(_HAS_ENDED)
+        return super()._autobegin_t(begin)
+
+
+@event.listens_for(OwnedSession, "before_commit")
+def _refuse_commit(session: Session) -> None:
+    if cast(OwnedSession, session).is_lent and not session.in_nested_transaction():
+        raise SessionUseError(_COMMITS_BY_ITSELF)
+
+
+@contextmanager
+def lend(session: AsyncSession, *, lent: bool = True) -> Generator[None]:
+    """Refuse commits inside the block. `lent=False` allows them again, to the owner."""
+    owned = cast(OwnedSession, session.sync_session)
+    owned.is_lent, before = lent, owned.is_lent
+    try:
+        yield
+    finally:
+        owned.is_lent = before
+
+
+class ReadOnlySession(OwnedSession):
     def flush(self, objects: Any = None) -> None:
         if self.new or self.dirty or self.deleted:
             raise ReadOnlySessionError("This session is read-only. Use `DbSession` to write.")
@@ -69,6 +137,23 @@ class ReadOnlyAsyncSession(AsyncSession):
 
     sync_session_class = ReadOnlySession
 
+    async def stream(self, *_: Any, **__: Any) -> AsyncResult[Any]:
+        raise SessionUseError(_NO_STREAM)  # a cursor needs a transaction
+
+
+class StreamingAsyncSession(ReadOnlyAsyncSession):
+    """A read-only session in a transaction. `stream` and `stream_scalars` use a cursor."""
+
+    async def stream(
+        self, statement: Any, *args: Any, execution_options: Any = None, **kwargs: Any
+    ) -> AsyncResult[Any]:
+        # Without yield_per, the ORM reads all rows at once, despite the cursor.
+        options = {"yield_per": ROWS_PER_FETCH, **(execution_options or {})}
+        result: AsyncResult[Any] = await AsyncSession.stream(
+            self, statement, *args, execution_options=options, **kwargs
+        )
+        return result
+
 
 @dataclass(frozen=True)
 class Database:
@@ -76,6 +161,7 @@ class Database:
 
     writes: async_sessionmaker[AsyncSession]
     reads: async_sessionmaker[ReadOnlyAsyncSession]
+    streams: async_sessionmaker[StreamingAsyncSession]
 
     @classmethod
     def bound_to(cls, write: AsyncEngine | AsyncConnection, **options: Any) -> Self:
@@ -85,15 +171,63 @@ class Database:
             read = write.execution_options(isolation_level="AUTOCOMMIT")
         options = {"expire_on_commit": False, **options}
         return cls(
-            writes=async_sessionmaker(write, **options),
+            writes=async_sessionmaker(write, sync_session_class=OwnedSession, **options),
             reads=async_sessionmaker(read, class_=ReadOnlyAsyncSession, **options),
+            streams=async_sessionmaker(write, class_=StreamingAsyncSession, **options),
         )
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncSession]:
         """Open a session that commits at the end of the block, and rolls back on an exception."""
-        async with self.writes.begin() as session:
-            yield session
+        session = self.writes()
+        session.sync_session.begin()  # so that what is invalidated first waits for the commit
+        succeeded = False
+        try:
+            with lend(session):
+                yield session
+            succeeded = True
+        except InvalidRequestError as error:
+            explain(error)
+            raise
+        finally:
+            await _complete(_end(session, commit=succeeded))
+
+
+def explain(error: InvalidRequestError) -> None:
+    """Say what to do if several coroutines use one session."""
+    if error.code == _CONCURRENT_USE and not hasattr(error, "__notes__"):
+        error.add_note(_SHARED)
+
+
+async def close(session: AsyncSession) -> None:
+    """Close the session, after a statement of another coroutine, which has a time limit."""
+    while True:
+        try:
+            return await session.close()
+        except IllegalStateChangeError:
+            await asyncio.sleep(0.01)
+
+
+async def _end(session: AsyncSession, *, commit: bool) -> None:
+    try:
+        if commit:
+            await session.commit()
+    finally:
+        await close(session)
+
+
+async def _complete(work: Coroutine[Any, Any, None]) -> None:
+    """Complete the work even if the caller is cancelled: a commit has callbacks after it."""
+    task = asyncio.create_task(work)
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 async def connect(**options: Any) -> asyncpg.Connection:
@@ -154,6 +288,28 @@ def _refuse_offset(value: Any) -> Any:
     return value
 
 
+def _note_failure(context: ExceptionContext) -> None:
+    """Remember that PostgreSQL will turn the COMMIT of this transaction into a ROLLBACK."""
+    connection = context.connection
+    error = context.original_exception.__cause__
+    is_from_server = getattr(error, "severity", None) is not None  # the driver refuses values too
+    if connection is not None and is_from_server and not context.is_disconnect:
+        connection.info[_FAILED_KEY] = not _is_autocommit(connection)
+
+
+def _forget_failure(connection: Connection, *_: object) -> None:
+    connection.info.pop(_FAILED_KEY, None)
+
+
+def _check_failure(connection: Connection) -> None:
+    if connection.info.get(_FAILED_KEY):
+        raise SessionUseError(_FAILED)
+
+
+def _is_autocommit(connection: Connection) -> bool:
+    return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+
+
 def create_engine(url: URL, **options: Any) -> AsyncEngine:
     """Create an engine that raises DatabaseUnavailableError and refuses naive datetimes."""
     engine = create_async_engine(
@@ -166,7 +322,11 @@ def create_engine(url: URL, **options: Any) -> AsyncEngine:
         },
         **options,
     )
+    event.listen(engine.sync_engine, "handle_error", _note_failure)
     event.listen(engine.sync_engine, "handle_error", _map_error)
+    event.listen(engine.sync_engine, "begin", _forget_failure)
+    event.listen(engine.sync_engine, "rollback_savepoint", _forget_failure)
+    event.listen(engine.sync_engine, "commit", _check_failure)
     engine.dialect.colspecs = {**engine.dialect.colspecs, DateTime: _AwareDateTime}
     return engine
 

@@ -422,7 +422,7 @@ async def test_a_key_adds_four_statements(client: AsyncClient, database: Databas
 
     assert without == ["BEGIN", "INSERT", "COMMIT"]
     assert first == ["BEGIN", "SET", "INSERT", "SET", "INSERT", "WITH", "COMMIT"]
-    assert again == ["BEGIN", "SET", "INSERT", "SELECT", "COMMIT"]
+    assert again == ["BEGIN", "SET", "INSERT", "SELECT", "ROLLBACK"]
 
 
 @pytest.mark.parametrize(
