@@ -133,7 +133,7 @@ async def uses_row(note: Note) -> None: ...
 def test_argument_that_does_not_identify_the_call_is_refused() -> None:
     """Callers would share a value, or an effect would be lost on a hit."""
     for function in (uses_request, uses_response, uses_row):
-        with pytest.raises(TypeError, match="Pass `key=` to @cached"):
+        with pytest.raises(TypeError, match="Take what the value depends on as an argument"):
             key_of(function, None)
     for value in (Request({"type": "http"}), Note(text="a"), Note):
         with pytest.raises(TypeError, match="Pass `key=` to @cached"):

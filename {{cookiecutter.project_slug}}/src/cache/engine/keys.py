@@ -256,8 +256,9 @@ class Arguments:
             if _is_opaque(kind) or not is_valid:
                 raise TypeError(
                     f"The argument `{name}` of `{self.name}` cannot be part of a cache key, because"
-                    f" its type is `{kind.__name__}`. Pass `key=` to @cached, for example"
-                    ' `key="user:{user_id}"` or a function of the same arguments.'
+                    f" its type is `{kind.__name__}`. Take what the value depends on as an argument"
+                    " instead, such as an id. Or pass `key=` to @cached, for example"
+                    ' `key="user:{user.id}"` or a function of the same arguments.'
                 )
 
 
