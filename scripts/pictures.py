@@ -5,12 +5,12 @@ IDs, times and process IDs differ each time.
 """
 
 import io
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import rich
@@ -86,23 +86,26 @@ def serve(project: Path) -> None:
         dev = subprocess.Popen(make, cwd=project, env=env, stdout=output, stderr=output)
     try:
         address = f"http://127.0.0.1:{PORT}"
-        Service(address).until("/api/v1/health/ready", lambda body: body["status"] == "ok")
+        service = Service(address)
+        service.until("/api/v1/health/ready", lambda body: body["status"] == "ok")
         calls = {}
         for call in CALLS:
             colored = ["bash", "-c", call.replace("| jq", "| jq -C")]
             calls[call] = subprocess.check_output(colored, cwd=project, text=True)
-            time.sleep(1)  # the import finishes
+            if "item-imports" in call:
+                task = json.loads(calls[call])["task_id"]
+                service.until(f"/api/v1/tasks/{task}", lambda body: body["result"])
         screenshot(f"{address}/api/docs", project.parent)
     finally:
         dev.terminate()
         dev.wait(30)
     logged = re.sub(r"^(\w+ +\| )\S+ ", r"\1", log.read_text("utf-8"), flags=re.MULTILINE)
-    logged = re.sub(r" (request_id|task)=\S+", "", logged)  # lines fit
+    logged = re.sub(r" (request_id|task)=\S+| \[uvicorn\.access\]| {2,}(?= \[src)", "", logged)
     lines = logged.replace(str(project.parent), "~").splitlines()
     show(console, "make dev", "\n".join(line for line in lines if SHOWN.search(line)))
     console.rule()
     for call, printed in calls.items():
-        show(console, call, printed)
+        show(console, call, f"{printed.rstrip()}\n")
     save(console, "running.svg", "Running a service")
 
 
