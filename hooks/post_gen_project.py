@@ -14,7 +14,8 @@ BY_COOKIECUTTER = "{{ '_output_dir' in cookiecutter }}"  # False when cruft rend
 # Files are deleted unless their condition is true.  To add a feature, add a row.
 FEATURES = [
     ("{{ cookiecutter.example }}", """
-        alembic/versions/*_create_item.py  docs/example.md  src/**/item.py  src/**/items.py
+        alembic/versions/*_create_item.py  alembic/versions/*_create_item_name_index.py
+        docs/example.md  src/**/item.py  src/**/items.py
         tests/**/test_item.py  tests/**/test_*items.py"""),
     ("{{ cookiecutter.example and cookiecutter.__queue }}", """
         alembic/versions/*_create_item_import.py  src/**/item_import.py  src/**/item_imports.py

@@ -76,8 +76,9 @@ def test_migration_covers_the_new_models(project: Path) -> None:
     for command in ("upgrade head", "downgrade -1", "upgrade head", "check"):
         run("alembic", *command.split(), cwd=project)
     (migration,) = project.glob("alembic/versions/*_create_note.py")
-    for table in ("note", "tag", "note_tag", "order_line"):
+    for table in ("note", "tag", "note_tag", "order_line", "invoice"):
         assert f'"{table}"' in migration.read_text("utf-8")
+    assert 'CREATE SCHEMA "billing"' in migration.read_text("utf-8")
 
 
 @pytest.mark.parametrize(

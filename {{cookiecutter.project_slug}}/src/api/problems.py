@@ -17,6 +17,7 @@ from src.domain.errors import (
     ConflictError,
     DomainError,
     IdempotencyKeyReusedError,
+    InvalidCursorError,
     NotFoundError,
     StaleVersionError,
 )
@@ -26,6 +27,7 @@ RETRY_AFTER = {"Retry-After": "1"}
 
 _STATUS: dict[type[DomainError], HTTPStatus] = {
     IdempotencyKeyReusedError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    InvalidCursorError: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotFoundError: HTTPStatus.NOT_FOUND,
     ConflictError: HTTPStatus.CONFLICT,
     StaleVersionError: HTTPStatus.PRECONDITION_FAILED,

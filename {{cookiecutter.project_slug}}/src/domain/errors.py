@@ -41,6 +41,12 @@ class IdempotencyKeyReusedError(DomainError):
     message = "This key was already used with a different request."
 
 
+class InvalidCursorError(DomainError):
+    code = "invalid-cursor"
+    title = "Invalid cursor"
+    message = "Use the cursor of a page with the same sort order."
+
+
 class StaleVersionError(DomainError):
     """The caller based a change on an outdated version."""
 

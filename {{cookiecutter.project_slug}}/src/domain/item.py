@@ -5,6 +5,13 @@ from enum import StrEnum
 from src.domain.errors import ConflictError, NotFoundError
 
 
+class ItemSort(StrEnum):
+    NEWEST = "-created_at"
+    OLDEST = "created_at"
+    NAME = "name"
+    NAME_DESCENDING = "-name"
+
+
 class ItemStatus(StrEnum):
     """The status moves forward only, from `draft` to `active` to `archived`."""
 

@@ -1,16 +1,25 @@
 """The base class of repositories. A subclass sets `model` and adds its queries."""
 
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from functools import cache
+from typing import Any, Generic, Literal, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Select, bindparam, select
+from pydantic import TypeAdapter
+from sqlalchemy import Select, bindparam, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
 from src.db.base import UUIDMixin
-from src.domain.errors import NotFoundError
+from src.domain.errors import InvalidCursorError, NotFoundError
 
 M = TypeVar("M", bound=UUIDMixin)
+
+
+@cache
+def _cursor_codec(order: str, kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(tuple[Literal[order], kind, UUID])  # type: ignore[valid-type]
 
 
 class Repository(Generic[M]):
@@ -59,6 +68,39 @@ class Repository(Generic[M]):
         rows = (await self.session.scalars(statement)).all()
         page = rows[:limit]
         return page, page[-1].id if len(rows) > limit else None
+
+    async def paginate_by(
+        self,
+        column: InstrumentedAttribute[Any],
+        statement: Select[M],
+        *,
+        descending: bool = False,
+        limit: int,
+        cursor: str | None = None,
+        offset: int = 0,
+    ) -> tuple[Sequence[M], str | None]:
+        """Like `paginate`, but sorted by a column that is never null. Raises InvalidCursorError.
+
+        The cursor is the column's name, its value and the ID. The column needs an index with the ID.
+        """
+        key = (column, self.model.id)
+        order = f"{'-' if descending else ''}{column.key}"
+        codec = _cursor_codec(order, column.type.python_type)
+        if cursor is not None:
+            try:
+                _, *last = codec.validate_json(urlsafe_b64decode(cursor))
+            except ValueError as error:
+                raise InvalidCursorError from error
+            after = tuple_(*map(literal, last, (each.type for each in key)))
+            keys = tuple_(*key)
+            statement = statement.where(keys < after if descending else keys > after)
+        order_by = [each.desc() if descending else each.asc() for each in key]
+        statement = statement.order_by(*order_by).offset(offset).limit(limit + 1)
+        rows = (await self.session.scalars(statement)).all()
+        if len(rows) <= limit:
+            return rows, None
+        last_key = (order, getattr(rows[limit - 1], column.key), rows[limit - 1].id)
+        return rows[:limit], urlsafe_b64encode(codec.dump_json(last_key)).decode()
 
     async def add(self, entity: M) -> M:
         self.session.add(entity)

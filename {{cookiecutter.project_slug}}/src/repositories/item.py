@@ -1,29 +1,62 @@
 from collections.abc import Sequence
-from uuid import UUID
+from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, func, select
 
 from src.db.models.item import SEARCH_CONFIG, SEARCH_DOCUMENT, Item
-from src.domain.item import ItemStatus
+from src.domain.item import ItemSort, ItemStatus
 from src.repositories.base import Repository
+
+# Only columns with an index. IDs sort by creation time.
+_SORT_COLUMNS = {
+    ItemSort.NEWEST: Item.id,
+    ItemSort.OLDEST: Item.id,
+    ItemSort.NAME: Item.name,
+    ItemSort.NAME_DESCENDING: Item.name,
+}
+
+
+@dataclass(frozen=True)
+class ItemFilter:
+    status: ItemStatus | None = None
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        conditions = []
+        if self.status is not None:
+            conditions.append(Item.status == self.status)
+        if self.created_from is not None:
+            conditions.append(Item.created_at >= self.created_from)
+        if self.created_before is not None:
+            conditions.append(Item.created_at < self.created_before)
+        return conditions
 
 
 class ItemRepository(Repository[Item]):
     model = Item
 
     async def list_page(
-        self, *, status: ItemStatus | None, cursor: UUID | None, offset: int, limit: int
-    ) -> tuple[Sequence[Item], UUID | None]:
-        statement = select(Item).where(*_has(status))
-        return await self.paginate(statement, cursor=cursor, offset=offset, limit=limit)
+        self, wanted: ItemFilter, *, sort: ItemSort, cursor: str | None, offset: int, limit: int
+    ) -> tuple[Sequence[Item], str | None]:
+        """Raises InvalidCursorError."""
+        return await self.paginate_by(
+            _SORT_COLUMNS[sort],
+            select(Item).where(*wanted.conditions()),
+            descending=sort.startswith("-"),
+            limit=limit,
+            cursor=cursor,
+            offset=offset,
+        )
 
     async def add_all(self, items: Sequence[Item]) -> None:
         """Add up to 1,000 items with one INSERT. Their IDs have the order of `items`."""
         self.session.add_all(items)
         await self.session.flush()
 
-    async def count(self, *, status: ItemStatus | None) -> int:
-        statement = select(func.count()).select_from(Item).where(*_has(status))
+    async def count(self, wanted: ItemFilter) -> int:
+        statement = select(func.count()).select_from(Item).where(*wanted.conditions())
         return await self.session.scalar(statement) or 0
 
     async def search(self, text: str, *, offset: int, limit: int) -> Sequence[Item]:
@@ -37,10 +70,6 @@ class ItemRepository(Repository[Item]):
             .limit(limit)
         )
         return (await self.session.scalars(statement)).all()
-
-
-def _has(status: ItemStatus | None) -> list[ColumnElement[bool]]:
-    return [] if status is None else [Item.status == status]
 
 
 def _prefix_query(text: str) -> str:

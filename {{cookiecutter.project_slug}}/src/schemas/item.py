@@ -2,9 +2,17 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Self
 
-from pydantic import MISSING, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    MISSING,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
-from src.domain.item import ItemStatus
+from src.domain.item import ItemSort, ItemStatus
 from src.schemas.text import Text
 
 ItemName = Annotated[
@@ -64,12 +72,22 @@ class _Slice(BaseModel):
 
 
 class ItemListQuery(_Slice):
-    cursor: uuid.UUID | None = Field(
+    cursor: Text | None = Field(
         default=None,
+        max_length=2000,
         description="The `next_cursor` of the previous page. Do not combine it with `offset`.",
     )
     status: ItemStatus | None = Field(
         default=None, description="Return only items with this status."
+    )
+    created_from: AwareDatetime | None = Field(
+        default=None, description="Return only items that were created then or later."
+    )
+    created_before: AwareDatetime | None = Field(
+        default=None, description="Return only items that were created earlier."
+    )
+    sort: ItemSort = Field(
+        default=ItemSort.NEWEST, description="The sort order; `-` means descending."
     )
     total: bool = Field(
         default=False, description="Count all matching items. This costs a second query."
@@ -95,8 +113,8 @@ class ItemSearchQuery(_Slice):
 class ItemPage(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
-    items: list[ItemResponse] = Field(description="The items of this page, newest first.")
-    next_cursor: uuid.UUID | None = Field(
+    items: list[ItemResponse] = Field(description="The items of this page.")
+    next_cursor: str | None = Field(
         description="Pass this as `cursor` to get the next page. `null` on the last page."
     )
     total: int | None = Field(

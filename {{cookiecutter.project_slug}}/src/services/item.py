@@ -7,14 +7,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from src.db.models.item import Item
 from src.domain.errors import StaleVersionError
 from src.domain.item import ItemNotFoundError, ensure_changeable
-from src.repositories.item import ItemRepository
+from src.repositories.item import ItemFilter, ItemRepository
 from src.schemas.item import ItemCreate, ItemListQuery, ItemSearchQuery, ItemUpdate
 
 
 @dataclass(frozen=True)
 class Page:
     items: Sequence[Item]
-    next_cursor: UUID | None
+    next_cursor: str | None
     total: int | None
 
 
@@ -32,11 +32,13 @@ class ItemService:
 
     @staticmethod
     async def list_items(db: AsyncSession, query: ItemListQuery) -> Page:
+        """Raises InvalidCursorError."""
         repository = ItemRepository(db)
+        wanted = ItemFilter(query.status, query.created_from, query.created_before)
         items, next_cursor = await repository.list_page(
-            status=query.status, cursor=query.cursor, offset=query.offset, limit=query.limit
+            wanted, sort=query.sort, cursor=query.cursor, offset=query.offset, limit=query.limit
         )
-        total = await repository.count(status=query.status) if query.total else None
+        total = await repository.count(wanted) if query.total else None
         return Page(items=items, next_cursor=next_cursor, total=total)
 
     @staticmethod

@@ -87,6 +87,47 @@ class TestList:
         assert seen == ["e", "d", "c", "b", "a"]
         assert page["next_cursor"] is None
 
+    @pytest.mark.parametrize(
+        ("sort", "expected"),
+        [
+            ("created_at", "bbac"),
+            ("-created_at", "cabb"),
+            ("name", "abbc"),
+            ("-name", "cbba"),
+        ],
+    )
+    async def test_sorted_pages(self, client: AsyncClient, sort: str, expected: str) -> None:
+        for name in "bbac":
+            await create(client, name)
+        query: dict[str, Any] = {"sort": sort, "limit": 1}
+
+        seen = ""
+        while query.get("cursor", "first"):
+            page = (await client.get(ITEMS, params=query)).json()
+            seen += "".join(item["name"] for item in page["items"])
+            query["cursor"] = page["next_cursor"]
+
+        assert seen == expected
+        assert await names(client, sort=sort, offset=1) == list(expected[1:])
+
+    async def test_a_cursor_belongs_to_a_sort_order(self, client: AsyncClient) -> None:
+        for name in "ab":
+            await create(client, name)
+        page = (await client.get(ITEMS, params={"sort": "name", "limit": 1})).json()
+
+        for cursor in (page["next_cursor"], "x", "é", str(uuid4())):
+            response = await client.get(ITEMS, params={"cursor": cursor})
+            assert response.status_code == 422
+            assert response.json()["type"] == "urn:problem-type:invalid-cursor"
+
+    async def test_filters_by_time_of_creation(self, client: AsyncClient) -> None:
+        await create(client, "a")
+        before, after = "2026-01-01T00:00:00Z", "2126-01-01T00:00:00+02:00"
+
+        assert await names(client, created_from=before, created_before=after) == ["a"]
+        assert await names(client, created_from=after) == []
+        assert await names(client, created_before=before) == []
+
     async def test_filters_by_status_and_counts(self, client: AsyncClient) -> None:
         await create(client, "draft")
         await change(client, await create(client, "active"), status="active")
@@ -99,7 +140,14 @@ class TestList:
 
     @pytest.mark.parametrize(
         "query",
-        [{"limit": 101}, {"offset": 10**30}, {"cursor": str(uuid4()), "offset": 1}, {"page": 2}],
+        [
+            {"limit": 101},
+            {"offset": 10**30},
+            {"cursor": str(uuid4()), "offset": 1},
+            {"page": 2},
+            {"sort": "description"},
+            {"created_from": "2026-01-01T00:00:00"},
+        ],
     )
     async def test_rejects_an_invalid_query(
         self, client: AsyncClient, query: dict[str, Any]

@@ -26,6 +26,7 @@ class Item(Base, UUIDMixin, TableNameMixin, TimestampMixin):
     __table_args__ = (
         Column("search", TSVECTOR, Computed(_WEIGHTED_WORDS, persisted=True), nullable=False),
         Index("ix_item_search", "search", postgresql_using="gin"),
+        Index("ix_item_name_id", "name", "id"),  # for `sort=name`
         CheckConstraint("length(name) > 0", name="name_not_empty"),
     )
     # SQLAlchemy increments `version` with each UPDATE, and refuses to update an outdated version.

@@ -64,7 +64,7 @@ async def create_item(
     # % endif
 )
 async def list_items(query: Annotated[ItemListQuery, Query()], db: ReadSession) -> Page:
-    """List items, newest first.
+    """List items, newest first unless `sort` says otherwise.
 
     To get the next page, pass the `next_cursor` of the response as `cursor`. `offset` jumps to a
     page directly, but becomes slower with every page.
