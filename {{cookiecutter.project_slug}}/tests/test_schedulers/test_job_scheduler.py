@@ -98,6 +98,8 @@ def test_invalid_job_is_rejected(options: dict[str, Any], words: str) -> None:
         ({"trigger": "cron", "day_of_week": "mon#2"}, 'Unrecognized expression "mon#2"'),
         ({"trigger": "cron", "day_of_week": "mon-fri/2"}, "Unrecognized expression"),
         ({"trigger": "cron", "month": "jan/2"}, "Unrecognized expression"),
+        ({"trigger": "cron"}, "runs every second"),
+        ({"trigger": "cron", "hour": 7, "timezone": "Berlin"}, "No time zone found"),
         ({"trigger": "cron", "hour": 25}, "The job x is invalid: .*maximum value"),
         ({"trigger": "cron", "month": 2, "day": 30}, "never runs"),
     ],

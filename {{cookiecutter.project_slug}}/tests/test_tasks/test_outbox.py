@@ -165,6 +165,14 @@ async def test_queue_without_an_actor_is_rejected(
             await enqueue_message(db, message)
 
 
+async def test_actor_outside_src_tasks_is_rejected(broker: TaskBroker) -> None:
+    async def mail() -> None: ...
+
+    mail.__module__ = "src.services.mail"
+    with pytest.raises(ValueError, match=r"is in src\.services\.mail, which workers do not import"):
+        dramatiq.actor(broker=broker)(mail)
+
+
 async def test_two_actors_with_one_name_are_rejected(broker: TaskBroker) -> None:
     with pytest.raises(ValueError, match="An actor named 'note' is already registered"):
         dramatiq.actor(actor_name="note", broker=broker)(actors.nap)

@@ -1,10 +1,12 @@
 """The status of tracked tasks. A task that has ended is not started again."""
 
 import asyncio
+from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dramatiq
 import pytest
 from sqlalchemy import func, select
 
@@ -32,6 +34,27 @@ from tests.test_tasks.workers import (
 )
 
 pytestmark = pytest.mark.usefixtures("relay")
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+async def test_coroutine_that_is_not_awaited_fails_the_task(
+    committing_database: Database, broker: TaskBroker, queue: str, *, tracked: bool
+) -> None:
+    """For example, a decorator replaces the `async def` by a plain function."""
+
+    async def work() -> None: ...
+
+    def wrapper() -> Coroutine[Any, Any, None]:
+        return work()
+
+    dramatiq.actor(queue_name=queue, broker=broker, tracked=tracked)(wrapper)
+    task_id = await send(committing_database, broker, "wrapper")
+    async with working(broker):
+        letter = await wait_for_dead_letter(broker)
+
+    assert letter.message.options["error"].startswith("The actor returned a coroutine")
+    if tracked:
+        assert (await get_task(committing_database, task_id)).status is TaskStatus.FAILED
 
 
 async def test_task_of_an_unknown_actor_fails(

@@ -74,6 +74,8 @@ def _trigger_problems(trigger: BaseTrigger) -> Iterator[str]:
     if not isinstance(trigger, CronTrigger):
         return
     fields = {field.name: field for field in trigger.fields}
+    if all(field.is_default for field in trigger.fields):
+        yield "needs a time, for example `hour=7`: without one it runs every second"
     weekday, day = fields["day_of_week"], fields["day"]
     for each in weekday.expressions:
         if type(each) is RangeExpression or (type(each) is AllExpression and each.step):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from dramatiq import DecodeError, Message
+from dramatiq import Actor, DecodeError, Message
 from dramatiq.broker import Broker, MessageProxy
 from dramatiq.common import current_millis
 
@@ -50,6 +50,16 @@ class TaskBroker(Broker, ABC):
 
     The methods below raise BrokerUnavailableError. All except `open_publisher` block.
     """
+
+    def declare_actor(self, actor: Actor[Any, Any]) -> None:
+        """Raises ValueError if the module of the actor is one that workers need not import."""
+        module = actor.fn.__module__ or ""
+        if module.startswith("src.") and not module.startswith("src.tasks."):
+            raise ValueError(
+                f"The actor {actor.actor_name} is in {module}, which workers do not import: move it"
+                " to a module in src/tasks."
+            )
+        super().declare_actor(actor)
 
     @abstractmethod
     def open_publisher(self) -> AbstractAsyncContextManager[Publisher]:

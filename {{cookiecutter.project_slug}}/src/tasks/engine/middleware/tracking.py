@@ -1,5 +1,6 @@
 """Stores the status of tracked tasks in PostgreSQL."""
 
+import inspect
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -48,6 +49,11 @@ class TaskTrackingMiddleware(AttemptMiddleware):
     def after_attempt(
         self, message: MessageProxy, result: Any | None, exception: BaseException | None
     ) -> None:
+        if inspect.iscoroutine(result) or inspect.isasyncgen(result):
+            mark_dead(message, "The actor returned a coroutine that did not run: use `async def`.")
+            log.error("task_not_awaited")
+            if inspect.iscoroutine(result):
+                result.close()
         attempt = self._local.attempt
         if attempt is None:
             return
