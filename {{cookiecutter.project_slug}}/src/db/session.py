@@ -334,6 +334,8 @@ def create_engine(url: URL, **options: Any) -> AsyncEngine:
 class _OneLoopPool(AsyncAdaptedQueuePool):
     """Rejects other event loops: a connection that one of them has used breaks for all."""
 
+    _sqla_logger_namespace = "sqlalchemy.pool"  # otherwise INFO shows the pool's debug messages
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._loop = asyncio.get_running_loop()
