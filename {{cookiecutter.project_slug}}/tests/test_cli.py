@@ -12,8 +12,10 @@ from sqlalchemy import make_url
 
 from src.core.config import ROOT
 from src.db.setup import drop_database
+from tests.fixtures.client import HEADERS
 from tests.fixtures.commands import LIMIT, Run, serving
 from tests.fixtures.database import TEMPLATE_URL
+from tests.fixtures.environment import API
 
 UNREACHABLE = "postgresql://me:hunter2@127.0.0.1:1/app"
 
@@ -29,7 +31,7 @@ def test_every_command_has_help(run: Run, command: str) -> None:
 @pytest.mark.slow
 def test_api_listens_on_the_given_port_and_stops_cleanly() -> None:
     with serving() as (process, address):
-        response = httpx.get(f"{address}/api/v1/health/live", timeout=LIMIT)
+        response = httpx.get(f"{address}{API}/health/live", headers=HEADERS, timeout=LIMIT)
 
     assert response.status_code == 200
     assert process.returncode == -signal.SIGTERM  # raised again after a graceful stop
@@ -38,10 +40,10 @@ def test_api_listens_on_the_given_port_and_stops_cleanly() -> None:
 @pytest.mark.slow
 def test_metrics_include_all_workers() -> None:
     with serving("--workers", "2") as (_, address):
-        httpx.get(f"{address}/api/v1/health/live", timeout=LIMIT)
+        httpx.get(f"{address}{API}/health/live", headers=HEADERS, timeout=LIMIT)
         for _ in range(20):  # each is a new connection to a random worker
-            metrics = httpx.get(f"{address}/metrics", timeout=LIMIT).text
-            assert 'route="/api/v1/health/live",status="200"} 1.0' in metrics
+            metrics = httpx.get(f"{address}/metrics", headers=HEADERS, timeout=LIMIT).text
+            assert f'route="{API}/health/live",status="200"}} 1.0' in metrics
 
 
 def test_reload_and_workers_cannot_be_combined(run: Run) -> None:

@@ -7,9 +7,10 @@ from src.cache import Cache, MemoryBackend
 from src.core.config import Settings
 from src.db.session import Database
 from tests.fixtures.client import connect
+from tests.fixtures.environment import API
 
-INFO = "/api/v1/cache/info"
-CLEAR = "/api/v1/cache/clear"
+INFO = f"{API}/cache/info"
+CLEAR = f"{API}/cache/clear"
 KEY = "k" * 32
 
 

@@ -4,9 +4,10 @@ import pytest
 from httpx import AsyncClient
 
 from src.db.session import Database
+from tests.fixtures.environment import API
 from tests.fixtures.statements import recorded
 
-ITEMS = "/api/v1/items/"
+ITEMS = f"{API}/items/"
 
 
 @pytest.fixture

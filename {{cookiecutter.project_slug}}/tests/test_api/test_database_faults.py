@@ -15,6 +15,7 @@ from src.api.deps import DbSession
 from src.db import session as db_session
 from src.db.session import Database, open_database
 from tests.fixtures.client import connect
+from tests.fixtures.environment import API
 from tests.fixtures.notes import NOTES, Note, NoteRepository
 from tests.proxy import PostgresProxy
 
@@ -53,24 +54,24 @@ async def test_an_outage_returns_503_until_the_server_has_recovered(
 
     await db_proxy.stop()
     await assert_unavailable(client)
-    assert (await client.get("/api/v1/health/live")).status_code == 200
-    ready = await client.get("/api/v1/health/ready")
+    assert (await client.get(f"{API}/health/live")).status_code == 200
+    ready = await client.get(f"{API}/health/ready")
     assert (ready.status_code, ready.json()["checks"]) == (503, {"database": "unavailable"})
 
     await db_proxy.start()
     assert (await client.post(NOTES, json={"text": "Lamp"})).status_code == 201
-    assert (await client.get("/api/v1/health/ready")).status_code == 200
+    assert (await client.get(f"{API}/health/ready")).status_code == 200
 
 
 async def test_readiness_does_not_wait_for_a_frozen_server(
     client: AsyncClient, db_proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (await client.get("/api/v1/health/ready")).status_code == 200
+    assert (await client.get(f"{API}/health/ready")).status_code == 200
 
     monkeypatch.setattr("src.services.health.CHECK_TIMEOUT_SECONDS", 0.1)
     db_proxy.freeze()
     async with asyncio.timeout(db_session.COMMAND_TIMEOUT_SECONDS / 2):  # the other limit
-        ready = await client.get("/api/v1/health/ready")
+        ready = await client.get(f"{API}/health/ready")
 
     assert ready.status_code == 503
 

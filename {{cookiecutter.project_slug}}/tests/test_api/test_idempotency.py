@@ -18,6 +18,7 @@ from src.db.models.idempotency import IdempotencyKey
 from src.db.session import Database
 from src.repositories import idempotency
 from tests.fixtures.client import connect
+from tests.fixtures.environment import API
 from tests.fixtures.notes import NOTES, Note
 from tests.fixtures.statements import recorded
 
@@ -427,7 +428,7 @@ async def test_a_key_adds_four_statements(client: AsyncClient, database: Databas
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/api/v1/health/live", 200), ("POST", "/nowhere", 404), ("POST", "/metrics", 405)],
+    [("GET", f"{API}/health/live", 200), ("POST", "/nowhere", 404), ("POST", "/metrics", 405)],
 )
 async def test_the_header_is_ignored_for_other_requests(
     client: AsyncClient, database: Database, method: str, path: str, status: int
@@ -439,8 +440,8 @@ async def test_the_header_is_ignored_for_other_requests(
     assert sent == []
 
 
-async def test_openapi_has_the_header_for_each_post(client: AsyncClient) -> None:
-    paths = (await client.get("/api/openapi.json")).json()["paths"]
+async def test_openapi_has_the_header_for_each_post(app: FastAPI) -> None:
+    paths = app.openapi()["paths"]
 
     for path in paths.values():
         for method, operation in path.items():
@@ -452,6 +453,6 @@ async def test_cors_exposes_the_header_of_a_replayed_response(database: Database
     app = create_application(Settings(ENV="test", CORS_ORIGINS=["https://shop.example"]))
     headers = {"Origin": "https://shop.example"}
 
-    response = await connect(app, database).get("/api/v1/health/live", headers=headers)
+    response = await connect(app, database).get(f"{API}/health/live", headers=headers)
 
     assert "Idempotency-Replayed" in response.headers["access-control-expose-headers"]

@@ -13,8 +13,9 @@ from src.db.models.item_import import ItemImport
 from src.db.models.task import OutboxMessage
 from src.db.session import Database
 from tests.fixtures.client import connect
+from tests.fixtures.environment import API
 
-IMPORTS = "/api/v1/item-imports/"
+IMPORTS = f"{API}/item-imports/"
 CSV = {"Content-Type": "text/csv"}
 
 

@@ -1,6 +1,5 @@
 """The snippets of docs/sessions.md, docs/recipes.md and docs/testing.md run."""
 
-import re
 from typing import Any
 
 import httpx
@@ -10,19 +9,19 @@ from fastapi.testclient import TestClient
 from httpx import AsyncClient
 from sqlalchemy import URL, select
 
-from src.core.config import ROOT, Settings
+from src.core.config import Settings
 from src.db.session import Database
-from tests.fixtures.client import connect
-from tests.fixtures.notes import Note, NoteResponse
+from tests.fixtures.client import HEADERS, connect
+from tests.fixtures.notes import NOTES, Note, NoteResponse
+from tests.fixtures.pages import python_blocks
 
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 Names = dict[str, Any]
 
 
 def run_page(name: str, *, only: str = "") -> Names:
     """Run the blocks of a page that contain `only`, in order, in one module."""
     names: Names = {"__name__": "docs", "Note": Note, "NoteResponse": NoteResponse}
-    for block in BLOCK.findall((ROOT / "docs" / name).read_text("utf-8")):
+    for block in python_blocks(name):
         if only in block:
             exec(block, names)  # noqa: S102 - our own page
     return names
@@ -93,20 +92,20 @@ async def test_script_writes(
 
 @pytest.mark.usefixtures("sessions")
 def test_synchronous_client(sync_client: TestClient) -> None:
-    created = sync_client.post("/api/v1/notes/", json={"text": "Lamp"})
+    created = sync_client.post(NOTES, json={"text": "Lamp"})
     with sync_client.websocket_connect("/recipes/notes") as websocket:
         websocket.send_text("Buy bulbs")
         assert websocket.receive_text() == "stored"
 
     assert created.status_code == 201
-    listed = sync_client.get("/api/v1/notes/").json()
+    listed = sync_client.get(NOTES).json()
     assert [note["text"] for note in listed] == ["Lamp", "Buy bulbs"]
 
 
 def test_application_that_has_not_started_says_so(
     fresh_app: FastAPI, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert TestClient(fresh_app).get("/api/v1/notes/").status_code == 500
+    assert TestClient(fresh_app).get(NOTES).status_code == 500
     assert "use the fixture `client` or `sync_client`" in caplog.text
 
 
@@ -121,7 +120,7 @@ def test_http_client_is_open_while_the_application_runs(fresh_app: FastAPI) -> N
 
     fake = httpx.AsyncClient(transport=httpx.MockTransport(respond))
     fresh_app.dependency_overrides[names["get_http"]] = lambda: fake
-    with TestClient(fresh_app) as client:
+    with TestClient(fresh_app, headers=HEADERS) as client:
         assert client.get("/rates/eur").json() == 1.25
         state: Any = client.app_state
         assert isinstance(state["http"], httpx.AsyncClient)

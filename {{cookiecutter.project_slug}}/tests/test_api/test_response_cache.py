@@ -192,7 +192,7 @@ async def test_vary_headers_are_in_the_key(client_of: ClientOf, counter: Counter
     for language, call in (("de", 1), ("en", 2), ("de", 1)):
         response = await client.get("/x/t/n", headers={"Accept-Language": language})
         assert response.json() == {"language": language, "call": call}
-        assert response.headers["vary"] == "Accept-Language"
+        assert "Accept-Language" in response.headers["vary"]
 
 
 @pytest.mark.parametrize("sent", ["{etag}", 'W/{etag}, "x"', '"x", {etag}', "*"])
@@ -207,7 +207,7 @@ async def test_client_with_the_current_etag_receives_304(
     assert (response.status_code, response.content) == (304, b"")
     assert response.headers["etag"] == etag
     assert response.headers["cache-control"] == "public, max-age=10"
-    assert response.headers["vary"] == "authorization, cookie, x-api-key"
+    assert response.headers["vary"].startswith("authorization, cookie, x-api-key")
     assert "content-type" not in response.headers
 
     await cache.invalidate(tags=["n"])

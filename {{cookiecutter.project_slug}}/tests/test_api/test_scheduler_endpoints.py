@@ -12,8 +12,9 @@ from src.db.session import Database
 from src.domain.scheduler import RunOutcome
 from src.repositories.scheduler import SchedulerRepository
 from tests.fixtures.client import connect
+from tests.fixtures.environment import API
 
-JOBS = "/api/v1/scheduler/jobs"
+JOBS = f"{API}/scheduler/jobs"
 KEY = "k" * 32
 NOW = datetime.now(UTC)
 

@@ -6,6 +6,7 @@ from httpx import AsyncClient
 
 from src.db.session import Database
 from tests.fixtures.client import connect
+from tests.fixtures.environment import API
 from tests.fixtures.notes import NOTES
 from tests.fixtures.statements import recorded
 
@@ -24,8 +25,8 @@ async def note(committing_client: AsyncClient) -> str:
     [
         ("{note}", ["SELECT"]),
         (NOTES, ["SELECT"]),
-        ("/api/v1/health/live", []),
-        ("/api/v1/health/ready", ["SELECT"]),
+        (f"{API}/health/live", []),
+        (f"{API}/health/ready", ["SELECT"]),
     ],
 )
 async def test_a_read_sends_one_statement(

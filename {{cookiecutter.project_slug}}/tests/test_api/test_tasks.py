@@ -23,10 +23,11 @@ from src.schemas.task import TaskAccepted
 from src.tasks import enqueue
 from src.tasks.broker import create_broker
 from tests.fixtures.client import connect
+from tests.fixtures.environment import API
 from tests.fixtures.statements import recorded
 
-ACTS = "/api/v1/acts/"
-TASKS = "/api/v1/tasks/"
+ACTS = f"{API}/acts/"
+TASKS = f"{API}/tasks/"
 PROBLEM = {"type": "urn:problem-type:no-lamps", "title": "No lamps", "detail": "None."}
 
 

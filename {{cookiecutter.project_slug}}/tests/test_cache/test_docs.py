@@ -1,6 +1,5 @@
 """The snippets of docs/caching.md run. What they leave to the reader is defined here."""
 
-import re
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -10,12 +9,11 @@ from httpx import AsyncClient
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.cache import Cache, MemoryBackend, current_cache, open_cache, use_cache
-from src.core.config import ROOT, get_settings
+from src.core.config import get_settings
 from src.db.session import Database
 from tests.fixtures.client import connect
 from tests.fixtures.notes import Note
-
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+from tests.fixtures.pages import python_blocks
 
 
 class Snippets(NamedTuple):
@@ -50,7 +48,7 @@ def snippets() -> Snippets:
         "user_of_token": lambda token: token and token.removeprefix("Bearer "),
     }
     routers = []
-    for block in BLOCK.findall((ROOT / "docs" / "caching.md").read_text("utf-8")):
+    for block in python_blocks("caching.md"):
         before = names.get("router")
         exec(block, names)  # noqa: S102 - our own page
         if names.get("router") is not before:

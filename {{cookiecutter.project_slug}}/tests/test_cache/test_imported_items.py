@@ -6,8 +6,9 @@ from src.cache import Cache, MemoryBackend, use_cache
 from src.db.session import Database
 from src.services.item_import import ItemImportService
 from tests.fixtures.client import connect
+from tests.fixtures.environment import API
 
-ITEMS = "/api/v1/items/"
+ITEMS = f"{API}/items/"
 
 
 async def test_import_invalidates_cached_lists(app: FastAPI, committing_database: Database) -> None:

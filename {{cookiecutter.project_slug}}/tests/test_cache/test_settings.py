@@ -9,14 +9,6 @@ from src.core.config import InvalidSettingsError, load_settings
 from tests.fixtures.commands import Run
 
 
-@pytest.mark.usefixtures("env")
-def test_default_is_the_first_choice() -> None:
-    settings = load_settings()
-
-    assert get_args(cache_type.CacheType)[0] == settings.CACHE_BACKEND_TYPE
-    assert settings.CACHE_TTL_SECONDS == 300
-
-
 @pytest.mark.parametrize("choice", get_args(cache_type.CacheType))
 async def test_every_choice_creates_a_backend(env: pytest.MonkeyPatch, choice: str) -> None:
     env.setenv("CACHE_BACKEND_TYPE", choice)

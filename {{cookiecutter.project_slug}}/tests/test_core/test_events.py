@@ -4,6 +4,7 @@ from sqlalchemy import URL
 from main import create_application
 from src.core.config import Settings
 from tests.fixtures.client import connect
+from tests.fixtures.environment import API
 
 
 async def test_the_lifespan_opens_the_database(committing_url: URL) -> None:
@@ -13,6 +14,6 @@ async def test_the_lifespan_opens_the_database(committing_url: URL) -> None:
 
     async with app.router.lifespan_context(app) as state:
         assert state is not None
-        ready = await connect(app, state["database"], settings).get("/api/v1/health/ready")
+        ready = await connect(app, state["database"], settings).get(f"{API}/health/ready")
 
     assert ready.status_code == 200

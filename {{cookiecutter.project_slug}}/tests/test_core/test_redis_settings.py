@@ -10,11 +10,10 @@ from src.core.config import InvalidSettingsError, Settings, load_settings
 @pytest.mark.parametrize(
     ("variables", "server"),
     [
-        ({}, "redis://localhost:6379/0"),
-        ({"REDIS_HOST": "::1", "REDIS_PORT": "1"}, "redis://[::1]:1/0"),
+        ({"REDIS_HOST": "::1", "REDIS_PORT": "1", "REDIS_DB": "0"}, "redis://[::1]:1/0"),
         (
-            {"REDIS_HOST": "far", "REDIS_DB": "2", "REDIS_PASSWORD": "p@ss:w/rd%20"},
-            "redis://:p%40ss%3Aw%2Frd%2520@far:6379/2",
+            {"REDIS_HOST": "far", "REDIS_PORT": "1", "REDIS_DB": "2", "REDIS_PASSWORD": "p@s:w/d%"},
+            "redis://:p%40s%3Aw%2Fd%25@far:1/2",
         ),
         ({"REDIS_HOST": "one", "REDIS_URL": "redis://two"}, "redis://two/0"),
     ],
@@ -22,13 +21,14 @@ from src.core.config import InvalidSettingsError, Settings, load_settings
 def test_url_wins_over_parts(
     env: pytest.MonkeyPatch, variables: dict[str, str], server: str
 ) -> None:
+    assert not load_settings().is_set("REDIS_URL", "REDIS_HOST")
     for name, value in variables.items():
         env.setenv(name, value)
 
     settings = load_settings()
 
     assert settings.redis_url.server == server
-    assert settings.is_set("REDIS_URL", "REDIS_HOST") is bool(variables)
+    assert settings.is_set("REDIS_URL", "REDIS_HOST")
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,18 @@
 import signal
 import socket
 import sys
-import urllib.request
 from contextlib import nullcontext
 from pathlib import Path
 
+import httpx
 import pytest
 
 from dev import stack
 from dev.server import free_port, locked
 from src.core import config
+from src.core.config import Settings
+from tests.fixtures.client import HEADERS
+from tests.fixtures.environment import API
 from tests.test_dev.processes import (
     LIMIT,
     end,
@@ -63,10 +66,9 @@ def read(path: Path) -> tuple[int, str]:
 
 def responds(url: str) -> bool:
     try:
-        urllib.request.urlopen(url, timeout=LIMIT).close()  # noqa: S310 - always http
-    except OSError:
+        return httpx.get(url, headers=HEADERS, timeout=LIMIT).is_success
+    except httpx.TransportError:
         return False
-    return True
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +76,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> int:
     """A port for a `dev` that starts no server but PostgreSQL."""
     name_other_servers(monkeypatch)
     port = free_port()
+    monkeypatch.setenv("HOST", "127.0.0.1")
     monkeypatch.setenv("PORT", str(port))
     return port
 
@@ -81,7 +84,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> int:
 @pytest.mark.slow
 def test_dev_serves_the_api_until_ctrl_c(tmp_path: Path, port: int) -> None:
     with owner(STACK + "sys.exit(stack.run_stack())", tmp_path) as dev:
-        url = f"http://127.0.0.1:{port}/api/v1/health/ready"
+        url = f"http://127.0.0.1:{port}{API}/health/ready"
         eventually(lambda: responds(url), f"a response from {url}")
         pid = pid_of_postgres(tmp_path / "postgres")
         assert (tmp_path / "dev.env").stat().st_mode & 0o777 == 0o600
@@ -181,8 +184,7 @@ def test_file_of_an_earlier_dev_is_ignored(here: Path, monkeypatch: pytest.Monke
 def test_dev_refuses_to_run_in_staging(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("ENV", "staging")
-    monkeypatch.setenv("API_KEYS", "0123456789abcdef")
-    monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@nowhere/app")
+    staging = Settings.model_construct(ENV="staging")
+    monkeypatch.setattr(stack, "load_settings", lambda **_: staging)
     assert stack.run_stack() == 1
     assert capsys.readouterr().err == "`dev` is only for development, but ENV is staging.\n"

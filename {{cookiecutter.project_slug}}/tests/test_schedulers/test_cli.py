@@ -27,7 +27,7 @@ from tests.fixtures.commands import Run, free_port, running
 @pytest.mark.parametrize(
     ("given", "enabled"),  # the flag, the variable, and the line of `.env`
     [
-        (("", "", ""), True),
+        (("", "", ""), Settings.model_fields["SCHEDULER_ENABLED"].default),
         (("", "", "false"), False),
         (("", "true", "false"), True),
         (("", "false", "true"), False),
@@ -107,7 +107,7 @@ async def test_jobs_are_listed(
 
 
 def test_dev_runs_the_scheduler_unless_it_is_disabled() -> None:
-    on = stack.default_programs(Settings(ENV="test"))
+    on = stack.default_programs(Settings(ENV="test", SCHEDULER_ENABLED=True))
     off = stack.default_programs(Settings(ENV="test", SCHEDULER_ENABLED=False))
 
     assert set(on) - set(off) == {"scheduler"}
@@ -119,7 +119,7 @@ def test_dev_runs_the_scheduler_unless_it_is_disabled() -> None:
 def test_process_becomes_leader_and_serves_metrics_until_stopped(committing_url: URL) -> None:
     port = free_port()
     url = committing_url.render_as_string(hide_password=False)
-    flags = ["--metrics-port", port]
+    flags = ["--enabled", "--metrics-port", port]
     with running("scheduler", *flags, until="leadership_acquired", DATABASE_URL=url) as process:
         metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
 

@@ -1,14 +1,12 @@
 """The snippets of docs/scheduler.md run."""
 
-import re
 from datetime import datetime
 from typing import Any
 
-from src.core.config import ROOT, Settings
+from src.core.config import Settings
 from src.db.session import Database
 from src.schedulers.scheduler import build_scheduler
-
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+from tests.fixtures.pages import python_blocks
 
 
 async def test_snippets_run(database: Database, settings: Settings) -> None:
@@ -20,7 +18,7 @@ async def test_snippets_run(database: Database, settings: Settings) -> None:
             sent.append(until)
 
     names: dict[str, Any] = {"DigestService": DigestService}
-    for block in BLOCK.findall((ROOT / "docs" / "scheduler.md").read_text("utf-8")):
+    for block in python_blocks("scheduler.md"):
         exec(block, names)  # noqa: S102 - our own page
     jobs = build_scheduler(names["setup_jobs"]).get_jobs()
     await names["test_send_digest"](database, settings)

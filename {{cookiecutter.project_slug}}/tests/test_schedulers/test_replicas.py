@@ -24,7 +24,9 @@ from src.core.config import get_settings
 from src.db.session import Database, open_database
 from src.schedulers.context import job_tick
 from src.schedulers.engine import process
+from tests.fixtures.client import HEADERS
 from tests.fixtures.commands import Process, serving
+from tests.fixtures.environment import API
 from tests.proxy import PostgresProxy
 from tests.test_schedulers.conftest import LIMIT_SECONDS, overview, until
 
@@ -139,14 +141,14 @@ async def test_scheduling_continues_after_an_outage_of_the_database(
 async def test_one_api_worker_is_the_leader(replicas: Replicas, fresh_url: URL) -> None:
     """Each worker shows the leader, also in the metrics."""
     url = fresh_url.render_as_string(hide_password=False)
-    with serving("--workers", "2", DATABASE_URL=url) as (process, address):
+    with serving("--workers", "2", "--scheduler-enabled", DATABASE_URL=url) as (process, address):
         async with (
             asyncio.timeout(LIMIT_SECONDS),
-            httpx.AsyncClient(base_url=address, timeout=LIMIT_SECONDS) as client,
+            httpx.AsyncClient(base_url=address, headers=HEADERS, timeout=LIMIT_SECONDS) as client,
         ):
             while "scheduler_leader 1.0" not in (await client.get("/metrics")).text:  # noqa: ASYNC110 - another process sets it
                 await asyncio.sleep(0.05)
-            shown = (await client.get("/api/v1/scheduler/jobs")).json()
+            shown = (await client.get(f"{API}/scheduler/jobs")).json()
 
     assert "prune_run_history" in [job["id"] for job in shown["jobs"]]
     assert int(shown["leader"]["holder"].split(":")[1]) != process.pid

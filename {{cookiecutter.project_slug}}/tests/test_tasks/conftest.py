@@ -153,12 +153,3 @@ def start(variables: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     yield start
     for worker in started:
         worker.kill()
-
-
-@pytest.fixture
-def production(env: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Safe production settings, to which the test adds an unsafe one."""
-    env.setenv("ENV", "production")
-    env.setenv("API_KEYS", "a-key-of-sixteen-characters")
-    env.setenv("POSTGRES_PASSWORD", "correct horse battery staple")
-    return env

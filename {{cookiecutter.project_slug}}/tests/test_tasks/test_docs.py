@@ -1,6 +1,5 @@
 """The snippets of docs/tasks.md run."""
 
-import re
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -10,14 +9,13 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import func, select
 
-from src.core.config import ROOT
 from src.db.models.task import OutboxMessage
 from src.db.session import Database
 from src.tasks import broker, jobs
 from tests.fixtures.client import connect
+from tests.fixtures.pages import python_blocks
 from tests.fixtures.tasks import run_task
 
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 Names = dict[str, Any]
 
 
@@ -38,7 +36,7 @@ def names(monkeypatch: pytest.MonkeyPatch, welcomed: list[str]) -> Iterator[Name
 
     actors = dict(broker.actors)
     names: Names = {"__name__": "docs", "WelcomeService": WelcomeService}
-    for block in BLOCK.findall((ROOT / "docs" / "tasks.md").read_text("utf-8")):
+    for block in python_blocks("tasks.md"):
         exec(block, names)  # noqa: S102 - our own page
         for name, value in names.items():
             if isinstance(value, dramatiq.Actor):

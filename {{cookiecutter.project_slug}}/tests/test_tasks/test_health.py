@@ -145,7 +145,7 @@ async def test_health_server_covers_all_worker_processes(
     variables: dict[str, str], broker: TaskBroker, committing_database: Database, tmp_path: Path
 ) -> None:
     command = ["cli.py", "worker", "--processes", "2", "--threads", "1", "--health-port", "0"]
-    worker = Process(*command, log=tmp_path / "log", **variables)
+    worker = Process(*command, log=tmp_path / "log", HOST="127.0.0.1", **variables)
     try:
         await asyncio.to_thread(worker.wait_for_log, "health_server_started")
         address = re.search(r"http://127.0.0.1:\d+", worker.log_text)

@@ -9,9 +9,10 @@ from src.db.session import Database
 from src.tasks import jobs
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.relay import open_relay
+from tests.fixtures.environment import API
 from tests.test_tasks.workers import wait_for_end, working
 
-IMPORTS = "/api/v1/item-imports/"
+IMPORTS = f"{API}/item-imports/"
 CSV = {"Content-Type": "text/csv"}
 
 

@@ -1,15 +1,7 @@
 import pytest
 
 from src.core.config import InvalidSettingsError, load_settings
-
-
-def settings_error() -> str:
-    """Return the error message of the settings, or an empty string if they are valid."""
-    try:
-        load_settings()
-    except InvalidSettingsError as error:
-        return str(error)
-    return ""
+from tests.fixtures.environment import settings_error
 
 
 @pytest.mark.parametrize(
@@ -28,8 +20,6 @@ def test_production_requires_a_password_for_a_remote_server(
     env: pytest.MonkeyPatch, name: str, value: str, *, is_safe: bool
 ) -> None:
     env.setenv("ENV", "production")
-    env.setenv("API_KEYS", "a-key-of-sixteen-characters")
-    env.setenv("POSTGRES_PASSWORD", "correct horse battery staple")
     env.setenv("CACHE_BACKEND_TYPE", "redis")
     env.setenv(name, value)
 

@@ -4,8 +4,9 @@ import pytest
 from redis import SSLConnection
 
 from src.core import redis_url
-from src.core.config import InvalidSettingsError, load_settings
+from src.core.config import load_settings
 from src.tasks.engine.brokers.redis import create_client
+from tests.fixtures.environment import settings_error
 
 
 @pytest.mark.parametrize(
@@ -20,15 +21,14 @@ from src.tasks.engine.brokers.redis import create_client
     ],
 )
 def test_production_rejects_unsafe_settings(
-    production: pytest.MonkeyPatch, name: str, value: str, words: str
+    env: pytest.MonkeyPatch, name: str, value: str, words: str
 ) -> None:
-    production.setenv("DRAMATIQ_BROKER", "redis")
-    production.setenv("REDIS_URL", "redis://:secret@queue")
-    assert load_settings().is_deployed
-    production.setenv(name, value)
-
-    with pytest.raises(InvalidSettingsError, match=words):
-        load_settings()
+    env.setenv("ENV", "production")
+    env.setenv("DRAMATIQ_BROKER", "redis")
+    env.setenv("REDIS_URL", "redis://:secret@queue")
+    assert words not in settings_error()
+    env.setenv(name, value)
+    assert words in settings_error()
 
 
 def test_dramatiq_redis_url_overrides_redis_url(
