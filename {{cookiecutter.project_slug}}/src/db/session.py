@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
+from sqlalchemy.util import await_only
 
 CONNECT_TIMEOUT_SECONDS = 5
 COMMAND_TIMEOUT_SECONDS = 30
@@ -67,9 +68,9 @@ _COMMITS_BY_ITSELF = (
     "that may fail."
 )
 _HAS_ENDED = (
-    "This session has ended. The session of an endpoint ends before the response is sent. "
-    "In `BackgroundTasks`, use `database.transaction()` of `database: AppDatabase`; in a stream, "
-    "use `StreamSession`."
+    "This session is closed. The session of an endpoint closes before the response is sent, and "
+    "you need not close it. In `BackgroundTasks`, use `database.transaction()` of `database: "
+    "AppDatabase`; in a stream, use `StreamSession`."
 )
 _SHARED = (
     "Several coroutines use one session at the same time, as in `asyncio.gather()`. Await them one "
@@ -301,6 +302,14 @@ def _forget_failure(connection: Connection, *_: object) -> None:
     connection.info.pop(_FAILED_KEY, None)
 
 
+def _wait_until_idle(connection: Connection) -> None:
+    """Wait for a statement of another coroutine. Otherwise the COMMIT or ROLLBACK would fail."""
+    mutex = connection.connection.dbapi_connection._execute_mutex  # type: ignore[union-attr]  # noqa: SLF001 - asyncpg allows no look
+    if mutex.locked():
+        await_only(mutex.acquire())
+        mutex.release()
+
+
 def _check_failure(connection: Connection) -> None:
     if connection.info.get(_FAILED_KEY):
         raise SessionUseError(_FAILED)
@@ -326,7 +335,9 @@ def create_engine(url: URL, **options: Any) -> AsyncEngine:
     event.listen(engine.sync_engine, "handle_error", _map_error)
     event.listen(engine.sync_engine, "begin", _forget_failure)
     event.listen(engine.sync_engine, "rollback_savepoint", _forget_failure)
+    event.listen(engine.sync_engine, "commit", _wait_until_idle)
     event.listen(engine.sync_engine, "commit", _check_failure)
+    event.listen(engine.sync_engine, "rollback", _wait_until_idle)
     engine.dialect.colspecs = {**engine.dialect.colspecs, DateTime: _AwareDateTime}
     return engine
 

@@ -235,6 +235,30 @@ async def test_gather_on_one_session_is_a_readable_error(
     assert checked_out(database) == 0
 
 
+@pytest.mark.parametrize("kind", ["writes", "reads"])
+async def test_statement_of_a_task_that_outlives_the_endpoint_leaks_nothing(
+    client: AsyncClient, fresh_app: FastAPI, database: Database, kind: str
+) -> None:
+    running = []
+
+    @fresh_app.get("/")
+    async def start(db: DbSession, reads: ReadSession) -> None:
+        session: AsyncSession = db if kind == "writes" else reads
+        await session.scalar(text("SELECT 1"))
+
+        async def outlive() -> None:
+            await session.scalar(text("SELECT pg_sleep(0.2)"))
+            await session.scalar(text("SELECT 1"))
+
+        running.append(asyncio.create_task(outlive()))
+        await asyncio.sleep(0.02)  # the statement is sent
+
+    assert (await client.get("/")).status_code == 200
+
+    await asyncio.gather(*running, return_exceptions=True)
+    assert checked_out(database) == 0
+
+
 class TestDependencyWithYield:
     async def test_shares_the_transaction(
         self, client: AsyncClient, fresh_app: FastAPI, database: Database
