@@ -83,6 +83,10 @@ def api(
     if workers > 1 and settings.CACHE_BACKEND_TYPE == "memory":
         typer.echo(SEPARATE_CACHES.format(settings.CACHE_TTL_SECONDS), err=True)
     # % endif
+    # % if cookiecutter.scheduler
+    if settings.SCHEDULER_ENABLED:
+        schedulers.cli.check_jobs(settings)
+    # % endif
     with _metrics_folder() if workers > 1 else nullcontext():
         uvicorn.run(
             "main:app",

@@ -48,11 +48,20 @@ def run(
         typer.echo(message, err=True)
         return
     configure_logging(settings)
-    from src.schedulers.engine import job_scheduler, process  # noqa: PLC0415 - imports the jobs
+    check_jobs(settings)
+    from src.schedulers.engine import process  # noqa: PLC0415 - it imports the services of jobs
+
+    asyncio.run(process.run(settings, drain=DRAIN_SECONDS, metrics_port=metrics_port))
+
+
+def check_jobs(settings: Settings) -> None:
+    """Raise SystemExit if a job is invalid. uvicorn would restart its workers again and again."""
+    from src.schedulers import jobs, scheduler  # noqa: PLC0415 - they import the services of jobs
+    from src.schedulers.engine.job_scheduler import InvalidJobError  # noqa: PLC0415 - see above
 
     try:
-        asyncio.run(process.run(settings, drain=DRAIN_SECONDS, metrics_port=metrics_port))
-    except job_scheduler.InvalidJobError as error:
+        scheduler.build_scheduler(jobs.setup_jobs, timezone=settings.SCHEDULER_TIMEZONE)
+    except InvalidJobError as error:
         raise SystemExit(f"Error: {error}") from error
 
 

@@ -2,10 +2,8 @@
 
 import asyncio
 import os
-import signal
 import sys
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -71,16 +69,15 @@ def test_disabled_scheduler_prints_a_message_and_exits(run: Run) -> None:
     assert "The scheduler is disabled" in result.err
 
 
+@pytest.mark.parametrize("command", [["api", "--workers", "2"], ["scheduler"]])
 def test_invalid_job_is_an_error(
-    run: Run, monkeypatch: pytest.MonkeyPatch, committing_url: URL
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     def setup(scheduler: AsyncIOScheduler) -> None:
         scheduler.add_job(print, trigger="interval", hours=1, id="job")
 
-    monkeypatch.setattr(process, "run", partial(process.run, setup=setup))
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    url = committing_url.render_as_string(hide_password=False)
-    result = run("scheduler", DATABASE_URL=url, SCHEDULER_ENABLED="true")
+    monkeypatch.setattr("src.schedulers.jobs.setup_jobs", setup)
+    result = run(*command, SCHEDULER_ENABLED="true")
 
     assert result.status == 1
     assert result.err.endswith("Error: The job job must be an `async def` function.")
