@@ -28,7 +28,7 @@ OTHERWISE = re.compile(
     r"|__pycache__|PYTHONPYCACHEPREFIX|\.\*_cache|\.cache|\.(mypy|ruff|pytest|hypothesis|import_linter)_cache|cache_dir"  # tools'
     r"|cache-dependency-path|PIP_CACHE_DIR|(\s|^)cache: pip|^  cache:$|type=cache|the cache mount"  # pipelines'
     r"|cache hit|caches in \$HOME"  # Docker's
-    r"|(?i:prepared_statement_cache_size|InvalidCachedStatementError|cached (statement|plan)|query_cache)"
+    r"|(?i:(prepared_)?statement_cache_size|InvalidCachedStatementError|cached (statement|plan)|query_cache)"
     r"|(?i:cache-control)|message_cache"  # HTTP's, Dramatiq's
     r'|^ *schedule:( #.*)?$|"schedule:weekly"'  # pipelines' and bots'
     r"|\.(multi_)?items\(|__(get|set|del)item__|modifyitems|\bitem: pytest\.Item|\brender_item\b|\bitem\.(config|nodeid)\b"  # Python's, pytest's

@@ -6,13 +6,13 @@ import structlog
 from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection, pool, text
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from src.core.config import get_settings
 from src.core.logging import configure_logging
 from src.db import autogenerate
 from src.db.base import Base
-from src.db.session import CONNECT_TIMEOUT_SECONDS, DatabaseUnavailableError, connect
+from src.db.session import DatabaseUnavailableError, create_engine
 
 # If replicas start together, one gets this lock and migrates. The others wait, and then find nothing
 # to migrate. The number is arbitrary; other uses of advisory locks must choose other numbers.
@@ -31,11 +31,7 @@ def run_migrations(connection: Connection) -> None:
 async def connect_and_run() -> None:
     settings = get_settings()
     url = context.config.attributes.get("url", settings.database_url)
-    engine = create_async_engine(
-        url,
-        poolclass=pool.NullPool,
-        connect_args={"async_creator_fn": connect, "timeout": CONNECT_TIMEOUT_SECONDS},
-    )
+    engine = create_engine(url.update_query_dict({"command_timeout": "0"}), poolclass=pool.NullPool)
     try:
         async with engine.connect() as lock, engine.connect() as connection:
             await _acquire(lock)
@@ -49,19 +45,23 @@ async def connect_and_run() -> None:
 
 
 async def _acquire(connection: AsyncConnection) -> None:
-    """Acquire the advisory lock. PostgreSQL releases it when the connection is closed.
+    """Acquire the advisory lock until the transaction of this connection ends.
 
     The lock needs its own connection, since a migration may end its transaction in
-    `autocommit_block()`. A connection pooler must be in session mode. The lock is polled, since a
-    session that waits in pg_advisory_lock() can deadlock with CREATE INDEX CONCURRENTLY.
+    `autocommit_block()`. It needs a transaction, since a connection pooler may use another session
+    after each transaction. It is polled, since a session that waits for a lock can deadlock with
+    CREATE INDEX CONCURRENTLY. A transaction that does nothing does not stop that command.
     """
-    await connection.execution_options(isolation_level="AUTOCOMMIT")
-    attempt = text("SELECT pg_try_advisory_lock(:key)")
-    if await connection.scalar(attempt, {"key": ADVISORY_LOCK}):
-        return
-    log.info("waiting_for_migration_lock")
-    while not await connection.scalar(attempt, {"key": ADVISORY_LOCK}):  # noqa: ASYNC110 - nothing to await
-        await asyncio.sleep(LOCK_POLL_SECONDS)
+    await connection.execution_options(isolation_level="READ COMMITTED")  # no lasting snapshot
+    attempt = text("SELECT pg_try_advisory_xact_lock(:key)")
+    if not await connection.scalar(attempt, {"key": ADVISORY_LOCK}):
+        log.info("waiting_for_migration_lock")
+        await connection.rollback()
+        while not await connection.scalar(attempt, {"key": ADVISORY_LOCK}):
+            await connection.rollback()
+            await asyncio.sleep(LOCK_POLL_SECONDS)
+    for timeout in ("idle_in_transaction_session_timeout", "transaction_timeout"):
+        await connection.execute(text(f"SET LOCAL {timeout} = 0"))
 
 
 def run_offline() -> None:

@@ -42,6 +42,12 @@ class Proxy:
         """Accept connections but forward nothing, like a server that hangs."""
         self._thawed.clear()
 
+    def freeze_open(self) -> None:
+        """Forward nothing more on open connections, like a NAT that has forgotten them."""
+        self.freeze()
+        self._thawed = asyncio.Event()
+        self._thawed.set()
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._running:
             writer.transport.abort()
@@ -51,19 +57,23 @@ class Proxy:
         task.add_done_callback(self._tasks.discard)
 
     async def _forward(self, client: Stream) -> None:
-        writers = [client[1]]
+        writers, thawed = [client[1]], self._thawed
         try:
             server = await self._connect()
             writers.append(server[1])
-            await asyncio.gather(self._pump(client[0], server[1]), self._pump(server[0], client[1]))
+            await asyncio.gather(
+                self._pump(client[0], server[1], thawed), self._pump(server[0], client[1], thawed)
+            )
         finally:
             for writer in writers:
                 writer.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, thawed: asyncio.Event
+    ) -> None:
         with suppress(ConnectionError):
             while chunk := await reader.read(65536):
-                await self._thawed.wait()
+                await thawed.wait()
                 writer.write(chunk)
                 await writer.drain()
         writer.close()
@@ -72,8 +82,8 @@ class Proxy:
 class PostgresProxy(Proxy):
     """A proxy for PostgreSQL; clients connect to `url`."""
 
-    def __init__(self, target: URL) -> None:
-        super().__init__(self._connect_to_postgres)
+    def __init__(self, target: URL, *, tls: SSLContext | None = None) -> None:
+        super().__init__(self._connect_to_postgres, tls=tls)
         self._target = target
 
     @property

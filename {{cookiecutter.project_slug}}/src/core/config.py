@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -20,7 +20,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 from sqlalchemy import URL
 
 from src.core import (
@@ -64,12 +64,35 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def _clean(value: object) -> object:
+    """Remove what `--env-file`, mounted secrets and editors leave around a value."""
+    if not isinstance(value, str):
+        return value
+    value = value.strip()
+    quote, inner = value[:1], value[1:-1]
+    if quote in {'"', "'"} and value == quote + inner + quote and quote not in inner:
+        return inner
+    return value
+
+
+def _refuse_service_link(value: object) -> object:
+    if isinstance(value, str) and value.startswith(("tcp://", "udp://")):
+        raise ValueError(
+            f"{value} is a service link of Kubernetes or Docker, not a port: set"
+            " `enableServiceLinks: false` in the pod's spec, or set this variable to a number"
+        )
+    return value
+
+
 def _checked_by(parse: Callable[[str], object]) -> AfterValidator:
     def check(secret: SecretStr) -> SecretStr:
         parse(secret.get_secret_value())
         return secret
 
     return AfterValidator(check)
+
+
+Port = Annotated[int, BeforeValidator(_refuse_service_link), Field(ge=0, le=65535)]
 
 
 class InvalidSettingsError(SystemExit):
@@ -83,6 +106,7 @@ class InvalidSettingsError(SystemExit):
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_ignore_empty=True,
+        env_file_encoding="utf-8-sig",  # Windows editors write a byte order mark
         extra="ignore",
         frozen=True,
         # The input of a validation error may be a secret.
@@ -101,21 +125,22 @@ class Settings(BaseSettings):
 
     API_PREFIX: str = Field(default="/api", pattern=r"^(/[A-Za-z0-9_.~-]+)+$")
     HOST: str = "127.0.0.1"
-    PORT: int = Field(default=8000, ge=0, le=65535)
+    PORT: Port = 8000
     CORS_ORIGINS: Annotated[list[str], NoDecode, BeforeValidator(_split)] = []
     API_KEYS: Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)] = []
 
     POSTGRES_HOST: str = "localhost"
-    POSTGRES_PORT: int = Field(default=5432, ge=1, le=65535)
+    POSTGRES_PORT: Port = Field(default=5432, ge=1)
     POSTGRES_USER: str = "postgres"
     POSTGRES_PASSWORD: SecretStr = SecretStr(_DEFAULT_PASSWORD)
     POSTGRES_DB: str = "app"
     DATABASE_URL: Annotated[SecretStr, _checked_by(postgres_url.parse)] | None = None
     DATABASE_POOL_SIZE: int = Field(default=20, ge=1)
+    DATABASE_POOLER: bool = False
 
     # % if cookiecutter.__redis
     REDIS_HOST: str = "localhost"
-    REDIS_PORT: int = Field(default=6379, ge=1, le=65535)
+    REDIS_PORT: Port = Field(default=6379, ge=1)
     REDIS_PASSWORD: SecretStr | None = None
     REDIS_DB: int = Field(default=0, ge=0)
     REDIS_URL: Annotated[SecretStr, _checked_by(redis_url.parse)] | None = None
@@ -152,7 +177,7 @@ class Settings(BaseSettings):
     DRAMATIQ_BROKER: broker_type.BrokerType = broker_type.DEFAULT
     DRAMATIQ_PROCESSES: int = Field(default=2, ge=1)
     DRAMATIQ_THREADS: int = Field(default=8, ge=1)
-    DRAMATIQ_HEALTH_PORT: int | None = Field(default=None, ge=0, le=65535)
+    DRAMATIQ_HEALTH_PORT: Port | None = None
     TASK_HISTORY_DAYS: int = Field(default=30, ge=1)
 
     # % endif
@@ -166,6 +191,19 @@ class Settings(BaseSettings):
     ITEMS_STALE_AFTER_DAYS: int = Field(default=365, ge=1)
 
     # % endif
+    @model_validator(mode="before")
+    @classmethod
+    def _clean_values(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = {name: _clean(value) for name, value in values.items()}
+        values = {name: value for name, value in values.items() if value != ""}
+        if "DATABASE_URL" in values:  # then a service link in this variable is not used
+            values.pop("POSTGRES_PORT", None)
+        # % if cookiecutter.__redis
+        if "REDIS_URL" in values:
+            values.pop("REDIS_PORT", None)
+        # % endif
+        return values
+
     # % if cookiecutter.__queue_redis
     @model_validator(mode="after")
     def _refuse_cluster(self) -> Self:
@@ -243,6 +281,11 @@ class Settings(BaseSettings):
     @cached_property
     def database_url(self) -> URL:
         """`DATABASE_URL`, or the URL of `POSTGRES_HOST` and the other parts, for asyncpg."""
+        url = self._server_url
+        return url.update_query_dict({postgres_url.POOLER: "true"}) if self.DATABASE_POOLER else url
+
+    @property
+    def _server_url(self) -> URL:
         if self.DATABASE_URL is not None:
             return postgres_url.parse(self.DATABASE_URL.get_secret_value())
         return URL.create(
@@ -268,6 +311,11 @@ def load_settings(*, dev_server: bool = True) -> Settings:
         return Settings(_env_file=files, _secrets_dir=secrets)
     except ValidationError as error:
         raise InvalidSettingsError(_describe(error)) from None
+    except SettingsError as error:  # a list that is not JSON, without the value
+        raise InvalidSettingsError(f"Invalid settings: {error}") from None
+    except UnicodeDecodeError:
+        names = " or ".join(file.name for file in files)
+        raise InvalidSettingsError(f"{names} is not encoded as UTF-8. Save it as UTF-8.") from None
 
 
 def _env_files(*, dev_server: bool) -> tuple[Path, ...]:

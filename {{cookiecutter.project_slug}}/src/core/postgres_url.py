@@ -1,10 +1,66 @@
-"""Parsing of PostgreSQL URLs in the format of hosting providers."""
+"""Parsing of PostgreSQL URLs in the format of hosting providers.
+
+The options of a URL have the names of libpq, PostgreSQL's C library. `src/db/connection.py` passes
+them to asyncpg.
+"""
+
+import re
+from collections.abc import Mapping
+from urllib.parse import unquote
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-_SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
-_OPTIONS = {"host", "port", "ssl", "target_session_attrs", "prepared_statement_cache_size"}
+_Value = str | tuple[str, ...]
+
+POOLER = "pgbouncer"  # the name of Prisma and Supabase
+SYSTEM = "system"  # a value of sslrootcert: the certificates of the operating system
+FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+TLS = (
+    *FILES,
+    "sslmode",
+    "sslnegotiation",
+    "sslpassword",
+    "ssl_min_protocol_version",
+    "ssl_max_protocol_version",
+)
+AUTHENTICATION = ("passfile", "krbsrvname", "gsslib")
+SERVER_SETTINGS = ("application_name", "options")
+SECONDS = ("connect_timeout", "command_timeout")
+KEEPALIVE = ("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count")
+TCP = (*KEEPALIVE, "tcp_user_timeout")
+_WITHOUT_SYSTEM = {*TLS} - {"sslrootcert", "sslmode", "sslnegotiation"}
+_CHOICES = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "sslnegotiation": ("postgres", "direct"),
+    "channel_binding": ("disable", "prefer", "require"),
+    "gssencmode": ("disable", "prefer"),
+    "target_session_attrs": (
+        "any",
+        "read-write",
+        "read-only",
+        "primary",
+        "standby",
+        "prefer-standby",
+    ),
+    POOLER: ("true", "false"),
+}
+_OPTIONS = {
+    "host",
+    "port",
+    "prepared_statement_cache_size",
+    *(TLS + AUTHENTICATION + SERVER_SETTINGS + SECONDS + TCP),
+    *_CHOICES,
+}
+_INSTEAD = {
+    "connection_limit": "set DATABASE_POOL_SIZE",
+    "pool_size": "set DATABASE_POOL_SIZE",
+    "schema": "write options=-c%20search_path=NAME",
+    "search_path": "write options=-c%20search_path=NAME",
+    "statement_timeout": "write options=-c%20statement_timeout=MILLISECONDS",
+}
+_HOSTS = re.compile(r"(?P<start>[^:/]+://(?:[^:/@]*(?::[^@]*)?@)?)(?P<hosts>[^/?]+)(?P<end>.*)")
+_EXAMPLE = "must be a URL like postgresql://user:password@host:5432/app"
 
 
 def parse(text: str) -> URL:
@@ -13,22 +69,67 @@ def parse(text: str) -> URL:
     Raises ValueError. The message does not contain the URL, which may have a password.
     """
     try:
-        url = make_url(text)
+        url = _parse_hosts(text)
     except (ArgumentError, ValueError):
-        raise ValueError("must be a URL like postgresql://user:password@host:5432/app") from None
+        raise ValueError(
+            f"{_EXAMPLE}, with special characters of the password percent-encoded (@ is %40)"
+        ) from None
     if url.get_backend_name() not in {"postgres", "postgresql"}:
-        raise ValueError("must be a PostgreSQL URL: postgresql://...")
-    query = dict(url.query)
-    if "sslmode" in query:  # libpq's name for asyncpg's `ssl`
-        query["ssl"] = query.pop("sslmode")
-    query.pop("channel_binding", None)  # asyncpg does not support it
-    if unknown := query.keys() - _OPTIONS:
-        raise ValueError(f"has unsupported options: {', '.join(sorted(unknown))}")
-    if query.get("ssl", "prefer") not in _SSL_MODES:
-        raise ValueError(f"sslmode must be one of {', '.join(sorted(_SSL_MODES))}")
-    url = url.set(drivername="postgresql+asyncpg", query=query)
+        raise ValueError(f"must be a PostgreSQL URL: {_EXAMPLE}")
+    url = url.set(drivername="postgresql+asyncpg", query=_parse_options(url.query))
     try:
         url.get_dialect()().create_connect_args(url)
     except (ArgumentError, TypeError, ValueError):
-        raise ValueError("has a malformed option") from None
+        raise ValueError("has a host or port that is not valid") from None
     return url
+
+
+def _parse_hosts(text: str) -> URL:
+    """Parse a URL that may have several hosts, or a percent-encoded path of a socket."""
+    parts = _HOSTS.fullmatch(text)
+    if not parts or not re.search(r",|%2f", parts["hosts"], re.IGNORECASE):
+        return make_url(text)
+    url = make_url(parts["start"] + parts["end"])
+    nodes = [make_url(f"postgresql://{node}") for node in parts["hosts"].split(",")]
+    if len(nodes) == 1:
+        host, port = unquote(str(nodes[0].host)), nodes[0].port or 5432
+        return url.update_query_dict({"host": host, "port": str(port)})
+    return url.update_query_dict({"host": [f"{node.host}:{node.port or 5432}" for node in nodes]})
+
+
+def _parse_options(options: Mapping[str, _Value]) -> dict[str, _Value]:
+    found = dict(options)
+    if "ssl" in found:  # asyncpg's name
+        found["sslmode"] = found.pop("ssl")
+    if found.pop("statement_cache_size", "") == "0":
+        found[POOLER] = "true"
+    for name in found.keys() - _OPTIONS:
+        advice = _INSTEAD.get(name, "remove it")
+        raise ValueError(f"has the option {name}, which is not supported: {advice}")
+    for name, allowed in _CHOICES.items():
+        if found.get(name, allowed[0]) not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}")
+    for name in (*SECONDS, *TCP, "prepared_statement_cache_size"):
+        if not str(found.get(name, "0")).isdecimal():
+            raise ValueError(f"{name} must be a number")
+    found.pop("gssencmode", None)  # asyncpg does not encrypt with GSSAPI
+    found |= _certificates(found, binding=found.pop("channel_binding", None) == "require")
+    if found.get("sslrootcert") == SYSTEM and (extra := found.keys() & _WITHOUT_SYSTEM):
+        raise ValueError(f"{min(extra)} needs a file as sslrootcert")
+    return found
+
+
+def _certificates(options: Mapping[str, object], *, binding: bool) -> dict[str, str]:
+    """Return the options that make asyncpg verify the server's certificate, if it must."""
+    mode, root = options.get("sslmode"), options.get("sslrootcert")
+    if mode == "disable" and (binding or root):
+        name = "channel_binding=require" if binding else "sslrootcert"
+        raise ValueError(f"{name} needs TLS: write sslmode=verify-full")
+    if mode in {"verify-ca", "verify-full"}:
+        return {"sslrootcert": str(root or SYSTEM)}
+    # asyncpg has no channel binding. A verified certificate stops the same attacks.
+    if binding or root == SYSTEM:
+        return {"sslmode": "verify-full", "sslrootcert": str(root or SYSTEM)}
+    if root and mode != "require":
+        raise ValueError("sslrootcert has no effect with this sslmode: write sslmode=verify-full")
+    return {}

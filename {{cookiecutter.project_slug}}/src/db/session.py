@@ -24,8 +24,11 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
-CONNECT_TIMEOUT_SECONDS = 5
-COMMAND_TIMEOUT_SECONDS = 30
+from src.db import connection
+from src.db.connection import DatabaseUnavailableError
+
+__all__ = ["Database", "DatabaseUnavailableError", "create_engine", "open_database"]
+
 POOL_TIMEOUT_SECONDS = 5
 
 # SQLSTATEs
@@ -36,11 +39,16 @@ NUMERIC_VALUE_OUT_OF_RANGE = "22003"
 CHARACTER_NOT_IN_REPERTOIRE = "22021"
 _FAILED_KEY = "transaction_has_failed"  # key in `Connection.info`
 _CONCURRENT_USE = "isce"  # code of SQLAlchemy's error
-_CLIENT_ERRORS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
-
-
-class DatabaseUnavailableError(Exception):
-    """PostgreSQL is unavailable, or failed in a way that a retry may fix."""
+DUPLICATE_PREPARED_STATEMENT = "42P05"
+INVALID_STATEMENT_NAME = "26000"
+_CONFLICT = "The transaction conflicted with another one."
+_POOLER = "Prepared statements got lost. Behind a connection pooler, set DATABASE_POOLER=true."
+_TEMPORARY = {
+    DEADLOCK: _CONFLICT,
+    SERIALIZATION_FAILURE: _CONFLICT,
+    DUPLICATE_PREPARED_STATEMENT: _POOLER,
+    INVALID_STATEMENT_NAME: _POOLER,
+}
 
 
 class NaiveDatetimeError(ValueError):
@@ -231,28 +239,18 @@ async def _complete(work: Coroutine[Any, Any, None]) -> None:
         raise cancelled
 
 
-async def connect(**options: Any) -> asyncpg.Connection:
-    """Connect with asyncpg. Raises DatabaseUnavailableError if the server cannot be reached."""
-    try:
-        return await asyncpg.connect(**options)
-    except (OSError, UnicodeError, asyncpg.PostgresError, *_CLIENT_ERRORS) as error:
-        where = f"{options.get('host', 'localhost')}:{options.get('port', 5432)}"
-        cause = str(error) or "no response in time"
-        raise DatabaseUnavailableError(f"PostgreSQL at {where} is unavailable: {cause}") from error
-
-
 def _map_error(context: ExceptionContext) -> Exception | None:
     """Return our exception for a temporary error, or None for other errors."""
     error = context.original_exception
     if not isinstance(error, Exception):
         return None  # a cancellation, which SQLAlchemy takes for a disconnect
     if isinstance(error, TimeoutError):
-        return DatabaseUnavailableError(f"A statement took more than {COMMAND_TIMEOUT_SECONDS} s.")
+        return DatabaseUnavailableError("A statement took longer than command_timeout.")
     if context.is_disconnect:
         return DatabaseUnavailableError("The connection to PostgreSQL was lost.")
     sqlstate = getattr(error, "sqlstate", None)
-    if sqlstate in {DEADLOCK, SERIALIZATION_FAILURE}:
-        return DatabaseUnavailableError("The transaction conflicted with another one.")
+    if sqlstate in _TEMPORARY:
+        return DatabaseUnavailableError(_TEMPORARY[sqlstate])
     if isinstance(error.__cause__, asyncpg.InvalidCachedStatementError):
         return DatabaseUnavailableError("A migration has just changed the table. Try again.")
     return None
@@ -321,17 +319,16 @@ def _is_autocommit(connection: Connection) -> bool:
 
 def create_engine(url: URL, **options: Any) -> AsyncEngine:
     """Create an engine that raises DatabaseUnavailableError and refuses naive datetimes."""
+    location, arguments = connection.split(url)
     engine = create_async_engine(
-        url,
+        location,
         hide_parameters=True,  # error messages must not contain values
-        connect_args={
-            "async_creator_fn": connect,
-            "timeout": CONNECT_TIMEOUT_SECONDS,
-            "command_timeout": COMMAND_TIMEOUT_SECONDS,
-        },
+        connect_args=arguments,
         **options,
     )
     event.listen(engine.sync_engine, "handle_error", _note_failure)
+    event.listen(engine.sync_engine, "checkin", connection.start_idling)
+    event.listen(engine.sync_engine, "checkout", connection.check_idle)
     event.listen(engine.sync_engine, "handle_error", _map_error)
     event.listen(engine.sync_engine, "begin", _forget_failure)
     event.listen(engine.sync_engine, "rollback_savepoint", _forget_failure)
@@ -366,9 +363,9 @@ class _OneLoopPool(AsyncAdaptedQueuePool):
 async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]:
     """Open a connection pool. It connects on first use, so the database may start later.
 
-    There is no overflow, since that opens and closes connections all the time under load. There is
-    no test before each use, since that costs a round trip: a connection that the server has closed
-    fails once.
+    There is no overflow, since that opens and closes connections all the time under load. Only a
+    connection that was idle is tested before its use, since that costs a round trip. The connection
+    that was used last is used first, so that few are idle under load.
     """
     engine = create_engine(
         url,
@@ -377,6 +374,7 @@ async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
         pool_recycle=1800,
+        pool_use_lifo=True,
     )
     try:
         yield Database.bound_to(engine)

@@ -4,10 +4,10 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from sqlalchemy import URL, text
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
-from src.db.session import connect
+from src.db.session import create_engine
 
 _EXISTS = text("SELECT true FROM pg_database WHERE datname = :name")
 
@@ -34,12 +34,8 @@ async def drop_database(url: URL) -> None:
 
 @asynccontextmanager
 async def _maintenance(url: URL) -> AsyncGenerator[AsyncConnection]:
-    engine = create_async_engine(
-        url.set(database="postgres"),
-        poolclass=NullPool,
-        isolation_level="AUTOCOMMIT",
-        connect_args={"async_creator_fn": connect},
-    )
+    url = url.set(database="postgres").update_query_dict({"command_timeout": "0"})
+    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     try:
         async with engine.connect() as connection:
             yield connection

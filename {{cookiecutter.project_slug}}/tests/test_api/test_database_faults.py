@@ -12,6 +12,7 @@ from sqlalchemy import URL, QueuePool, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from src.api.deps import DbSession
+from src.db import connection
 from src.db import session as db_session
 from src.db.session import Database, open_database
 from tests.fixtures.client import connect
@@ -70,7 +71,7 @@ async def test_readiness_does_not_wait_for_a_frozen_server(
 
     monkeypatch.setattr("src.services.health.CHECK_TIMEOUT_SECONDS", 0.1)
     db_proxy.freeze()
-    async with asyncio.timeout(db_session.COMMAND_TIMEOUT_SECONDS / 2):  # the other limit
+    async with asyncio.timeout(connection.COMMAND_TIMEOUT_SECONDS / 2):  # the other limit
         ready = await client.get(f"{API}/health/ready")
 
     assert ready.status_code == 503
@@ -79,7 +80,7 @@ async def test_readiness_does_not_wait_for_a_frozen_server(
 async def test_a_frozen_server_returns_503(
     db_proxy: PostgresProxy, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db_session, "COMMAND_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "COMMAND_TIMEOUT_SECONDS", 0.2)
     async with open_database(db_proxy.url, pool_size=2) as database:
         client = connect(app, database)
         async with asyncio.timeout(TIMEOUT_SECONDS):

@@ -59,18 +59,41 @@ class TestValues:
 
         assert load_settings().CORS_ORIGINS == ["https://a", "https://b"]
 
-    @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
-    def test_urls_of_hosting_providers_work(self, env: pytest.MonkeyPatch, scheme: str) -> None:
-        env.setenv(
-            "DATABASE_URL",
-            f"{scheme}://me:s%40crt@db:6543/shop?sslmode=require&channel_binding=require",
-        )
+    @pytest.mark.parametrize("value", [' "81"\r\n', "'81'", "81\n", "\t81 "])
+    def test_quotes_and_white_space_around_a_value_are_removed(
+        self, env: pytest.MonkeyPatch, value: str
+    ) -> None:
+        """Docker's `--env-file` passes quotes on, and mounted secrets often end with a newline."""
+        env.setenv("PORT", value)
+        env.setenv("POSTGRES_PASSWORD", """it's "quoted" inside\n""")
+        env.setenv("CORS_ORIGINS", '["https://a"]')
+        env.setenv("DATABASE_POOL_SIZE", " ")
 
-        url = load_settings().database_url
+        settings = load_settings()
 
-        assert url.drivername == "postgresql+asyncpg"
-        assert (url.username, url.password, url.host) == ("me", "s@crt", "db")
-        assert (url.port, url.database, url.query) == (6543, "shop", {"ssl": "require"})
+        assert settings.PORT == 81
+        assert settings.database_url.password == """it's "quoted" inside"""
+        assert settings.CORS_ORIGINS == ["https://a"]
+        assert settings.DATABASE_POOL_SIZE == 20
+
+    def test_env_files_of_windows_editors(self, env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        env.setenv("DEBUG", "true\r")
+        (tmp_path / ".env").write_bytes(b"\xef\xbb\xbfPORT=81\r\nHOST='0.0.0.0'\r\n")
+        assert (load_settings().PORT, load_settings().HOST) == (81, "0.0.0.0")  # noqa: S104 - a text
+
+        (tmp_path / ".env").write_bytes("PORT=81".encode("utf-16"))
+        with pytest.raises(InvalidSettingsError, match="Save it as UTF-8"):
+            load_settings()
+
+    def test_service_links_of_kubernetes_are_refused_unless_a_url_replaces_them(
+        self, env: pytest.MonkeyPatch
+    ) -> None:
+        env.setenv("POSTGRES_PORT", "tcp://10.0.0.7:5432")
+
+        with pytest.raises(InvalidSettingsError, match=r"POSTGRES_PORT: .*`enableServiceLinks"):
+            load_settings()
+        env.setenv("DATABASE_URL", "postgresql://me:secret@db/shop")
+        assert load_settings().database_url.host == "db"
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -82,7 +105,7 @@ class TestValues:
             ("DATABASE_URL", "hunter2"),
             ("DATABASE_URL", "mysql://me:hunter2@db/shop"),
             ("DATABASE_URL", "postgresql://me:pa@ss:hunter2@db/shop"),
-            ("DATABASE_URL", "postgresql://me:hunter2@db/shop?sslcert=x"),
+            ("DATABASE_URL", "postgresql://me:hunter2@db/shop?schema=x"),
             ("DATABASE_URL", "postgresql://me:hunter2@db/shop?sslmode=bogus"),
             ("DATABASE_URL", "postgresql://me:hunter2@db/shop?port=abc"),
             ("CORS_ORIGINS", "[hunter2"),

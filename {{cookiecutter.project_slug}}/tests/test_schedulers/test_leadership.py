@@ -16,6 +16,7 @@ from src.repositories.scheduler import SchedulerRepository
 from src.schedulers.engine import leadership
 from src.schedulers.engine.catch_up import catch_up
 from src.schedulers.scheduler import open_scheduler
+from tests.pgbouncer import needs_pgbouncer
 from tests.proxy import PostgresProxy
 from tests.test_schedulers.conftest import LIMIT_SECONDS, Logs, Schedule, leader_of, runs_of, until
 
@@ -167,3 +168,20 @@ async def test_unavailable_database_does_not_delay_the_shutdown(
             await asyncio.sleep(0.1)  # for an attempt to start
         else:
             await until(lambda: logs)
+
+
+@needs_pgbouncer
+async def test_jobs_run_behind_a_pooler(
+    schedule: Schedule, committing_database: Database, pooler_url: URL
+) -> None:
+    ran = asyncio.Event()
+
+    async def job() -> None:
+        ran.set()
+
+    async with schedule(job, url=pooler_url):
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await ran.wait()
+        (run,) = await runs_of(committing_database)
+
+    assert run.outcome is RunOutcome.SUCCEEDED

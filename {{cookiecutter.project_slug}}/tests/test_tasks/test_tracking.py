@@ -8,17 +8,19 @@ from typing import Any
 
 import dramatiq
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import URL, func, select
 
 from src.core.config import Settings
 from src.db.models.task import RedeliveredMessage, Task
-from src.db.session import Database
+from src.db.session import Database, open_database
 from src.domain.task import TaskStatus
 from src.repositories.task import TaskRepository
 from src.tasks.engine import maintenance
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.middleware import retries, tracking
+from src.tasks.engine.relay import open_relay
 from tests import proxy
+from tests.pgbouncer import needs_pgbouncer
 from tests.test_tasks.actors import words, write
 from tests.test_tasks.conftest import OpenBroker
 from tests.test_tasks.workers import (
@@ -28,6 +30,7 @@ from tests.test_tasks.workers import (
     eventually,
     get_task,
     send,
+    settings_for,
     wait_for_dead_letter,
     wait_for_end,
     working,
@@ -95,6 +98,20 @@ async def test_a_task_is_queued_then_running_then_succeeded(
     assert task.started_at
     assert task.finished_at
     assert task.created_at <= task.started_at <= task.finished_at
+
+
+@needs_pgbouncer
+async def test_tasks_run_behind_a_pooler(
+    open_broker: OpenBroker, committing_database: Database, pooler_url: URL, tmp_path: Path
+) -> None:
+    broker = open_broker(url=pooler_url)
+    settings = settings_for(pooler_url, {})
+    async with open_relay(settings, broker), open_database(pooler_url, pool_size=2) as database:
+        task_id = await send(database, broker, "tracked_note", str(tmp_path / "words"), "a")
+        async with working(broker):
+            task = await wait_for_end(committing_database, task_id)
+
+    assert task.status is TaskStatus.SUCCEEDED
 
 
 async def test_only_tracked_actors_have_a_row(
