@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,6 +19,7 @@ COMMAND_TIMEOUT_SECONDS = 30
 # A connection that was idle for longer is checked before its use.
 IDLE_CHECK_SECONDS = 1.0
 PING_TIMEOUT_SECONDS = 2.0
+CLOSE_TIMEOUT_SECONDS = 0.5
 # Linux closes a connection if the peer does not acknowledge data or keepalive probes in time.
 TCP_OPTIONS = {
     "keepalives": 1,
@@ -32,8 +34,13 @@ _NAMES = {  # of the operating system; macOS and Windows lack some
     "keepalives_count": "TCP_KEEPCNT",
     "tcp_user_timeout": "TCP_USER_TIMEOUT",
 }
-CLIENT_ERRORS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
-_ERRORS = (OSError, UnicodeError, asyncpg.PostgresError, *CLIENT_ERRORS)
+_ERRORS = (
+    OSError,  # of which TimeoutError is a kind
+    UnicodeError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 
 
 class DatabaseUnavailableError(Exception):
@@ -44,6 +51,12 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
     def __init__(self, protocol: Any, transport: Any, *arguments: Any) -> None:
         super().__init__(protocol, transport, *arguments)
         self.socket = transport.get_extra_info("socket")
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as inherited
+        """Wait only shortly for the server, which may be gone: a process must be able to stop."""
+        seconds = CLOSE_TIMEOUT_SECONDS if timeout is None else min(timeout, CLOSE_TIMEOUT_SECONDS)
+        with suppress(TimeoutError):
+            await super().close(timeout=seconds)
 
 
 def split(url: URL) -> tuple[URL, dict[str, Any]]:

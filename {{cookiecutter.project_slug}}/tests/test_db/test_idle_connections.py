@@ -18,16 +18,16 @@ async def test_a_dropped_connection_is_replaced_before_its_use(
     app: FastAPI, db_proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "IDLE_CHECK_SECONDS", 0)
-    async with open_database(db_proxy.url, pool_size=4) as database:
+    limit = connection.COMMAND_TIMEOUT_SECONDS / 2  # of the statements, and of the end of the block
+    async with asyncio.timeout(limit), open_database(db_proxy.url, pool_size=4) as database:
         client = connect(app, database)
         reads = [client.get(NOTES) for _ in range(4)]
         assert [read.status_code for read in await asyncio.gather(*reads)] == [200] * 4
         monkeypatch.setattr(connection, "PING_TIMEOUT_SECONDS", 0.1)
         db_proxy.freeze_open()
-        async with asyncio.timeout(connection.COMMAND_TIMEOUT_SECONDS / 2):  # the other limit
-            responses = await asyncio.gather(
-                client.get(NOTES), client.post(NOTES, json={"text": "Lamp"})
-            )
+        responses = await asyncio.gather(
+            client.get(NOTES), client.post(NOTES, json={"text": "Lamp"})
+        )
 
     assert [response.status_code for response in responses] == [200, 201]
 
