@@ -148,9 +148,11 @@ def check_routes(routes: Iterable[BaseRoute]) -> None:
     for route in iter_route_contexts(list(routes)):
         original = route.original_route
         check_routes(getattr(original, "routes", None) or ())  # of a mounted application
-        if (policy := _policy_of(route)) is not None:
-            if not isinstance(original, CachedRoute) or _policy_of(original) is None:
-                raise TypeError(f"`{route.name}`: {_NOT_ON_A_CACHED_ROUTE}")
+        policy = _policy_of(original) if isinstance(original, CachedRoute) else None
+        calls = [each.call for each in walk(route.dependant)] if hasattr(route, "dependant") else []
+        if any(isinstance(call, ResponsePolicy) and call != policy for call in calls):
+            raise TypeError(f"`{route.name}`: {_NOT_ON_A_CACHED_ROUTE}")
+        if policy is not None:
             _check_policy(policy, route)
 
 

@@ -199,11 +199,16 @@ def test_second_cached_response_and_one_of_a_router_are_refused() -> None:
     router = APIRouter(route_class=CachedRoute, dependencies=[cached_response()])
     with pytest.raises(TypeError, match="more than one"):
         router.get("/n", dependencies=[cached_response(ttl=5)])(none)
-    app, plain = FastAPI(), APIRouter()
-    plain.get("/n")(none)
-    app.include_router(plain, dependencies=[cached_response()])
-    with pytest.raises(TypeError, match="route_class=CachedRoute"):
-        check_routes(app.routes)
+
+    async def parameter(_: Annotated[None, cached_response()]) -> None: ...
+
+    for endpoint in (none, parameter):
+        app, plain = FastAPI(), APIRouter()
+        plain.get("/n")(endpoint)
+        guards = [cached_response()] if endpoint is none else []
+        app.include_router(plain, dependencies=guards)
+        with pytest.raises(TypeError, match="route_class=CachedRoute"):
+            check_routes(app.routes)
 
 
 async def test_prefix_with_a_path_parameter_is_in_the_key_and_in_tags(

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
-from sqlalchemy import ForeignKey, MetaData, delete, insert, update
+from sqlalchemy import Column, ForeignKey, MetaData, Table, delete, insert, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload
@@ -21,6 +21,19 @@ class Shelf(Base, TableNameMixin):
     name: Mapped[str] = mapped_column(default="")
 
 
+genres = Table(
+    "volume_genre",
+    METADATA,
+    Column("volume_id", ForeignKey("volume.id", ondelete="CASCADE"), primary_key=True),
+    Column("genre_id", ForeignKey("genre.id", ondelete="CASCADE"), primary_key=True),
+)
+
+
+class Genre(Base, TableNameMixin):
+    metadata = METADATA
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
 class Volume(Base, TableNameMixin):
     metadata = METADATA
     __cache_tags__ = ("volumes", "volume:{id}", "shelf-volumes:{shelf_id}")
@@ -29,6 +42,7 @@ class Volume(Base, TableNameMixin):
         ForeignKey("shelf.id", ondelete="CASCADE", onupdate="CASCADE")
     )
     title: Mapped[str] = mapped_column(default="")
+    genres: Mapped[list[Genre]] = relationship(secondary=genres)
     pages: Mapped[list["Page"]] = relationship(cascade="all, delete-orphan", passive_deletes=True)
 
 
@@ -85,7 +99,7 @@ async def library(committing_database: Database) -> AsyncGenerator[Database]:
         await connection.run_sync(METADATA.create_all)
     with use_cache(Cache(MemoryBackend(), ttl=60)):
         async with committing_database.transaction() as db:
-            db.add_all([Shelf(id=1), Volume(id=1, shelf_id=1)])
+            db.add_all([Shelf(id=1), Volume(id=1, shelf_id=1, genres=[Genre(id=1)])])
             await db.flush()
             db.add_all([Page(id=1, volume_id=1), Loan(id=1, volume_id=1)])
         await invalidated()
@@ -116,6 +130,10 @@ async def move_page(db: AsyncSession) -> None:
     db.add(Volume(id=2, shelf_id=1, pages=[await db.get_one(Page, 1)]))
 
 
+async def delete_genre(db: AsyncSession) -> None:
+    await db.delete(await db.get_one(Genre, 1))
+
+
 async def upsert(db: AsyncSession) -> None:
     row = postgresql.insert(Volume).values(id=1, shelf_id=1)
     await db.execute(row.on_conflict_do_update(index_elements=["id"], set_={"title": "new"}))
@@ -128,6 +146,7 @@ STATEMENTS = {
     "core delete": (delete(METADATA.tables["shelf"]), ALL),
     "update": (update(Page).values(volume_id=1), PAGE),
     "insert": (insert(Volume).values(id=2, shelf_id=1), {"volume 1"}),
+    "association": (delete(genres), {"volume 1"}),
     "delete of another table": (delete(Loan), {"loan 1"}),
 }
 
@@ -147,6 +166,12 @@ async def test_bulk_statement_invalidates_all_rows_of_the_table(
     assert await invalidated() == expected
 
 
+async def test_statement_in_autocommit_mode_invalidates(library: Database) -> None:
+    async with library.reads() as db:
+        await db.execute(update(Page).values(volume_id=1))
+    assert await invalidated() == PAGE
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -155,6 +180,7 @@ async def test_bulk_statement_invalidates_all_rows_of_the_table(
         (change_other_column, set()),
         (remove_orphan, {"volume 1", *PAGE}),
         (move_page, {"volume 1", *PAGE}),
+        (delete_genre, {"volume 1"}),
         (upsert, {"volume 1"}),
     ],
 )

@@ -131,9 +131,11 @@ def _on_end(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is not None:
         return
     ended: _Transaction | None = session.info.pop(_TRANSACTION, None)
-    if ended is not None and ended.is_committing:
-        commits = _commits.get()
-        if commits is not None:
-            commits.append(session)
-        if ended.invalidate is not None:
-            await_only(ended.run_callback())
+    if ended is None:
+        return
+    if ended.is_committing and (commits := _commits.get()) is not None:
+        commits.append(session)
+    # A read-only session is in AUTOCOMMIT mode: a statement that writes needs no commit.
+    has_committed = ended.is_committing or isinstance(session, ReadOnlySession)
+    if has_committed and ended.invalidate is not None:
+        await_only(ended.run_callback())

@@ -86,8 +86,15 @@ def _invalidate_tables(session: Session, changed: set[Any]) -> None:
     cache = current_cache()
     if cache is None or not changed:
         return
-    models = [each.class_ for each in Base.registry.mappers if changed.intersection(each.tables)]
-    templates = {tag for model in models for tag in getattr(model, "__cache_tags__", ())}
+    templates = {
+        tag
+        for mapper in Base.registry.mappers
+        for tag in getattr(mapper.class_, "__cache_tags__", ())
+        # A row of an association table changes the collections of both models.
+        if not changed.isdisjoint(
+            [*mapper.tables, *(each.secondary for each in mapper.relationships)]
+        )
+    }
     tags = {tag for tag in templates if not _placeholders(tag)}
     patterns = {tag_key(_pattern(tag)) for tag in templates - tags}
     invalidate_after_commit(session, cache.invalidate, patterns, tags)
@@ -106,7 +113,8 @@ def _foreign_keys(action: Action) -> list[ForeignKey]:
     mapped: Any = chain.from_iterable(mapper.tables for mapper in Base.registry.mappers)
     return [
         key
-        for table in {*Base.metadata.tables.values(), *mapped}
+        for metadata in {table.metadata for table in mapped}
+        for table in metadata.tables.values()
         for key in table.foreign_keys
         if (getattr(key, action) or "").upper().startswith(("CASCADE", "SET"))
     ]
