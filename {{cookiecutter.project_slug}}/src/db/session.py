@@ -104,8 +104,8 @@ class OwnedSession(Session):
         return super().begin(nested)
 
     def close(self) -> None:
+        self.has_ended = True  # first, since closing may wait for a statement
         super().close()
-        self.has_ended = True
 
     def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
         """A session without a transaction calls this method, whatever it is used for."""
@@ -302,7 +302,10 @@ def _forget_failure(connection: Connection, *_: object) -> None:
 
 def _wait_until_idle(connection: Connection) -> None:
     """Wait for a statement of another coroutine. Otherwise the COMMIT or ROLLBACK would fail."""
-    mutex = connection.connection.dbapi_connection._execute_mutex  # type: ignore[union-attr]  # noqa: SLF001 - asyncpg allows no look
+    if connection.invalidated:
+        return
+    adapted: Any = connection.connection.dbapi_connection
+    mutex = adapted._execute_mutex  # noqa: SLF001 - held while asyncpg runs a statement
     if mutex.locked():
         await_only(mutex.acquire())
         mutex.release()
