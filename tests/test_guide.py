@@ -40,7 +40,7 @@ BARE = {"example": "no", "cache_backend": "none", "task_queue": "none", "schedul
 def project(bake: Bake) -> Iterator[Path]:
     """Yield a service with the resource of the manuals, whose `dev` runs."""
     baked = bake()
-    for page in ("docs/api-resource.md", "DEVELOPER-GUIDE.md", "docs/database.md"):
+    for page in ("docs/api-resource.md", "DEVELOPER-GUIDE.md", "docs/database.md", "docs/http.md"):
         for name, code in FILE.findall(baked.read_file(page)):
             path = baked.path / name
             path.parent.mkdir(exist_ok=True)
@@ -66,8 +66,11 @@ def relate_notes_to_tags(project: BakedProject) -> None:
 
 
 def register_notes(router: Path) -> None:
-    source = router.read_text("utf-8").replace("    health,\n", "    health,\n    notes,\n")
-    router.write_text(f"{source}router.include_router(notes.router)\n", "utf-8")
+    source = router.read_text("utf-8")
+    for name in ("attachments", "notes"):
+        source = source.replace("    health,\n", f"    health,\n    {name},\n")
+        source += f"router.include_router({name}.router)\n"
+    router.write_text(source, "utf-8")
 
 
 def test_migration_covers_the_new_models(project: Path) -> None:
@@ -89,6 +92,7 @@ def test_migration_covers_the_new_models(project: Path) -> None:
         "mypy",
         "lint-imports",
         "pytest -q tests/test_api/test_notes.py tests/test_services tests/test_models",
+        "pytest -q tests/test_api/test_attachments.py",
     ],
 )
 def test_result_passes_checks_and_tests(project: Path, command: str) -> None:

@@ -4,6 +4,8 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_standalone_docs import StandaloneDocs
+from starlette.responses import RedirectResponse
+from starlette.types import Receive, Scope, Send
 
 from src.api import (
     idempotency,
@@ -15,17 +17,17 @@ from src.api import (
 from src.api.metrics import MetricsMiddleware, metrics
 from src.api.middleware import (
     BodyLimitMiddleware,
+    HeadMiddleware,
     SecurityHeadersMiddleware,
     TraceMiddleware,
     UnexpectedErrorMiddleware,
 )
 from src.api.v1.router import router as v1_router
+from src.core import origins
 from src.core.config import Settings, get_settings
 from src.core.events import build_lifespan
 from src.core.exceptions import add_exception_handlers
 from src.core.logging import configure_logging
-
-MAX_BODY_BYTES = 1024 * 1024
 
 
 def create_application(settings: Settings | None = None) -> FastAPI:
@@ -48,7 +50,26 @@ def create_application(settings: Settings | None = None) -> FastAPI:
     app.add_api_route("/metrics", metrics, include_in_schema=False)
     # Serve the assets of Swagger UI and ReDoc from this process instead of a CDN.
     StandaloneDocs(app)
+    if settings.ENV == "development":
+        redirect_to_docs(app, settings.API_PREFIX)
     return app
+
+
+def redirect_to_docs(app: FastAPI, prefix: str) -> None:
+    """Redirect `/`, `/docs` and so on to the documentation, unless a route has this path."""
+    not_found = app.router.default
+    pages = {"/docs": app.docs_url, "/redoc": app.redoc_url, "/openapi.json": app.openapi_url}
+    pages |= dict.fromkeys(("/", prefix, f"{prefix}/"), app.docs_url)
+
+    async def redirect(scope: Scope, receive: Receive, send: Send) -> None:
+        root_path = scope.get("root_path", "")
+        page = pages.get(scope["path"].removeprefix(root_path) or "/")
+        if page and scope["type"] == "http":
+            await RedirectResponse(f"{root_path}{page}")(scope, receive, send)
+        else:
+            await not_found(scope, receive, send)
+
+    app.router.default = redirect
 
 
 def add_middleware(app: FastAPI, settings: Settings) -> None:
@@ -57,13 +78,15 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
     # % if cookiecutter.cache_backend != "none"
     app.add_middleware(response_cache_middleware.CacheMiddleware)
     # % endif
-    app.add_middleware(BodyLimitMiddleware, limit=MAX_BODY_BYTES)
+    app.add_middleware(BodyLimitMiddleware, max_body_size=settings.MAX_BODY_SIZE)
+    app.add_middleware(HeadMiddleware)
     if not settings.DEBUG:  # with DEBUG, Starlette returns a page with the traceback
         app.add_middleware(UnexpectedErrorMiddleware)
     if settings.CORS_ORIGINS:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.CORS_ORIGINS,
+            allow_origin_regex=origins.pattern(settings.CORS_ORIGINS),
             # Browsers reject credentials in combination with "*".
             allow_credentials="*" not in settings.CORS_ORIGINS,
             allow_methods=["*"],
@@ -76,9 +99,7 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
                 "X-Request-ID",
             ],
         )
-    app.add_middleware(
-        SecurityHeadersMiddleware, page_paths=(str(app.docs_url), str(app.redoc_url))
-    )
+    app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(MetricsMiddleware)
     app.add_middleware(TraceMiddleware)
     app.add_middleware(CorrelationIdMiddleware)

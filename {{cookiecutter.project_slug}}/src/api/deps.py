@@ -161,6 +161,13 @@ async def require_api_key(
 
 ApiKey = Depends(require_api_key)
 
+
+async def ignore_idempotency_key() -> None:
+    """Mark a route whose responses are not stored: a stream, or a webhook with its own ids."""
+
+
+NoIdempotencyKey = Depends(ignore_idempotency_key)
+
 _VERSION_TAG = re.compile(r'"([1-9][0-9]{0,8})"')
 
 

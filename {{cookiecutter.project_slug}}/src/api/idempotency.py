@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, cast
 
-from fastapi.routing import RouteContext, iter_route_contexts
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -21,6 +22,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.api.deps import CREDENTIAL_HEADERS
+from src.api.openapi import accepts_idempotency_key
 from src.core.events import State
 from src.db.session import DatabaseUnavailableError
 from src.domain.errors import IdempotencyKeyInUseError
@@ -55,7 +57,10 @@ class IdempotencyMiddleware:
             route = _route_of(scope)
             if route is not None:
                 scope["route"] = route  # for the metrics: no router sees a replay
-                await self._with_error_handlers(scope, receive, send)
+                app: ASGIApp = self._with_error_handlers
+                if route.max_body_size is not None:
+                    app = RequestBodyLimitMiddleware(app, route.max_body_size)
+                await app(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -130,9 +135,15 @@ class _BufferedResponse:
 
 
 def _route_of(scope: Scope) -> RouteContext | None:
-    """Return the route of the request, or None: an unknown path changes nothing."""
+    """Return the route of the request, or None if its response is not stored.
+
+    These are unknown paths, which change nothing, mounts, and routes with `NoIdempotencyKey`.
+    """
     routes = iter_route_contexts(scope["app"].routes)
-    return next((route for route in routes if route.matches(scope)[0] is Match.FULL), None)
+    route = next((route for route in routes if route.matches(scope)[0] is Match.FULL), None)
+    if route is None or not isinstance(route.original_route, APIRoute):
+        return None
+    return route if accepts_idempotency_key(route.dependant) else None
 
 
 def _replay_body(body: bytes, receive: Receive) -> Receive:

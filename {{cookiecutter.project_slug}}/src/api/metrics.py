@@ -1,4 +1,4 @@
-"""Prometheus metrics: the number of HTTP requests, and their duration.
+"""Prometheus metrics and the access log: the number of HTTP requests, and their duration.
 
 The label `route` is the route's template (`/api/v1/notes/{note_id}`). With the path as a label,
 clients could create an unlimited number of time series.
@@ -7,6 +7,8 @@ clients could create an unlimited number of time series.
 import os
 from time import perf_counter
 
+import structlog
+from fastapi.routing import APIRoute, iter_route_contexts
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     REGISTRY,
@@ -18,7 +20,12 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.responses import Response
+from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from src.core.logging import ACCESS_LOGGER
+
+access_log = structlog.get_logger(ACCESS_LOGGER)
 
 # Without this, every series has a second one with its creation time.
 disable_created_metrics()
@@ -31,6 +38,8 @@ DURATION = Histogram(
 
 
 class MetricsMiddleware:
+    """Count, time and log each request, at the end of its response."""
+
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
@@ -38,22 +47,59 @@ class MetricsMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status = 500
+        started = perf_counter()
+        app, root_path = scope["app"], scope.get("root_path", "")  # a mount replaces them
+        status, is_recorded = 500, False
+
+        def record() -> None:
+            nonlocal is_recorded
+            if not is_recorded:
+                is_recorded = True
+                seconds = perf_counter() - started
+                _record(scope, _route_of(scope, app, root_path), status, seconds)
 
         async def watch(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                record()  # background tasks run after this
 
-        started = perf_counter()
         try:
             await self.app(scope, receive, watch)
         finally:
-            method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-            route = route_template(scope)
-            REQUESTS.labels(method, route, status).inc()
-            DURATION.labels(method, route).observe(perf_counter() - started)
+            record()
+
+
+def _record(scope: Scope, route: str, status: int, seconds: float) -> None:
+    method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+    REQUESTS.labels(method, route, status).inc()
+    DURATION.labels(method, route).observe(seconds)
+    access_log.info(
+        "request_completed",
+        method=scope["method"],
+        path=scope["path"],
+        route=route,
+        status=status,
+        duration_ms=round(seconds * 1000, 1),
+        client=(scope.get("client") or [None])[0],
+    )
+
+
+def _route_of(scope: Scope, app: ASGIApp, root_path: str) -> str:
+    """Return the template of the route; below a mount, the path of the mount and this template."""
+    if "app_root_path" not in scope:
+        return route_template(scope)
+    outside = {**scope, "root_path": root_path}
+    mounts = (
+        str(route.path)
+        for route in iter_route_contexts(getattr(app, "routes", ()))
+        if isinstance(route.original_route, Mount) and route.matches(outside)[0] is Match.FULL
+    )
+    # Other applications than FastAPI have routes without templates, such as files.
+    inner = route_template(scope) if isinstance(scope.get("route"), APIRoute) else ""
+    return f"{next(mounts, '')}{inner}" or "/"
 
 
 def route_template(scope: Scope) -> str:
@@ -61,8 +107,10 @@ def route_template(scope: Scope) -> str:
 
     For a route of an included router, `scope["route"]` lacks these prefixes.
     """
+    route = scope.get("route")
     context = scope.get("fastapi", {}).get("effective_route_context")
-    route = context or scope.get("route")
+    if context and (not isinstance(route, APIRoute) or context.original_route is route):
+        route = context
     template = getattr(route, "path_format", None) or getattr(route, "path", None)
     return str(template or "unmatched")
 

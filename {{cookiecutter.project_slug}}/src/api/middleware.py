@@ -1,9 +1,14 @@
 """Plain ASGI middleware. Each `BaseHTTPMiddleware` of Starlette would halve the throughput."""
 
+from contextlib import suppress
 from http import HTTPStatus
 
 import structlog
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware, RequestBodyLimitResponder
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.api.problems import problem_response
@@ -11,19 +16,22 @@ from src.core.trace import trace_id_of, traceparent
 
 log = structlog.get_logger(__name__)
 
-_HEADERS = {
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "Strict-Transport-Security": "max-age=31536000; includeSubDomains",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
-_API_CSP = "default-src 'none'; frame-ancestors 'none'"
-# Swagger UI and ReDoc use inline scripts and styles, and ReDoc starts a web worker.
-_DOCS_CSP = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
+_HEADERS = [
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"strict-transport-security", b"max-age=31536000; includeSubDomains"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+]
+_CSP = b"content-security-policy"
+_API_POLICY = b"default-src 'none'; frame-ancestors 'none'"
+# Pages load nothing from other hosts. Swagger UI, ReDoc and most admin interfaces use inline
+# scripts and styles; ReDoc starts a web worker. A policy of a script is the one of a worker.
+_PAGE_POLICY = (
+    b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
+_PAGE_TYPES = (b"text/html", b"text/javascript", b"application/javascript")
 
 
 class TraceMiddleware:
@@ -39,28 +47,70 @@ class TraceMiddleware:
         await self.app(scope, receive, send)
 
 
-class BodyLimitMiddleware:
-    """Reject a body of more than `limit` bytes with 413, with or without a Content-Length.
+class BodyLimitMiddleware(RequestBodyLimitMiddleware):
+    """Reject a larger body with 413, with or without a Content-Length.
 
-    FastAPI's `max_body_size` acts outside all middleware and does not return a problem document.
+    `max_body_size` of a route, a router or `include_router()` replaces the limit.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        await _BodyLimit(self.app, self.max_body_size)(scope, receive, send)
+
+
+class _BodyLimit(RequestBodyLimitResponder):
+    """Raises an error that becomes a problem. Starlette's response would be plain text."""
+
+    async def receive_with_limit(self) -> Message:
+        try:
+            return await super().receive_with_limit()
+        except HTTPException:
+            detail = f"The request body must not exceed {self.max_body_size} bytes."
+            raise HTTPException(413, detail) from None
+
+    async def send_with_limit(self, message: Message) -> None:
+        await self.send(message)
+
+
+class HeadMiddleware:
+    """Respond to HEAD as to GET, without the body, unless a route declares HEAD."""
+
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received = 0
+        if scope["type"] != "http" or scope["method"] != "HEAD" or _declares_head(scope):
+            await self.app(scope, receive, send)
+            return
+        as_get = {**scope, "method": "GET"}
+        started = False
 
-        async def count() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.limit:
-                raise HTTPException(413, f"The request body must not exceed {self.limit} bytes.")
-            return message
+        async def send_head(message: Message) -> None:
+            nonlocal started
+            if started:
+                if message.get("more_body"):
+                    raise _HeadSentError  # ends a stream, as if the client had disconnected
+                return
+            started = True
+            scope.update(as_get, method="HEAD")  # for the metrics: the route
+            await send(message)
+            await send({"type": "http.response.body"})
 
-        await self.app(scope, count, send)
+        with suppress(_HeadSentError, ClientDisconnect):
+            await self.app(as_get, receive, send_head)
+
+
+class _HeadSentError(OSError):
+    """Starlette handles an OSError like a disconnected client."""
+
+
+def _declares_head(scope: Scope) -> bool:
+    return any(
+        "HEAD" in (route.methods or ()) and route.matches(scope)[0] is Match.FULL
+        for route in iter_route_contexts(scope["app"].routes)
+    )
 
 
 class UnexpectedErrorMiddleware:
@@ -92,30 +142,25 @@ class UnexpectedErrorMiddleware:
 
 
 class SecurityHeadersMiddleware:
-    """Add the headers that OWASP recommends for APIs. `page_paths` are pages with scripts."""
+    """Add the headers that OWASP recommends, unless the response has set them."""
 
-    def __init__(self, app: ASGIApp, page_paths: tuple[str, ...] = ()) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.page_paths = page_paths
-        self.headers = self._encode(_API_CSP)
-        self.page_headers = self._encode(_DOCS_CSP)
-
-    @staticmethod
-    def _encode(policy: str) -> list[tuple[bytes, bytes]]:
-        headers = {**_HEADERS, "Content-Security-Policy": policy}
-        return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        is_page = path.startswith(self.page_paths)
-        added = self.page_headers if is_page else self.headers
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *added]
+                given = {name.lower(): value for name, value in message.get("headers", ())}
+                added = [header for header in _HEADERS if header[0] not in given]
+                # A browser updates its stored page with the headers of a 304.
+                if _CSP not in given and message["status"] != HTTPStatus.NOT_MODIFIED:
+                    is_page = given.get(b"content-type", b"").startswith(_PAGE_TYPES)
+                    added.append((_CSP, _PAGE_POLICY if is_page else _API_POLICY))
+                message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
         await self.app(scope, receive, with_headers)

@@ -97,7 +97,7 @@ def _describe_errors(operation: dict[str, Any], method: str, dependant: Dependan
         errors.append(422)
     if "requestBody" in operation:
         errors += _ERRORS_OF_BODY
-    if method == "POST":
+    if method == "POST" and accepts_idempotency_key(dependant):
         operation.setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
         errors += _ERRORS_OF_POST
     for status, response in problems(*errors).items():
@@ -110,6 +110,10 @@ def walk(dependant: Dependant) -> Iterator[Dependant]:
     yield dependant
     for each in dependant.dependencies:
         yield from walk(each)
+
+
+def accepts_idempotency_key(dependant: Dependant) -> bool:
+    return all(each.call is not deps.ignore_idempotency_key for each in walk(dependant))
 
 
 def _describe_problem(schemas: dict[str, Any]) -> None:

@@ -5,12 +5,14 @@ log has them, under the same request ID.
 """
 
 import http.client
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 from asgi_correlation_id import correlation_id
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from pydantic_core import to_jsonable_python
 from starlette.types import Scope
 
 from src.domain.errors import (
@@ -95,10 +97,12 @@ def problem_response(
     scope: Scope,
     status: int,
     *,
-    headers: dict[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
     title: str | None = None,
+    extensions: Mapping[str, Any] | None = None,
     **members: Any,
 ) -> JSONResponse:
+    """Return a problem. `extensions` are further members, with values that JSON can represent."""
     problem = Problem(
         title=title or phrase_of(status),
         status=status,
@@ -106,9 +110,29 @@ def problem_response(
         request_id=correlation_id.get(),
         **members,
     )
-    return JSONResponse(
-        problem.model_dump(exclude_none=True), status, headers, media_type=MEDIA_TYPE
-    )
+    content = {**problem.model_dump(exclude_none=True), **(extensions or {})}
+    return JSONResponse(content, status, headers, media_type=MEDIA_TYPE)
+
+
+def members_of(detail: Any) -> dict[str, Any]:
+    """Return the arguments of `problem_response` for the `detail` of an `HTTPException`.
+
+    The entries of a mapping become members of the problem, and a list becomes the member `details`.
+    A name that is reserved for another value gets an underscore: `status` becomes `status_`.
+    """
+    given = to_jsonable_python(detail, fallback=str, inf_nan_mode="null")
+    if isinstance(given, list):
+        return {"extensions": {"details": given}}
+    if not isinstance(given, dict):
+        return {"detail": str(detail)}
+    members = {
+        name: given.pop(name)
+        for name in ("type", "title", "detail")
+        if isinstance(given.get(name), str)
+    }
+    reserved = Problem.model_fields.keys() - {"errors"}
+    extensions = {f"{name}_" if name in reserved else name: given[name] for name in given}
+    return {**members, "extensions": extensions}
 
 
 def phrase_of(status: int) -> str:

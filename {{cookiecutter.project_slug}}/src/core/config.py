@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ByteSize,
     Field,
     SecretStr,
     ValidationError,
@@ -30,6 +31,7 @@ from src.core import (
     # % if cookiecutter.cache_backend != "none"
     cache_type,
     # % endif
+    origins,
     postgres_url,
     # % if cookiecutter.__queue_rabbitmq
     rabbitmq_url,
@@ -59,9 +61,12 @@ def _split(value: object) -> object:
     """Parse `a,b`, or the JSON list `["a", "b"]`."""
     if not isinstance(value, str):
         return value
-    if value.lstrip().startswith("["):
+    if not value.lstrip().startswith("["):
+        return [_clean(part) for part in value.split(",") if part.strip()]
+    try:
         return json.loads(value)
-    return [part.strip() for part in value.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError('must be a list like a,b or the JSON list ["a", "b"]') from None
 
 
 def _clean(value: object) -> object:
@@ -126,8 +131,11 @@ class Settings(BaseSettings):
     API_PREFIX: str = Field(default="/api", pattern=r"^(/[A-Za-z0-9_.~-]+)+$")
     HOST: str = "127.0.0.1"
     PORT: Port = 8000
-    CORS_ORIGINS: Annotated[list[str], NoDecode, BeforeValidator(_split)] = []
+    CORS_ORIGINS: Annotated[
+        list[str], NoDecode, BeforeValidator(_split), AfterValidator(origins.normalize)
+    ] = []
     API_KEYS: Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)] = []
+    MAX_BODY_SIZE: Annotated[ByteSize, Field(ge=1)] = ByteSize(1024 * 1024)
 
     POSTGRES_HOST: str = "localhost"
     POSTGRES_PORT: Port = Field(default=5432, ge=1)

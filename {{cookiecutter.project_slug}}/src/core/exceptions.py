@@ -5,8 +5,9 @@ from http import HTTPStatus
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.routing import iter_route_contexts
+from fastapi.utils import is_body_allowed_for_status_code
 from sqlalchemy.exc import StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
@@ -17,6 +18,7 @@ from src.api.problems import (
     DATABASE_ERRORS,
     RETRY_AFTER,
     InvalidField,
+    members_of,
     phrase_of,
     problem_response,
     status_of,
@@ -49,24 +51,23 @@ async def _domain_error(request: Request, error: DomainError) -> JSONResponse:
     )
 
 
-async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+async def _http_error(request: Request, error: HTTPException) -> Response:
     headers = dict(error.headers or {})
+    if not is_body_allowed_for_status_code(error.status_code):
+        return Response(status_code=error.status_code, headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods_of(request)):
         headers["Allow"] = ", ".join(methods)
-    has_detail = error.detail != phrase_of(error.status_code)
-    return problem_response(
-        request.scope,
-        error.status_code,
-        detail=str(error.detail) if has_detail else None,
-        headers=headers,
-    )
+    has_detail = error.detail not in (None, phrase_of(error.status_code))
+    members = members_of(error.detail) if has_detail else {}
+    return problem_response(request.scope, error.status_code, headers=headers, **members)
 
 
 def _methods_of(request: Request) -> list[str]:
     """Return the methods of all routes with this path; Starlette's `Allow` has those of one."""
     routes = iter_route_contexts(request.app.routes)
     matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    return sorted({method for route in matching for method in route.methods or ()})
+    methods = {method for route in matching for method in route.methods or ()}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 async def _invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -1,6 +1,6 @@
 """Logging for the service and its libraries (uvicorn, SQLAlchemy, Alembic), in one format.
 
-Each line is a JSON object; in development, lines are colored text.
+Each line is a JSON object; in development and tests, lines are text.
 """
 
 import logging
@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 from asgi_correlation_id import correlation_id
@@ -19,22 +20,44 @@ from structlog.typing import EventDict, Processor
 from src.core.config import Settings
 from src.core.trace import trace_id_of, traceparent
 
+ACCESS_LOGGER = "src.access"  # one line for each request, written by `MetricsMiddleware`
+
+# A name ends with a secret: `db_password`, `accessToken` and `password_hash`, not `token_count`.
 _SECRET_NAME = re.compile(
-    r"passw|passphrase|secret|token|api[-_]?key|authorization|cookie|credential|dsn", re.IGNORECASE
+    r"""(?: passw(?:or)?ds? | passphrases? | secrets? | tokens? | (?:^|_)(?:dsn|pwd)
+        | (?:api|access|private|secret|signing|encryption)_?keys?
+        | authorization | cookies? | credentials? )
+    (?: _(?:code|confirm|confirmation|hash|hashed|header|json|key|new|old|plain|raw|repeat
+        |text|value|\d+) )* \d*$
+    """,
+    re.VERBOSE,
 )
+_WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 _URL_PASSWORD = re.compile(r"""(://[^:/\s"']*:)[^\s"']+@""")
 # Loggers that repeat other lines or say nothing useful.
-_SILENCED = ("alembic.runtime.plugins", "alembic.util.messaging", "watchfiles.main")
+_SILENCED = (
+    "alembic.runtime.plugins",
+    "alembic.util.messaging",
+    "uvicorn.access",
+    "watchfiles.main",
+)
+# Names that every line has. A field of the same name gets an underscore.
+_RESERVED = ("event", "level", "logger", "timestamp")
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic", "sqlalchemy.engine")
+# What the standard library and uvicorn add to each record.
+_NO_EXTRA = frozenset(logging.makeLogRecord({}).__dict__) | {
+    *("asctime", "color_message", "message", "taskName"),
+}
 
 
 def configure_logging(settings: Settings) -> None:
     """Send all logging through structlog. It is safe to call this again."""
+    is_text = settings.ENV in {"development", "test"}
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_text else "iso", utc=not is_text),
         structlog.processors.StackInfoRenderer(),
         _add_origin,
         _mask_secrets,
@@ -42,6 +65,8 @@ def configure_logging(settings: Settings) -> None:
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            _rename_reserved,
             *shared,
             ProcessorFormatter.wrap_for_formatter,
         ],
@@ -52,10 +77,10 @@ def configure_logging(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[_add_extra, *shared],
             processors=[
                 ProcessorFormatter.remove_processors_meta,
-                *_renderers(settings),
+                *_renderers(is_text=is_text),
                 _mask_urls,
             ],
         )
@@ -66,18 +91,35 @@ def configure_logging(settings: Settings) -> None:
     _adopt_library_loggers()
 
 
-def _renderers(settings: Settings) -> list[Processor]:
-    if settings.ENV == "development":
+def _renderers(*, is_text: bool) -> list[Processor]:
+    if is_text:
         plain = structlog.dev.plain_traceback
         colors = "FORCE_COLOR" in os.environ or sys.stderr.isatty()  # `dev` sets it
-        return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+        console = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
+        return [_shorten_access, console]
     # Local variables may contain secrets.
     tracebacks = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
-    return [tracebacks, structlog.processors.JSONRenderer()]
+    return [tracebacks, structlog.processors.JSONRenderer(default=_to_text)]
+
+
+def _to_text(value: object) -> str:
+    return repr(value) if isinstance(value, BaseException) else str(value)
+
+
+def _shorten_access(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Make the line of a request fit into one line of a terminal."""
+    if event["logger"] != ACCESS_LOGGER:
+        return event
+    path = quote(event["path"])
+    line = f"{event['method']} {path} {event['status']} {event['duration_ms']} ms"
+    return {"event": line, "level": event["level"], "timestamp": event["timestamp"]}
 
 
 def _adopt_library_loggers() -> None:
     """Replace the handlers of libraries with the root handler."""
+    uvicorn = logging.getLogger("uvicorn.access")
+    logging.getLogger(ACCESS_LOGGER).disabled = not (uvicorn.handlers or uvicorn.propagate)
+    logging.captureWarnings(capture=True)
     for name in _OWN_HANDLERS:
         logger = logging.getLogger(name)
         # No handlers means that logging was disabled, as `uvicorn --no-access-log` does.
@@ -89,6 +131,23 @@ def _adopt_library_loggers() -> None:
     logging.getLogger("alembic.runtime.migration").addFilter(
         lambda record: not str(record.msg).startswith(("Context impl", "Will assume"))
     )
+
+
+def _rename_reserved(_logger: object, _method: str, event: EventDict) -> EventDict:
+    for name in _RESERVED[1:]:
+        if name in event:
+            event[f"{name}_"] = event.pop(name)
+    return event
+
+
+def _add_extra(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Add the fields of `logging.info(..., extra={...})`."""
+    for name, value in event["_record"].__dict__.items():
+        if name not in _NO_EXTRA:
+            event[f"{name}_" if name in _RESERVED else name] = value
+    if "stack_info" in event:  # text, while structlog has a flag
+        event["stack"] = event.pop("stack_info")
+    return event
 
 
 def _add_origin(_logger: object, _method: str, event: EventDict) -> EventDict:
@@ -105,13 +164,20 @@ def _mask_secrets(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 
 def _masked(name: str, value: Any) -> Any:
-    if _SECRET_NAME.search(name):
+    if _is_secret(name, value):
         return "**********"
     if isinstance(value, dict):
         return {str(inner): _masked(str(inner), each) for inner, each in value.items()}
     if isinstance(value, list | tuple):
         return [_masked("", each) for each in value]
     return value
+
+
+def _is_secret(name: str, value: Any) -> bool:
+    words = _WORD_STARTS.sub("_", name).lower()
+    if value is None or isinstance(value, bool) or not _SECRET_NAME.search(words):
+        return False
+    return not (words.endswith("s") and isinstance(value, int))  # a number of tokens
 
 
 def _mask_urls(_logger: object, _method: str, line: Any) -> Any:

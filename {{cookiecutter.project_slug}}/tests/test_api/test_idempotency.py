@@ -11,8 +11,8 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 from httpx import AsyncClient, Response
 from sqlalchemy import func, select, text
 
-from main import MAX_BODY_BYTES, create_application
-from src.api.deps import DbSession
+from main import create_application
+from src.api.deps import DbSession, NoIdempotencyKey
 from src.core.config import Settings
 from src.db.models.idempotency import IdempotencyKey
 from src.db.session import Database
@@ -199,10 +199,42 @@ class TestRejection:
 
         assert_problem(await client.post(NOTES, json=LAMP, headers=headers), 400)
 
-    async def test_of_a_body_over_the_limit(self, client: AsyncClient) -> None:
-        response = await client.post(NOTES, json={"text": "x" * MAX_BODY_BYTES}, headers=keyed())
+    async def test_of_a_body_over_the_limit(self, client: AsyncClient, settings: Settings) -> None:
+        text = "x" * settings.MAX_BODY_SIZE
+
+        response = await client.post(NOTES, json={"text": text}, headers=keyed())
 
         assert_problem(response, 413)
+
+
+class TestOptOut:
+    async def test_key_is_ignored_by_a_route_with_the_dependency(
+        self, fresh_app: FastAPI, database: Database
+    ) -> None:
+        async def chunks() -> AsyncGenerator[str]:
+            yield str(uuid4())
+
+        @fresh_app.post(WORK, dependencies=[NoIdempotencyKey])
+        async def work() -> StreamingResponse:
+            return StreamingResponse(chunks())
+
+        first, second = await post_twice(connect(fresh_app, database), WORK)
+
+        assert first.text != second.text
+        assert not is_replay(second)
+        assert await count(database, IdempotencyKey) == 0
+        operation = fresh_app.openapi()["paths"][WORK]["post"]
+        assert ("parameters" in operation, list(operation["responses"])) == (False, ["200"])
+
+    async def test_key_is_ignored_by_a_mount(self, fresh_app: FastAPI, database: Database) -> None:
+        mounted = FastAPI()
+        mounted.post(WORK)(lambda: str(uuid4()))
+        fresh_app.mount("/mount", mounted)
+
+        first, second = await post_twice(connect(fresh_app, database), f"/mount{WORK}")
+
+        assert first.status_code == 200
+        assert first.text != second.text
 
 
 class TestCallers:

@@ -1,13 +1,15 @@
 """Error responses."""
 
 from collections.abc import AsyncGenerator
+from datetime import date
+from typing import Any
 
 import pytest
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import StreamingResponse
 from httpx import AsyncClient, Response
 
-from main import MAX_BODY_BYTES
+from src.core.config import Settings
 from src.db.session import Database
 from tests.fixtures.client import connect
 from tests.fixtures.notes import NOTES
@@ -31,7 +33,7 @@ async def test_unknown_path_or_method(client: AsyncClient) -> None:
     assert_problem(path, 404)
     assert path.json()["type"] == "about:blank"
     assert_problem(method, 405)
-    assert method.headers["allow"] == "GET, POST"
+    assert method.headers["allow"] == "GET, HEAD, POST"
 
 
 async def test_a_domain_error_has_a_type_and_a_message(client: AsyncClient) -> None:
@@ -68,12 +70,14 @@ async def test_malformed_json_or_text_that_postgresql_cannot_store(
     assert_problem(response, response.status_code)
 
 
-async def test_a_body_over_the_limit(client: AsyncClient) -> None:
+async def test_a_body_over_the_limit(client: AsyncClient, settings: Settings) -> None:
+    limit = settings.MAX_BODY_SIZE
+
     async def chunks() -> AsyncGenerator[bytes]:
         for _ in range(20):
-            yield b" " * (MAX_BODY_BYTES // 10)
+            yield b" " * (limit // 10)
 
-    with_length = await client.post(NOTES, json={"text": "x" * MAX_BODY_BYTES})
+    with_length = await client.post(NOTES, json={"text": "x" * limit})
     without_length = await client.post(NOTES, content=chunks(), headers=JSON)
 
     assert_problem(with_length, 413)
@@ -95,17 +99,52 @@ async def test_an_unexpected_error_returns_500_and_reveals_nothing(
 
 
 @pytest.mark.parametrize("status", [418, 499], ids=["standard", "unassigned"])
-async def test_an_http_error_keeps_its_status_and_headers(
-    fresh_app: FastAPI, database: Database, status: int
+@pytest.mark.parametrize(
+    ("detail", "members"),
+    [
+        ("No tea", {"detail": "No tea"}),
+        (
+            {"code": "empty", "cups": [1, None], "when": date(2026, 1, 2)},
+            {"code": "empty", "cups": [1, None], "when": "2026-01-02"},
+        ),
+        (
+            {"type": "urn:tea", "title": "Tea", "detail": "None", "status": "x", "instance": 1},
+            {"type": "urn:tea", "title": "Tea", "detail": "None", "status_": "x", "instance_": 1},
+        ),
+        ({"detail": ["a"], 1: float("nan")}, {"detail_": ["a"], "1": None}),
+        ({"error": ValueError("no cup")}, {"error": "no cup"}),
+        (["milk", {"sugar": 2}], {"details": ["milk", {"sugar": 2}]}),
+        (ValueError("no cup"), {"detail": "no cup"}),
+    ],
+    ids=["text", "mapping", "reserved", "types", "exception", "list", "error"],
+)
+async def test_an_http_error_keeps_its_status_headers_and_detail(
+    fresh_app: FastAPI, database: Database, status: int, detail: Any, members: dict[str, Any]
 ) -> None:
     @fresh_app.get("/http")
     async def http() -> None:
-        raise HTTPException(status, {"tea": "none"}, headers={"X-Tea": "none"})
+        raise HTTPException(status, detail, headers={"X-Tea": "none"})
 
     response = await connect(fresh_app, database).get("/http")
 
     assert_problem(response, status)
     assert response.headers["x-tea"] == "none"
+    expected = {"type": "about:blank", **members}
+    problem = response.json()
+    for name in ("status", "instance", "request_id", *({"title"} - members.keys())):
+        del problem[name]
+    assert problem == expected
+
+
+async def test_an_http_error_without_a_body(fresh_app: FastAPI, database: Database) -> None:
+    @fresh_app.get("/http")
+    async def http() -> None:
+        raise HTTPException(304, headers={"ETag": '"1"'})
+
+    response = await connect(fresh_app, database).get("/http")
+
+    assert (response.status_code, response.content) == (304, b"")
+    assert response.headers["etag"] == '"1"'
 
 
 async def test_an_error_in_a_started_response_aborts_it(

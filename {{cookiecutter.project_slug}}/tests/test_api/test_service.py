@@ -1,13 +1,19 @@
 """Probes, metrics, headers, API keys and OpenAPI."""
 
+import asyncio
 import re
-from typing import Any
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Form, UploadFile
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from fastapi.security import OAuth2PasswordRequestForm
+from fastapi.staticfiles import StaticFiles
 from httpx import AsyncClient
-from pydantic import SecretStr
+from pydantic import ByteSize, SecretStr
 
 from main import create_application
 from src.core.config import Settings
@@ -76,19 +82,59 @@ class TestSecurityHeaders:
         assert f"{path}/swagger-ui-bundle.js" in response.text
         assert "script-src 'self'" in response.headers["content-security-policy"]
 
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({"content-type": "text/html"}, "default-src 'self'; script-src 'self'"),
+            ({"content-type": "text/plain"}, "default-src 'none'"),
+            ({"Content-Security-Policy": "img-src *"}, "img-src *"),
+        ],
+        ids=["page", "text", "own policy"],
+    )
+    async def test_header_of_the_response_wins(
+        self, fresh_app: FastAPI, database: Database, given: dict[str, str], expected: str
+    ) -> None:
+        @fresh_app.get("/page")
+        async def page() -> Response:
+            return Response(b"Lamp", headers={**given, "X-Frame-Options": "SAMEORIGIN"})
+
+        headers = (await connect(fresh_app, database).get("/page")).headers
+
+        assert headers.get_list("x-frame-options") == ["SAMEORIGIN"]
+        (policy,) = headers.get_list("content-security-policy")
+        assert policy.startswith(expected)
+
+    async def test_an_unchanged_page_keeps_its_policy(
+        self, fresh_app: FastAPI, database: Database, tmp_path: Path
+    ) -> None:
+        (tmp_path / "index.html").write_text("Lamp")
+        fresh_app.mount("/site", StaticFiles(directory=tmp_path, html=True))
+        client = connect(fresh_app, database)
+        etag = (await client.get("/site/")).headers["etag"]
+
+        response = await client.get("/site/", headers={"If-None-Match": etag})
+
+        assert response.status_code == 304
+        assert "content-security-policy" not in response.headers
+
 
 class TestCors:
     ORIGIN = "https://shop.example"
+    SUBDOMAINS = "https://*.shop.example"
 
     @pytest.mark.parametrize(
         ("origins", "asked", "allowed", "credentials"),
         [
             ([ORIGIN], ORIGIN, ORIGIN, "true"),
             ([ORIGIN], "https://x.example", None, "true"),
+            (["HTTPS://Shop.example:443/"], ORIGIN, ORIGIN, "true"),
+            ([SUBDOMAINS], "https://eu.1.shop.example", "https://eu.1.shop.example", "true"),
+            ([SUBDOMAINS], "https://xshop.example", None, "true"),
+            ([SUBDOMAINS], ORIGIN, None, "true"),
             (["*"], ORIGIN, "*", None),
             ([], ORIGIN, None, None),
         ],
-        ids=["named", "another", "any", "none"],
+        ids=["named", "another", "normal", "wildcard", "suffix", "parent", "any", "none"],
     )
     async def test_preflight(
         self,
@@ -157,7 +203,119 @@ class TestIfMatch:
         assert (await client.get(note)).json()["text"] == "Lamp"
 
 
+class TestUploads:
+    @pytest.fixture
+    def small(self, database: Database) -> AsyncClient:
+        """An application with a limit of 1 KiB, and a route with one of 4 KiB."""
+        settings = Settings(ENV="test", MAX_BODY_SIZE=ByteSize(1024))
+        app = create_application(settings)
+        router = APIRouter()
+
+        @router.post("/upload", max_body_size=4096)
+        async def upload(file: UploadFile, label: Annotated[str, Form()]) -> tuple[str, int]:
+            return label, len(await file.read())
+
+        @app.post("/token")
+        async def token(form: Annotated[OAuth2PasswordRequestForm, Depends()]) -> str:
+            return form.username
+
+        app.include_router(router, prefix="/v1")
+        return connect(app, database, settings)
+
+    @pytest.mark.parametrize("key", [None, "a-key"])
+    @pytest.mark.parametrize(("size", "status"), [(3000, 200), (5000, 413)])
+    async def test_limit_of_the_route_replaces_the_setting(
+        self, small: AsyncClient, key: str | None, size: int, status: int
+    ) -> None:
+        headers = {"Idempotency-Key": key} if key else {}
+
+        response = await small.post(
+            "/v1/upload", files={"file": b"x" * size}, data={"label": "Lamp"}, headers=headers
+        )
+
+        assert response.status_code == status
+        if status == 200:
+            assert response.json() == ["Lamp", size]
+        else:
+            assert response.headers["content-type"] == "application/problem+json"
+            assert "4096" in response.json()["detail"]
+
+    async def test_forms_have_the_limit_of_the_setting(self, small: AsyncClient) -> None:
+        form = {"username": "me", "password": "x"}
+
+        assert (await small.post("/token", data=form)).json() == "me"
+        too_large = await small.post("/token", data={**form, "scope": "x" * 1024})
+        assert (too_large.status_code, too_large.json()["status"]) == (413, 413)
+
+
+class TestHead:
+    @pytest.mark.parametrize("path", [LIVE, NOTES, "/nowhere", "/metrics", "/api/docs"])
+    async def test_headers_are_those_of_get(self, client: AsyncClient, path: str) -> None:
+        get, head = await client.get(path), await client.head(path)
+
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        for name in get.headers.keys() - {"x-request-id", "content-length"}:
+            assert head.headers[name] == get.headers[name]
+        assert path == "/metrics" or head.headers["content-length"] == str(len(get.content))
+
+    async def test_stream_ends_after_its_headers(
+        self, fresh_app: FastAPI, database: Database
+    ) -> None:
+        async def chunks() -> AsyncGenerator[bytes]:
+            await asyncio.Event().wait()
+            yield b"never"
+
+        @fresh_app.get("/stream")
+        async def stream() -> StreamingResponse:
+            return StreamingResponse(chunks())
+
+        response = await connect(fresh_app, database).head("/stream")
+
+        assert (response.status_code, response.content) == (200, b"")
+
+    async def test_declared_head_is_used(self, fresh_app: FastAPI, database: Database) -> None:
+        fresh_app.get("/both")(lambda: "get")
+        fresh_app.head("/both", status_code=202)(lambda: None)
+
+        assert (await connect(fresh_app, database).head("/both")).status_code == 202
+
+    async def test_other_methods_are_not_changed(self, client: AsyncClient) -> None:
+        patch, options = await client.patch(NOTES), await client.options(NOTES)
+
+        assert (patch.status_code, options.status_code) == (405, 405)
+        assert patch.headers["allow"] == options.headers["allow"] == "GET, HEAD, POST"
+
+
 class TestMetrics:
+    @pytest.mark.parametrize(
+        ("path", "route"),
+        [
+            ("/files/one.txt", "/files"),
+            ("/files/unknown", "/files"),
+            ("/sub/notes/1", "/sub/notes/{note_id}"),
+            ("/sub/unknown", "/sub"),
+            ("/tenants/7/x", "/tenants/{tenant}"),
+            ("/v1/inner/x", "/v1/inner"),
+        ],
+    )
+    async def test_requests_to_mounts_have_the_path_of_the_mount(
+        self, fresh_app: FastAPI, database: Database, tmp_path: Path, path: str, route: str
+    ) -> None:
+        (tmp_path / "one.txt").write_text("Lamp")
+        sub, router = FastAPI(), APIRouter()
+        sub.get("/notes/{note_id}")(lambda note_id: note_id)
+        router.mount("/inner", FastAPI())
+        fresh_app.mount("/files", StaticFiles(directory=tmp_path))
+        fresh_app.mount("/sub", sub)
+        fresh_app.mount("/tenants/{tenant}", PlainTextResponse("Lamp"))
+        fresh_app.include_router(router, prefix="/v1")
+        client = connect(fresh_app, database)
+
+        for method in ("GET", "HEAD"):
+            response = await client.request(method, path)
+            labels = f'method="{method}",route="{route}",status="{response.status_code}"'
+            assert "http_requests_total{" + labels in (await client.get("/metrics")).text
+
     async def test_labels_are_route_templates_instead_of_paths(self, client: AsyncClient) -> None:
         await client.get(f"{NOTES}{uuid4()}")
         await client.get("/an/invented/path")
@@ -201,6 +359,26 @@ class TestDocumentation:
         for path in ("/shop/v1/health/live", *pages):
             assert path.startswith("/shop/")
             assert (await client.get(path)).status_code == 200
+
+    @pytest.mark.parametrize("env", ["development", "test"])
+    @pytest.mark.parametrize(
+        ("path", "page"), [("/", "docs"), ("/docs", "docs"), ("/redoc", "redoc"), ("/api", "docs")]
+    )
+    async def test_short_paths_redirect_in_development(
+        self, database: Database, env: Literal["development", "test"], path: str, page: str
+    ) -> None:
+        settings = Settings(ENV=env)
+        app = create_application(settings)
+        client = connect(app, database, settings, root_path="/proxy")
+
+        response = await client.get(f"/proxy{path}")
+
+        if env == "development":
+            assert response.headers["location"] == f"/proxy/api/{page}"
+        else:
+            assert response.status_code == 404
+        app.get(path)(lambda: "own")
+        assert (await client.get(f"/proxy{path}")).json() == "own"
 
 
 class TestOpenAPI:

@@ -53,7 +53,16 @@ class TestSources:
 
 
 class TestValues:
-    @pytest.mark.parametrize("text", ["https://a,https://b", ' ["https://a", "https://b"]'])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "https://a,https://b",
+            ' ["https://a", "https://b"]',
+            """'["https://a", "https://b"]'""",
+            "\"https://a\" , 'https://b'",
+            "'https://a,https://b'",
+        ],
+    )
     def test_lists_are_json_or_comma_separated(self, env: pytest.MonkeyPatch, text: str) -> None:
         env.setenv("CORS_ORIGINS", text)
 
@@ -75,6 +84,58 @@ class TestValues:
         assert settings.database_url.password == """it's "quoted" inside"""
         assert settings.CORS_ORIGINS == ["https://a"]
         assert settings.DATABASE_POOL_SIZE == 20
+
+    @pytest.mark.parametrize(
+        ("text", "origin"),
+        [
+            ("https://shop.example/", "https://shop.example"),
+            ("HTTPS://Shop.Example:443", "https://shop.example"),
+            ("http://localhost:3000", "http://localhost:3000"),
+            ("http://[::1]:80", "http://[::1]"),
+            ("https://*.shop.example", "https://*.shop.example"),
+            ("https://müller.example", "https://xn--mller-kva.example"),
+            ("capacitor://localhost", "capacitor://localhost"),
+            ("https://a,https://A/", "https://a"),
+            ("*", "*"),
+        ],
+    )
+    def test_origins_are_normalized(self, env: pytest.MonkeyPatch, text: str, origin: str) -> None:
+        env.setenv("CORS_ORIGINS", text)
+        origins = load_settings().CORS_ORIGINS
+
+        assert origins == [origin]
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("shop.example", "Write a scheme"),
+            ("localhost:3000", "Write a scheme"),
+            ("*.shop.example", "Write a scheme"),
+            ("https://shop.*", "Write a scheme"),
+            ("http://localhost:*", "Write a scheme"),
+            ("https://a https://b", "separate origins with commas"),
+            ("null", "Write a scheme"),
+            ("https://me:hunter2@shop.example", "Write a scheme"),
+            ("https://shop.example/app", "must not have a path"),
+            ("https://*.com", "top-level domain"),
+            ("*,https://shop.example", "Use it alone"),
+            ('["https://a"', "must be a list"),
+        ],
+    )
+    def test_origins_that_match_no_page_are_refused(
+        self, env: pytest.MonkeyPatch, text: str, reason: str
+    ) -> None:
+        env.setenv("CORS_ORIGINS", text)
+
+        with pytest.raises(InvalidSettingsError, match=f"  CORS_ORIGINS: .*{reason}") as caught:
+            load_settings()
+        assert "hunter2" not in str(caught.value)
+
+    @pytest.mark.parametrize("text", ["2MiB", "2097152", "2 MiB"])
+    def test_sizes_may_have_a_unit(self, env: pytest.MonkeyPatch, text: str) -> None:
+        env.setenv("MAX_BODY_SIZE", text)
+
+        assert load_settings().MAX_BODY_SIZE == 2 * 1024 * 1024
 
     def test_env_files_of_windows_editors(self, env: pytest.MonkeyPatch, tmp_path: Path) -> None:
         env.setenv("DEBUG", "true\r")
@@ -109,6 +170,8 @@ class TestValues:
             ("DATABASE_URL", "postgresql://me:hunter2@db/shop?sslmode=bogus"),
             ("DATABASE_URL", "postgresql://me:hunter2@db/shop?port=abc"),
             ("CORS_ORIGINS", "[hunter2"),
+            ("MAX_BODY_SIZE", "0"),
+            ("MAX_BODY_SIZE", "-1MB"),
         ],
     )
     def test_errors_name_the_setting_but_do_not_show_the_value(

@@ -1,30 +1,44 @@
 import json
 import logging
+import re
+import warnings
 from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 import structlog
 from asgi_correlation_id import correlation_id
+from httpx import AsyncClient
 
 from src.core.config import Settings
 from src.core.logging import configure_logging
+from tests.fixtures.notes import NOTES
 
 Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
-def _remove_handlers() -> Iterator[None]:
+def _restore_logging() -> Iterator[None]:
     yield
     logging.getLogger().handlers = []
+    logging.captureWarnings(capture=False)
+
+
+@pytest.fixture
+def production(settings: Settings) -> Settings:
+    """Lines are JSON objects, as in production."""
+    return settings.model_copy(update={"ENV": "production", "LOG_LEVEL": "INFO"})
 
 
 def lines(captured: Captured) -> list[dict[str, Any]]:
     return [json.loads(line) for line in captured.readouterr().err.splitlines()]
 
 
-def test_libraries_and_service_use_the_same_format(capsys: Captured, settings: Settings) -> None:
-    configure_logging(settings)
+def test_libraries_and_service_use_the_same_format(capsys: Captured, production: Settings) -> None:
+    configure_logging(production)
 
     structlog.get_logger("src.x").warning("ours", lamp="green")
     logging.getLogger("uvicorn.error").warning("theirs %s", "lamp")
@@ -36,9 +50,9 @@ def test_libraries_and_service_use_the_same_format(capsys: Captured, settings: S
 
 
 def test_lines_have_the_request_id_and_a_traceback_without_variables(
-    capsys: Captured, settings: Settings
+    capsys: Captured, production: Settings
 ) -> None:
-    configure_logging(settings)
+    configure_logging(production)
 
     token = correlation_id.set("abc")
     try:
@@ -58,8 +72,8 @@ def raise_for(_length: int) -> None:
     raise ValueError("postgresql://me:p@hunter2@db/shop is unavailable")
 
 
-def test_secrets_are_masked_at_any_depth(capsys: Captured, settings: Settings) -> None:
-    configure_logging(settings)
+def test_secrets_are_masked_at_any_depth(capsys: Captured, production: Settings) -> None:
+    configure_logging(production)
 
     structlog.get_logger("src.x").warning(
         "called",
@@ -74,12 +88,146 @@ def test_secrets_are_masked_at_any_depth(capsys: Captured, settings: Settings) -
     assert line["headers"]["Accept"] == "text/plain"
 
 
-def test_loggers_of_libraries_use_the_root_handler_unless_disabled(settings: Settings) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("password", "db_password", "dbpassword", "userPassword", "password2", "password_hash"),
+        *("token", "access_token", "accessToken", "tokens", "client_secret", "SECRET_KEY"),
+        *("api_key", "X-API-Key", "apikey", "Authorization", "Set-Cookie", "credentials", "dsn"),
+    ],
+)
+def test_names_of_secrets(capsys: Captured, production: Settings, name: str) -> None:
+    configure_logging(production)
+
+    logging.getLogger("x").warning("called", extra={name: "hunter2"})
+
+    assert "hunter2" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("token_count", 3), ("max_tokens", 4096), ("token_type", "x"), ("tokenizer", "x")),
+        *(("secretary", "x"), ("passwordless", "x"), ("has_password", True), ("password", None)),
+        *(("cookie_banner", "x"), ("cache_key", "x"), ("authorization_url", "x")),
+    ],
+)
+def test_similar_names_are_not_masked(
+    capsys: Captured, production: Settings, name: str, value: object
+) -> None:
+    configure_logging(production)
+
+    structlog.get_logger("src.x").warning("called", **{name: value})
+
+    assert lines(capsys)[0][name] == value
+
+
+def test_extra_fields_and_arguments(capsys: Captured, production: Settings) -> None:
+    """A field whose name is reserved gets an underscore."""
+    configure_logging(production)
+    fields = {"order": 7, "level": "gold", "logger": "x", "timestamp": "x"}
+
+    logging.getLogger("x").warning("a %s", "b", extra={**fields, "event": "x"}, stack_info=True)
+    logging.getLogger("x").warning("a %(b)s", {"b": "c"}, extra={"color_message": "x"})
+    structlog.get_logger("src.x").warning("a %s", "b", **fields)
+
+    theirs, mapping, ours = lines(capsys)
+    for line in (theirs, ours):
+        assert (line["event"], line["order"], line["level"]) == ("a b", 7, "warning")
+        assert (line["level_"], line["logger_"], line["timestamp_"]) == ("gold", "x", "x")
+    assert theirs["event_"] == "x"
+    assert "test_extra_fields" in theirs["stack"].splitlines()[-2]
+    assert set(mapping) == {"event", "level", "logger", "timestamp"}
+    assert mapping["event"] == "a c"
+
+
+def test_any_value_can_be_logged(capsys: Captured, production: Settings) -> None:
+    configure_logging(production)
+    given = {"id": UUID(int=1), "day": date(2026, 1, 2), "error": ValueError("x"), "raw": b"x"}
+
+    logging.getLogger("x").warning("called", extra={"given": given, "seen": {1}, "path": Path("x")})
+
+    (line,) = lines(capsys)
+    text = {"id": str(UUID(int=1)), "day": "2026-01-02", "error": "ValueError('x')", "raw": "b'x'"}
+    assert line["given"] == text
+    assert (line["seen"], line["path"]) == ("{1}", "x")
+
+
+def test_exceptions_have_their_cause(capsys: Captured, production: Settings) -> None:
+    configure_logging(production)
+    try:
+        try:
+            raise_for(1)
+        except ValueError as error:
+            raise RuntimeError("effect") from error
+    except RuntimeError as error:
+        logging.getLogger("x").exception("failed")
+        logging.getLogger("x").warning("failed", exc_info=error)
+
+    for line in lines(capsys):
+        assert [each["exc_type"] for each in line["exception"]] == ["RuntimeError", "ValueError"]
+
+
+def test_warnings_are_logged(capsys: Captured, production: Settings) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        configure_logging(production)
+        warnings.warn("old lamp", stacklevel=1)
+
+    (line,) = lines(capsys)
+    assert line["logger"] == "py.warnings"
+    assert "UserWarning: old lamp" in line["event"]
+
+
+class TestAccessLog:
+    async def test_line_has_fields(
+        self, capsys: Captured, production: Settings, client: AsyncClient
+    ) -> None:
+        configure_logging(production)
+        path = f"{NOTES}{uuid4()}"
+
+        await client.get(f"{path}?page=2")
+
+        (line,) = [each for each in lines(capsys) if each["logger"] == "src.access"]
+        assert (line["event"], line["method"], line["path"]) == ("request_completed", "GET", path)
+        assert (line["route"], line["status"]) == (NOTES + "{note_id}", 404)
+        assert line["duration_ms"] > 0
+        assert line["request_id"]
+
+    async def test_line_is_short_in_development(
+        self, capsys: Captured, client: AsyncClient
+    ) -> None:
+        configure_logging(Settings(ENV="development", LOG_LEVEL="INFO"))
+
+        await client.get("/new%0Aline")
+
+        line = capsys.readouterr().err.splitlines()[0]
+        assert re.fullmatch(r"\S+ \[info     \] GET /new%0Aline 404 [\d.]+ ms *", line)
+
+    @pytest.mark.parametrize("is_on", [True, False])
+    async def test_uvicorns_option_switches_it_off(
+        self, capsys: Captured, production: Settings, client: AsyncClient, *, is_on: bool
+    ) -> None:
+        """`uvicorn --no-access-log` leaves this logger without handlers."""
+        uvicorn = logging.getLogger("uvicorn.access")
+        uvicorn.handlers, uvicorn.propagate = [], is_on
+        configure_logging(production)
+        configure_logging(production)
+
+        await client.get("/nowhere")
+        uvicorn.info("GET /nowhere")
+
+        loggers = [line["logger"] for line in lines(capsys) if line["logger"] != "httpx"]
+        assert loggers == ["src.access"] * is_on
+        uvicorn.propagate = True
+
+
+def test_loggers_of_libraries_use_the_root_handler_unless_disabled(production: Settings) -> None:
     loud, silent = logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")
     loud.handlers, loud.propagate = [logging.NullHandler()], False
     silent.handlers, silent.propagate = [], False
 
-    configure_logging(settings)
+    configure_logging(production)
 
     assert (loud.handlers, loud.propagate) == ([], True)
     assert (silent.handlers, silent.propagate) == ([], False)
