@@ -64,7 +64,7 @@ class MetricsMiddleware:
                 status = message["status"]
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                record()  # background tasks run after this
+                record()  # `BackgroundTasks` run after this
 
         try:
             await self.app(scope, receive, watch)

@@ -109,7 +109,7 @@ def test_names_of_secrets(capsys: Captured, production: Settings, name: str) -> 
     [
         *(("token_count", 3), ("max_tokens", 4096), ("token_type", "x"), ("tokenizer", "x")),
         *(("secretary", "x"), ("passwordless", "x"), ("has_password", True), ("password", None)),
-        *(("cookie_banner", "x"), ("cache_key", "x"), ("authorization_url", "x")),
+        *(("cookie_banner", "x"), ("sort_key", "x"), ("authorization_url", "x")),
     ],
 )
 def test_similar_names_are_not_masked(
