@@ -87,7 +87,7 @@ class AuthorRepository(SharedQueries[Author]):
 class ClerkRepository(Repository[Clerk]):
     model = Clerk
 """
-# Each module is imported in a process of its own, which has only third-party modules.
+# Each module is imported in a separate process, which has only third-party modules.
 CHECK = """
 import os, pathlib, sys
 import alembic, asyncpg, fastapi, sqlalchemy.ext.asyncio, structlog
