@@ -171,7 +171,7 @@ async def takes_body(body: Annotated[str, Body()]) -> None: ...
         ({"tags": ["a:{typo}"]}, "no such path parameter"),
         ({"tags": ["a:{"]}, "invalid"),
         ({"tags": ["a:{x.y}"]}, "no such path parameter"),
-        ({"tags": "items"}, "`tags` must be a list"),
+        ({"tags": "notes"}, "`tags` must be a list"),
         ({"vary": "X-Tenant"}, "`vary` must be a list"),
         ({"endpoint": takes_request}, "takes the request"),
         ({"endpoint": takes_body}, "body"),

@@ -93,7 +93,7 @@ def _format_members(value: Any) -> list[str] | None:
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, (BaseModel, Mapping)):
         pairs = dict(value).items()
-        return sorted(f"{format_key_part(name)}={format_key_part(item)}" for name, item in pairs)
+        return sorted(f"{format_key_part(name)}={format_key_part(each)}" for name, each in pairs)
     if isinstance(value, AbstractSet):
         return sorted(map(format_key_part, value))
     return list(map(format_key_part, value)) if isinstance(value, (list, tuple)) else None
