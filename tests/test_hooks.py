@@ -140,7 +140,9 @@ def test_a_user_migration_is_relinked_to_the_nearest_remaining_one(
 
     written = []
     for _ in range(2):
-        done = terminal.cookiecutter(template, "--overwrite-if-exists", task_queue="none")
+        done = terminal.cookiecutter(
+            template, "--overwrite-if-exists", task_queue="none", example="no"
+        )
         assert done.returncode == 0, done.stderr
         written.append(own.read_text("utf-8"))
     left = migrations(project)
