@@ -6,6 +6,7 @@ An environment variable wins over the same name in `.env`, and an option of `cli
 
 import json
 import os
+import string
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
@@ -55,6 +56,7 @@ SECRETS_DIR = Path("/run/secrets")
 
 _DEFAULT_PASSWORD = "postgres"  # noqa: S105 - the default that production refuses
 _SHORTEST_API_KEY = 16
+_AROUND_VALUES = string.whitespace + "\ufeff"  # the byte order mark of Windows editors
 
 
 def _split(value: object) -> object:
@@ -73,7 +75,7 @@ def _clean(value: object) -> object:
     """Remove what `--env-file`, mounted secrets and editors leave around a value."""
     if not isinstance(value, str):
         return value
-    value = value.strip()
+    value = value.strip(_AROUND_VALUES)
     quote, inner = value[:1], value[1:-1]
     if quote in {'"', "'"} and value == quote + inner + quote and quote not in inner:
         return inner
@@ -229,7 +231,8 @@ class Settings(BaseSettings):
     def _production_errors(self) -> Iterator[str]:
         if self.DEBUG:
             yield "DEBUG must be false"
-        if (self.database_url.password or "") in {"", _DEFAULT_PASSWORD}:
+        url = self.database_url
+        if not postgres_url.has_credentials(url) or url.password == _DEFAULT_PASSWORD:
             yield "POSTGRES_PASSWORD must be set, and not to the default"
         # % if cookiecutter.cache_backend in ["redis", "all"]
         if self.CACHE_BACKEND_TYPE == "redis" and not self.redis_url.is_protected:
@@ -322,7 +325,7 @@ def load_settings(*, dev_server: bool = True) -> Settings:
     except SettingsError as error:  # a list that is not JSON, without the value
         raise InvalidSettingsError(f"Invalid settings: {error}") from None
     except UnicodeDecodeError:
-        names = " or ".join(file.name for file in files)
+        names = " or ".join(str(path) for path in (*files, secrets) if path)
         raise InvalidSettingsError(f"{names} is not encoded as UTF-8. Save it as UTF-8.") from None
 
 

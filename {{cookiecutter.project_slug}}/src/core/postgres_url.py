@@ -59,7 +59,9 @@ _INSTEAD = {
     "search_path": "write options=-c%20search_path=NAME",
     "statement_timeout": "write options=-c%20statement_timeout=MILLISECONDS",
 }
-_HOSTS = re.compile(r"(?P<start>[^:/]+://(?:[^:/@]*(?::[^@]*)?@)?)(?P<hosts>[^/?]+)(?P<end>.*)")
+_HOSTS = re.compile(
+    r"(?P<start>[^:/]+://(?:[^:/@]*(?::[^@]*)?@)?)(?P<hosts>[^/?@]+)(?P<end>(?:[/?].*)?)"
+)
 _EXAMPLE = "must be a URL like postgresql://user:password@host:5432/app"
 
 
@@ -82,6 +84,11 @@ def parse(text: str) -> URL:
     except (ArgumentError, TypeError, ValueError):
         raise ValueError("has a host or port that is not valid") from None
     return url
+
+
+def has_credentials(url: URL) -> bool:
+    """Whether the URL has a password, or another way to authenticate."""
+    return bool(url.password) or not url.query.keys().isdisjoint({*AUTHENTICATION, "sslcert"})
 
 
 def _parse_hosts(text: str) -> URL:

@@ -68,7 +68,7 @@ class TestValues:
 
         assert load_settings().CORS_ORIGINS == ["https://a", "https://b"]
 
-    @pytest.mark.parametrize("value", [' "81"\r\n', "'81'", "81\n", "\t81 "])
+    @pytest.mark.parametrize("value", [' "81"\r\n', "'81'", "\ufeff81\n", "\t81 "])
     def test_quotes_and_white_space_around_a_value_are_removed(
         self, env: pytest.MonkeyPatch, value: str
     ) -> None:
@@ -218,6 +218,15 @@ class TestProduction:
         assert error not in settings_error()
         env.setenv(name, unsafe)
         assert error in settings_error()
+
+    @pytest.mark.parametrize("option", ["passfile=/run/pgpass", "sslmode=require&sslcert=/c.pem"])
+    def test_a_file_may_replace_the_password(self, env: pytest.MonkeyPatch, option: str) -> None:
+        env.setenv("ENV", "production")
+        env.setenv("DATABASE_URL", f"postgresql://me@db/shop?{option}")
+
+        with pytest.raises(InvalidSettingsError) as caught:
+            load_settings()
+        assert "POSTGRES_PASSWORD" not in str(caught.value)
 
     def test_applies_to_settings_made_in_code(self) -> None:
         with pytest.raises(ValidationError, match="API_KEYS must contain"):

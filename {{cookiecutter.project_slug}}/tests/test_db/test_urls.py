@@ -40,6 +40,8 @@ def arguments_of(url: str) -> dict[str, Any]:
         ("postgres://u:p@/d?host=a,b&port=1,2", {"host": ["a", "b"], "port": [1, 2]}),
         ("postgres://u:p@/d?host=/cloudsql/p:eu:i", {"host": "/cloudsql/p:eu:i"}),
         ("postgres://u:p@%2Fcloudsql%2Fp%3Aeu%3Ai/d", {"host": "/cloudsql/p:eu:i", "port": 5432}),
+        ("postgres://u:p,w@/d?host=/run/x", {"host": "/run/x", "password": "p,w"}),
+        ("postgres://u:p/w#@h/d", {"host": "h", "password": "p/w#"}),
         ("postgres://u:p@h/d?sslmode=require", {"dsn": "postgresql:?sslmode=require"}),
         ("postgres://u:p@h/d?ssl=require", {"dsn": "postgresql:?sslmode=require"}),
         ("postgres://u:p@h/d?sslmode=verify-full", {"ssl": True}),
