@@ -1,9 +1,11 @@
 """Exception handlers, which turn errors into problem responses."""
 
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import iter_route_contexts
@@ -13,11 +15,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.websockets import WebSocketState
 
 from src.api.problems import (
     DATABASE_ERRORS,
     RETRY_AFTER,
     InvalidField,
+    Problem,
     members_of,
     phrase_of,
     problem_response,
@@ -28,16 +32,45 @@ from src.domain.errors import DomainError, IdempotencyKeyInUseError
 
 log = structlog.get_logger(__name__)
 
+Handler = Callable[[Any, Any], Awaitable[Response | None]]
+MAX_REASON_BYTES = 123  # RFC 6455, section 5.5
+
 
 def add_exception_handlers(app: FastAPI) -> None:
     """Add the handlers. `UnexpectedErrorMiddleware` handles all other exceptions."""
-    app.exception_handler(DomainError)(_domain_error)
-    app.exception_handler(HTTPException)(_http_error)
-    app.exception_handler(RequestValidationError)(_invalid_request)
-    app.exception_handler(StatementError)(_database_error)
-    app.exception_handler(StaleDataError)(_stale_data)
-    app.exception_handler(DatabaseUnavailableError)(_database_unavailable)
-    app.exception_handler(PoolTimeoutError)(_database_unavailable)
+    handlers: dict[type[Exception], Handler] = {
+        DomainError: _domain_error,
+        HTTPException: _http_error,
+        RequestValidationError: _invalid_request,
+        StatementError: _database_error,
+        StaleDataError: _stale_data,
+        DatabaseUnavailableError: _database_unavailable,
+        PoolTimeoutError: _database_unavailable,
+    }
+    for error, handler in handlers.items():
+        app.exception_handler(error)(_close_sockets(handler))
+
+
+def _close_sockets(handler: Handler) -> Handler:
+    """Close a WebSocket that is accepted, with the title and detail: it cannot get a response."""
+
+    async def handle(connection: Any, error: Any) -> Response | None:
+        response = await handler(connection, error)
+        is_accepted = (
+            isinstance(connection, WebSocket)
+            and connection.application_state is WebSocketState.CONNECTED
+        )
+        if response is None or not response.body or not is_accepted:
+            return response
+        problem = Problem.model_validate_json(bytes(response.body))
+        reason = f"{problem.title}: {problem.detail}" if problem.detail else problem.title
+        is_fault = response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
+        code = status.WS_1011_INTERNAL_ERROR if is_fault else status.WS_1008_POLICY_VIOLATION
+        shortened = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+        await connection.close(code, shortened)
+        return None
+
+    return handle
 
 
 async def _domain_error(request: Request, error: DomainError) -> JSONResponse:

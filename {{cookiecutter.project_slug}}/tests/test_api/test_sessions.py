@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 from typing import cast
+from uuid import UUID
 
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, WebSocket
@@ -34,7 +35,7 @@ from src.db.session import (
     open_database,
 )
 from tests.fixtures.client import connect, served
-from tests.fixtures.notes import Note, NoteBody
+from tests.fixtures.notes import Note, NoteBody, NoteNotFoundError, NoteRepository
 from tests.fixtures.statements import recorded
 
 WORK = "/work"
@@ -406,6 +407,23 @@ class TestWebSocket:
                 await socket.recv()
 
         assert await texts(small_database) == ["first"]
+
+    async def test_domain_error_closes_with_the_reason(
+        self, address: str, fresh_app: FastAPI
+    ) -> None:
+        """Before the socket is accepted, the response is a problem."""
+
+        @fresh_app.websocket("/notes/{when}")
+        async def notes(websocket: WebSocket, db: ReadSession, when: str) -> None:
+            if when == "after":
+                await websocket.accept()
+            await NoteRepository(db).get_or_raise(UUID(int=0), NoteNotFoundError)
+
+        async with connect_socket(f"ws://{address}/notes/after") as socket:
+            with pytest.raises(ConnectionClosedError, match=r"1008.*Note not found: There is no"):
+                await socket.recv()
+        with pytest.raises(InvalidStatus, match="404"):
+            await connect_socket(f"ws://{address}/notes/before")
 
     async def test_other_task_that_sends_commits_nothing(
         self, address: str, fresh_app: FastAPI, small_database: Database
