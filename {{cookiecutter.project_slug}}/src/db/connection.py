@@ -168,7 +168,7 @@ def check_idle(connection: Any, record: Any, _proxy: object) -> None:
         if idle_since is None or monotonic() - idle_since < IDLE_CHECK_SECONDS:
             return
         try:
-            connection.run_async(lambda it: it.execute(";", timeout=PING_TIMEOUT_SECONDS))
+            connection.run_async(lambda it: it.execute("SELECT 1", timeout=PING_TIMEOUT_SECONDS))
         except _ERRORS:
             driver.terminate()  # at once: closing would wait for the peer
         else:

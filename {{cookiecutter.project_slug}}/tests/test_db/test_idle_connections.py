@@ -5,7 +5,7 @@ import socket
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import URL
+from sqlalchemy import URL, text
 
 from src.db import connection
 from src.db.session import open_database
@@ -30,6 +30,19 @@ async def test_a_dropped_connection_is_replaced_before_its_use(
         )
 
     assert [response.status_code for response in responses] == [200, 201]
+
+
+async def test_a_connection_that_responds_is_kept(
+    db_proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "IDLE_CHECK_SECONDS", 0)
+    processes = set()
+    async with open_database(db_proxy.url, pool_size=1) as database:
+        for sessions in (database.reads, database.writes, database.reads):
+            async with sessions() as session:
+                processes.add(await session.scalar(text("SELECT pg_backend_pid()")))
+
+    assert len(processes) == 1
 
 
 async def test_a_closed_connection_is_replaced_before_its_use(
