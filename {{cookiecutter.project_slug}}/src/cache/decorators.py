@@ -60,6 +60,9 @@ def cached(
             values = arguments.bind(args, kwargs)
             call_key = build_key(args, kwargs, values)
             call_tags = [template.fill(values) for template in tag_templates]
+            if key is None and (digest := arguments.owner(values)):
+                call_tags.append(call_key)  # `invalidate("user:7")` applies to all objects
+                call_key += digest
             compute = functools.partial(function, *args, **kwargs)
             # A refresh in the background would run after the session of the request is closed.
             has_session = bool(stale and _sessions_of(args, kwargs))

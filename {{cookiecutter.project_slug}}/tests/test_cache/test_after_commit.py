@@ -28,7 +28,7 @@ SLOW_COMMIT = (
 
 
 class RecordingBackend(MemoryBackend):
-    """Records the deleted keys. A deletion waits until `gate` is set."""
+    """Records the deleted keys, without their tags. A deletion waits until `gate` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class RecordingBackend(MemoryBackend):
     async def delete(self, *keys: str) -> int:
         self.started.set()
         await self.gate.wait()
-        self.deleted += keys
+        self.deleted += [key for key in keys if key not in {f"tag:{each}" for each in keys}]
         return await super().delete(*keys)
 
 

@@ -9,7 +9,7 @@ import pytest
 from fastapi import Depends, FastAPI, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from src.cache import Cache, CacheBackend, MemoryBackend, cached, use_cache
+from src.cache import Cache, CacheBackend, MemoryBackend, cached, invalidate_cache, use_cache
 from src.cache.engine.keys import identity_of
 from src.db.session import Database
 from tests.fixtures.client import connect
@@ -155,6 +155,33 @@ async def test_calls_of_different_objects_and_functions_do_not_share_a_value(
             for expected, call in calls.items():
                 assert await call() == expected
         assert await asyncio.gather(*(call() for call in calls.values())) == [*calls]
+
+
+@pytest.mark.parametrize("pattern", ["orders:{number}", "orders:{number}*", "orders:*"])
+async def test_key_of_a_method_without_the_object_invalidates_all_objects(
+    backend: CacheBackend, pattern: str
+) -> None:
+    calls: list[str] = []
+
+    class Store:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        @cached(key_prefix="orders")
+        async def orders(self, number: int) -> None:
+            calls.append(f"{self.name}{number}")
+
+        @invalidate_cache(pattern)
+        async def change(self, number: int) -> None: ...
+
+    with use_cache(Cache(backend, ttl=60)):
+        for _ in range(2):
+            for name in "ab":
+                await Store(name).orders(1)
+        await Store("a").change(1)
+        for name in "ab":
+            await Store(name).orders(1)
+    assert calls == ["a1", "b1"] * 2
 
 
 def test_functions_from_a_factory_share_values_between_processes() -> None:

@@ -149,7 +149,8 @@ class Cache:
         names = dict.fromkeys([*key_patterns, *map(shorten_pattern, key_patterns)])
         keys = [name for name in names if not GLOB.search(name)]
         if keys or tags:
-            await self.backend.delete(*keys, *map(tag_key, tags))
+            # Values of methods have their key without the object as a tag.
+            await self.backend.delete(*keys, *map(tag_key, [*keys, *tags]))
         for name in names:
             if GLOB.search(name):
                 await self.backend.delete_matching(name)

@@ -6,8 +6,8 @@ the characters of a pattern nor the separators `:`, `,`, `=` and `~`.
 If the type of a value is not the annotated type, the key contains the type: `user:str~7`. The keys
 of 7 and "7" therefore differ. Keys are the same in every process.
 
-The key of a method also contains a digest of its object: of the attributes, and of the class if it
-is a subclass. Variables that a nested function captures are part of `identity_of` the function.
+The key of a method ends in a digest of its object: of the attributes, and of the class if it is a
+subclass. Variables that a nested function captures are part of `identity_of` the function.
 """
 
 import inspect
@@ -221,7 +221,7 @@ class Arguments:
 
     def key(self, values: tuple[Any, ...]) -> str:
         """Return the part of the key that the arguments determine."""
-        parts = [owner] if self.is_method and (owner := self._owner(values[0])) else []
+        parts = []
         for position, _, kind in self._in_key:
             value = values[position]
             if type(value) is kind:
@@ -230,8 +230,11 @@ class Arguments:
                 parts.append(format_key_part(value, kind))
         return ":".join(parts)
 
-    def _owner(self, owner: Any) -> str:
+    def owner(self, values: tuple[Any, ...]) -> str:
         """Return a digest of the object or class of a method; "" if it cannot change the value."""
+        if not self.is_method:
+            return ""
+        owner = values[0]
         kind = owner if isinstance(owner, type) else type(owner)
         name = "" if _full_name(kind) == self._class else _full_name(kind)
         state = _state_of(owner)
