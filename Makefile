@@ -54,10 +54,10 @@ soak: setup ## Test that killed processes lose no task: make soak BROKER=rabbitm
 
 setup: .venv/.installed ## Create .venv with the packages for all targets
 
-lock: setup ## Pin the newest releases for the template and the service
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+lock: setup ## Pin new dependencies of the template and the service; upgrade=1 pins the newest releases
+	$(BIN)/uv pip compile --quiet $(if $(upgrade),--upgrade) --universal --python-version 3.11 \
 		--custom-compile-command "make lock" requirements.in --output-file requirements.txt
-	$(BIN)/python scripts/lock_service.py
+	$(BIN)/python scripts/lock_service.py $(if $(upgrade),upgrade=1)
 
 .venv/.made:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This needs Python 3.11 or newer. Name one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.13")'

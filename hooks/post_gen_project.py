@@ -109,6 +109,15 @@ def relink_migrations(before):
             path.write_bytes(DOWN_REVISION.sub(r"\g<1>" + name, source).encode("utf-8"))
 
 
+def sort_pins():
+    """Restore uv's order: in the template, the pins of each feature are at the end."""
+    for path in Path().glob("requirements*.txt"):
+        lines = path.read_bytes().splitlines(True)
+        pins = [line for line in lines if not line.startswith(b"#")]
+        pins.sort(key=lambda line: line.partition(b"==")[0])
+        path.write_bytes(b"".join([line for line in lines if line.startswith(b"#")] + pins))
+
+
 def is_named_like_a_dependency():
     """uv cannot lock a project that has the name of one of its dependencies."""
     pin = re.compile(r"^%s==" % re.escape(SLUG), re.MULTILINE)
@@ -123,6 +132,7 @@ def main():
                 for path in list(Path().glob(pattern)):
                     drop(path)
     relink_migrations(before)
+    sort_pins()
     for path in Path().glob("src/*/jobs_without_example.py"):
         path.replace(path.with_name("jobs.py"))
     if is_named_like_a_dependency():

@@ -1,5 +1,7 @@
 """Pin the service's requirements: generate projects and run their own `make lock`.
 
+The arguments of this script are passed to `make`: `upgrade=1`.
+
 One project has every feature, the others lack one each. Pins that are missing in a project go between
 the tags of the feature that it lacks.
 """
@@ -63,12 +65,13 @@ def lock(folder: Path, answers: dict[str, str], constraints: Path | None = None)
     if constraints:
         environment["UV_CONSTRAINT"] = str(constraints / "requirements-dev.txt")
     binaries = Path(sys.executable).parent
-    subprocess.run(["make", "lock", f"BIN={binaries}"], cwd=project, env=environment, check=True)
+    command = ["make", "lock", f"BIN={binaries}", *sys.argv[1:]]
+    subprocess.run(command, cwd=project, env=environment, check=True)
     return project
 
 
 def tagged(lines: list[str], without: dict[str, set[str]]) -> list[str]:
-    """Move the pins of each feature to the end, between its tags."""
+    """Move the pins of each feature to the end, between its tags. The hook sorts them again."""
     result, ends = lines, []
     for condition, remaining in without.items():
         own = [line for line in result if line not in remaining]

@@ -137,7 +137,17 @@ def test_update_bots_can_read_the_lock_commands(bake: Bake) -> None:
     for command in commands:
         [file] = re.findall(r"--output-file=(\S+)", command)
         header = project.read_file(file).splitlines()[1].removeprefix("#    ")
-        assert header == command.replace(" --quiet --upgrade", "")
+        assert header == command.replace(" --quiet", "")
+    upgrade = run("make", "--dry-run", "lock", "upgrade=1", "BIN=", cwd=project.path)
+    assert upgrade.count(" --quiet --upgrade --universal ") == 2
+
+
+def test_pins_are_in_the_order_of_uv(render: Bake) -> None:
+    """So that `make lock` or an update bot changes only the lines of the packages that change."""
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        lines = render().read_file(file).splitlines()
+        names = [line.partition("==")[0] for line in lines if not line.startswith("#")]
+        assert names == sorted(names)
 
 
 def test_missing_migration_is_found(bake: Bake, tmp_path: Path) -> None:

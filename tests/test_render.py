@@ -51,9 +51,12 @@ def test_the_full_project_is_the_source_without_tags(bake: Bake, service: Path) 
     for file, source in texts_under(service).items():
         if file == INCLUDES or not project.has_file(str(file)):
             continue
-        assert project.read_file(file) == (
-            source if file.is_relative_to(COPIED) else filled(source, project)
-        ), file
+        expected = source if file.is_relative_to(COPIED) else filled(source, project)
+        found = project.read_file(file)
+        if file.match("requirements*.txt"):  # the hook sorts the pins
+            assert sorted(found.splitlines()) == sorted(expected.splitlines())
+        else:
+            assert found == expected, file
 
 
 def filled(source: str, project: BakedProject) -> str:
