@@ -26,6 +26,7 @@ from src.db.setup import create_database
 
 # Below the 30 seconds that orchestrators usually grant between SIGTERM and SIGKILL.
 SHUTDOWN_SECONDS = 25
+RELOAD_SECONDS = 1  # an open stream or WebSocket must not delay a reload
 
 # % if cookiecutter.cache_backend != "none"
 SEPARATE_CACHES = (
@@ -97,7 +98,7 @@ def api(
             workers=workers,
             lifespan="on",
             log_config=None,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            timeout_graceful_shutdown=RELOAD_SECONDS if reload else SHUTDOWN_SECONDS,
         )
 
 

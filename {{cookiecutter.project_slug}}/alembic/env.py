@@ -4,8 +4,10 @@ import asyncio
 
 import structlog
 from alembic import context
+from alembic.script.revision import MultipleHeads, ResolutionError
 from alembic.util import CommandError
 from sqlalchemy import Connection, pool, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from src.core.config import get_settings
@@ -19,13 +21,37 @@ from src.db.session import DatabaseUnavailableError, create_engine
 ADVISORY_LOCK = 7_246_193_048
 LOCK_POLL_SECONDS = 0.1
 log = structlog.get_logger(__name__)
+MERGE = """
+Two migrations follow the same one. Run `alembic merge heads -m merge`, or change `down_revision`."""
+NEWER = """
+The database has this migration, but alembic/versions does not. In development, switch to the branch
+that has it, and run `alembic downgrade {head}` there, or delete the database: see
+docs/troubleshooting.md. In production, deploy the newer code."""
+ROLLED_BACK = """A migration failed, so all migrations of this command were rolled back, except in
+`autocommit_block()`. Correct the one in the last line `Running upgrade`, and try again."""
 HINT = "Start one with `python cli.py dev`, or set POSTGRES_HOST or DATABASE_URL to yours."
 
 
 def run_migrations(connection: Connection) -> None:
     context.configure(connection=connection, **autogenerate.OPTIONS)
-    with context.begin_transaction():
-        context.run_migrations()
+    try:
+        with context.begin_transaction():
+            context.run_migrations()
+    except CommandError as error:
+        raise CommandError(f"{error}{_hint(error.__cause__)}") from error
+    except DBAPIError as error:
+        error.add_note(ROLLED_BACK)
+        raise
+
+
+def _hint(cause: BaseException | None) -> str:
+    """Return what to do after `git switch` or `git merge`, or an empty string."""
+    if isinstance(cause, MultipleHeads):
+        return MERGE
+    applied = context.get_context().get_current_heads()
+    if isinstance(cause, ResolutionError) and cause.argument in applied:
+        return NEWER.format(head=" ".join(context.script.get_heads()))
+    return ""
 
 
 async def connect_and_run() -> None:

@@ -8,6 +8,7 @@ import sys
 
 import httpx
 import pytest
+import uvicorn
 from sqlalchemy import make_url
 
 from src.core.config import ROOT
@@ -44,6 +45,14 @@ def test_metrics_include_all_workers() -> None:
         for _ in range(20):  # each is a new connection to a random worker
             metrics = httpx.get(f"{address}/metrics", headers=HEADERS, timeout=LIMIT).text
             assert f'route="{API}/health/live",status="200"}} 1.0' in metrics
+
+
+def test_reload_does_not_wait_for_open_streams(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, object] = {}
+    monkeypatch.setattr(uvicorn, "run", lambda *_, **given: options.update(given))
+
+    assert run("api", "--reload").status == 0
+    assert options["timeout_graceful_shutdown"] == 1
 
 
 def test_reload_and_workers_cannot_be_combined(run: Run) -> None:

@@ -2,13 +2,18 @@
 
 import asyncio
 import multiprocessing
+import os
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError
 
 from src.core.config import ROOT
 from src.db.session import open_database
@@ -17,14 +22,17 @@ from src.db.setup import create_database, drop_database
 REPLICAS = 10
 
 
-def run(name: str, url: URL, *arguments: str) -> None:
+def run(name: str, url: URL, *arguments: str, more: Path | None = None) -> None:
     config = Config(ROOT / "alembic.ini", attributes={"url": url})
+    if more:  # a folder with more migrations
+        folders = os.pathsep.join([str(ROOT / "alembic/versions"), str(more)])
+        config.set_main_option("version_locations", folders)
     getattr(command, name)(config, *arguments)
 
 
-async def alembic(name: str, url: URL, *arguments: str) -> None:
+async def alembic(name: str, url: URL, *arguments: str, more: Path | None = None) -> None:
     """Run a command in a thread, since Alembic starts an event loop."""
-    await asyncio.to_thread(run, name, url, *arguments)
+    await asyncio.to_thread(run, name, url, *arguments, more=more)
 
 
 async def test_downgrade_and_upgrade_result_in_the_models(fresh_url: URL) -> None:
@@ -32,6 +40,51 @@ async def test_downgrade_and_upgrade_result_in_the_models(fresh_url: URL) -> Non
         await alembic("downgrade", fresh_url, "base")
     await alembic("upgrade", fresh_url, "head")
     await alembic("check", fresh_url)
+
+
+def head() -> str | None:
+    return ScriptDirectory.from_config(Config(ROOT / "alembic.ini")).get_current_head()
+
+
+async def applied(url: URL) -> str | None:
+    async with open_database(url, pool_size=1) as database, database.reads() as session:
+        version: str | None = await session.scalar(text("SELECT version_num FROM alembic_version"))
+        return version
+
+
+async def test_database_of_another_branch_is_explained(fresh_url: URL) -> None:
+    async with open_database(fresh_url, pool_size=1) as database, database.transaction() as session:
+        await session.execute(text("UPDATE alembic_version SET version_num = 'deadbeef0000'"))
+
+    with pytest.raises(CommandError, match=f"'deadbeef0000'\\n.*\\n.*`alembic downgrade {head()}`"):
+        await alembic("upgrade", fresh_url, "head")
+
+
+MIGRATION = """
+from alembic import op
+revision = "deadbeef0000"
+down_revision = {down!r}
+def upgrade():
+    op.execute("CREATE TABLE half ()")
+    op.execute("SELECT 1 / 0")
+"""
+
+
+async def test_two_heads_are_explained(fresh_url: URL, tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(MIGRATION.format(down=None))
+
+    with pytest.raises(CommandError, match="`alembic merge heads -m merge`"):
+        await alembic("upgrade", fresh_url, "head", more=tmp_path)
+
+
+async def test_failed_migration_changes_nothing(fresh_url: URL, tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(MIGRATION.format(down=head()))
+
+    with pytest.raises(DBAPIError, match="division by zero") as caught:
+        await alembic("upgrade", fresh_url, "head", more=tmp_path)
+
+    assert "rolled back" in caught.value.__notes__[0]
+    assert await applied(fresh_url) == head()
 
 
 @pytest.mark.slow
