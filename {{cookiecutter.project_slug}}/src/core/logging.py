@@ -152,9 +152,9 @@ def _add_extra(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 def _add_origin(_logger: object, _method: str, event: EventDict) -> EventDict:
     if request_id := correlation_id.get():
-        event["request_id"] = request_id
+        event.setdefault("request_id", request_id)
     if (parent := traceparent.get()) and (trace_id := trace_id_of(parent)):
-        event["trace_id"] = trace_id
+        event.setdefault("trace_id", trace_id)
     return event
 
 

@@ -215,6 +215,17 @@ async def test_client_with_the_current_etag_receives_304(
     assert (changed.status_code, changed.headers["etag"] != etag) == (200, True)
 
 
+async def test_head_shares_the_response_of_get(client_of: ClientOf, counter: Counter) -> None:
+    client = client_of()
+    head, get = await client.head("/x/t/n"), await client.get("/x/t/n")
+    known = {"If-None-Match": get.headers["etag"]}
+
+    assert (head.content, counter.calls) == (b"", 1)
+    for name in ("etag", "cache-control", "content-length", "content-type"):
+        assert head.headers[name] == get.headers[name]
+    assert (await client.head("/x/t/n", headers=known)).status_code == 304
+
+
 async def test_etag_of_the_endpoint_is_not_replaced(client_of: ClientOf) -> None:
     """A request that bypasses the cache can receive a 304 too."""
 

@@ -60,9 +60,11 @@ def test_lines_have_the_request_id_and_a_traceback_without_variables(
         raise_for(len(password))
     except ValueError:
         structlog.get_logger("src.x").exception("failed")
+    logging.getLogger("x").warning("called", extra={"request_id": "given"})
     correlation_id.reset(token)
 
-    (line,) = lines(capsys)
+    line, given = lines(capsys)
+    assert given["request_id"] == "given"
     assert line["request_id"] == "abc"
     assert line["exception"][0]["exc_type"] == "ValueError"
     assert "hunter2" not in json.dumps(line)
