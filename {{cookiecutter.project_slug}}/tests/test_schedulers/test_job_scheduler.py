@@ -89,11 +89,8 @@ def test_invalid_job_is_rejected(options: dict[str, Any], words: str) -> None:
         ({}, "needs a `run_date`"),
         ({"trigger": "date"}, "needs a `run_date`"),
         ({"trigger": IntervalTrigger(hours=-1)}, "needs an interval above zero"),
-        ({"trigger": crontab("0 9 * * 1")}, 'weekday "1", which is Sunday-based in cron'),
-        ({"trigger": crontab("0 9 * * mon,3")}, 'weekday "mon,3"'),
-        ({"trigger": crontab("0 9 * * */2")}, 'weekday "\\*/2"'),
         ({"trigger": "cron", "day_of_week": 1}, 'weekday "1"'),
-        ({"trigger": OrTrigger([crontab("0 9 * * 1")])}, 'weekday "1"'),
+        ({"trigger": OrTrigger([crontab("0 9 1 * mon")])}, "cron needs one to match"),
         ({"trigger": crontab("0 9 1 * mon")}, 'day "1" and the weekday "mon"'),
         ({"trigger": "cron", "day_of_week": "mon#2"}, 'Unrecognized expression "mon#2"'),
         ({"trigger": "cron", "day_of_week": "mon-fri/2"}, "Unrecognized expression"),
@@ -110,6 +107,25 @@ def test_misleading_trigger_is_rejected(options: dict[str, Any], words: str) -> 
 
     with pytest.raises(InvalidJobError, match=words):
         build_scheduler(setup)
+
+
+@pytest.mark.parametrize("weekday", ["1", "0", "7", "1-5", "mon,3", "*/2"])
+def test_weekday_number_is_rejected(weekday: str) -> None:
+    """`1` is Monday for cron and Tuesday for APScheduler."""
+    with pytest.raises(InvalidJobError, match='write names, for example "mon"'):
+        crontab(f"0 9 * * {weekday}")
+    with pytest.raises(InvalidJobError, match='write names, for example "mon"'):
+        CronTrigger(day_of_week=weekday)
+
+
+def test_weekday_names_mean_what_cron_means() -> None:
+    monday = datetime(2027, 3, 1, 9, tzinfo=UTC)
+    names = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+
+    for number, name in enumerate(names):
+        assert ticks(crontab(f"0 9 * * {name}", timezone="UTC"), monday, 1) == [
+            monday + timedelta(days=number)
+        ]
 
 
 async def async_setup(scheduler: AsyncIOScheduler) -> None: ...

@@ -13,11 +13,14 @@ from apscheduler.triggers.cron.expressions import (
     WeekdayPositionExpression,
     WeekdayRangeExpression,
 )
+from apscheduler.triggers.cron.fields import DayOfWeekField
 from apscheduler.util import datetime_utc_add
 
 from src.core.config import get_settings
+from src.schedulers.engine.job_scheduler import InvalidJobError
 
 _next_fire_time = CronTrigger.get_next_fire_time
+_compile_weekday = DayOfWeekField.compile_expression
 
 
 def apply_patches() -> None:
@@ -33,12 +36,23 @@ def apply_patches() -> None:
     # Remove when a trigger object takes the scheduler's time zone. It takes the machine's.
     for module in (calendarinterval, cron, date, interval):
         module.get_localzone = _default_timezone
+    DayOfWeekField.compile_expression = _compile_weekday_name
     CronTrigger.get_next_fire_time = _without_repeated_hour
     BaseTrigger._apply_jitter = _apply_jitter  # noqa: SLF001 - no public method
 
 
 def _default_timezone() -> tzinfo:
     return get_settings().SCHEDULER_TIMEZONE
+
+
+# Remove when weekdays have the numbers of cron, as in APScheduler 4.
+def _compile_weekday_name(field: DayOfWeekField, expression: str) -> None:
+    if re.match(r"\d|\*/", expression):
+        raise InvalidJobError(
+            f'The weekday "{expression}" is ambiguous, because cron counts from Sunday and'
+            ' APScheduler from Monday: write names, for example "mon" or "mon-fri".'
+        )
+    _compile_weekday(field, expression)
 
 
 # Remove when a job at 02:30 runs once when daylight saving ends, as with cron. It runs twice.

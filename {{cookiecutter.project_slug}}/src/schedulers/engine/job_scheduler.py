@@ -9,7 +9,6 @@ from apscheduler.job import Job
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
-from apscheduler.triggers.cron.expressions import AllExpression, RangeExpression
 from apscheduler.triggers.interval import IntervalTrigger
 
 MAX_ID_LENGTH = 200
@@ -77,12 +76,6 @@ def _trigger_problems(trigger: BaseTrigger) -> Iterator[str]:
     if all(field.is_default for field in trigger.fields):
         yield "needs a time, for example `hour=7`: without one it runs every second"
     weekday, day = fields["day_of_week"], fields["day"]
-    for each in weekday.expressions:
-        if type(each) is RangeExpression or (type(each) is AllExpression and each.step):
-            yield (
-                f'has the weekday "{weekday}", which is Sunday-based in cron and Monday-based in'
-                ' APScheduler: write names, for example "mon" or "mon-fri"'
-            )
     is_crontab = not any(fields[name].is_default for name in _CRONTAB_FIELDS)
     if is_crontab and "*" not in {str(weekday), str(day)}:
         yield (
