@@ -3,7 +3,18 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
-from sqlalchemy import Column, ForeignKey, MetaData, Table, delete, insert, update
+from sqlalchemy import (
+    Column,
+    Executable,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Table,
+    delete,
+    insert,
+    text,
+    update,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload
@@ -141,11 +152,15 @@ async def upsert(db: AsyncSession) -> None:
 
 ALL = {"volume 1", "page 1", "pages of 1", "loan 1"}
 PAGE = {"page 1", "pages of 1"}
-STATEMENTS = {
+STATEMENTS: dict[str, tuple[Executable, set[str]]] = {
     "delete": (delete(Shelf), ALL),
     "core delete": (delete(METADATA.tables["shelf"]), ALL),
     "update": (update(Page).values(volume_id=1), PAGE),
     "insert": (insert(Volume).values(id=2, shelf_id=1), {"volume 1"}),
+    "text": (text("DELETE FROM page WHERE id = 1"), PAGE),
+    "text with cascade": (text("delete from shelf"), ALL),
+    "text that returns": (text("DELETE FROM page RETURNING id").columns(id=Integer), PAGE),
+    "text that reads": (text("SELECT 1 FROM page FOR UPDATE"), set()),
     "association": (delete(genres), {"volume 1"}),
     "delete of another table": (delete(Loan), {"loan 1"}),
 }

@@ -3,7 +3,8 @@
 A change of a row through the ORM invalidates the tags of its old and its new state after the commit,
 wherever a cache is open. A bulk statement such as `update(User)`, and a foreign key with an action
 such as `ON DELETE CASCADE`, do not report which rows they change. They invalidate the tags of all
-rows of the model. SQL text and triggers need `invalidate()`.
+rows of the model, and so does SQL text that writes and names the table. Triggers need
+`invalidate()`.
 """
 
 import re
@@ -12,7 +13,7 @@ from itertools import chain
 from string import Formatter
 from typing import Any, Literal
 
-from sqlalchemy import Delete, ForeignKey, Update, UpdateBase, event, inspect, select
+from sqlalchemy import Delete, ForeignKey, TextClause, Update, UpdateBase, event, inspect, select
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
 from src.cache.engine.after_commit import invalidate_after_commit
@@ -23,6 +24,8 @@ from src.db.base import Base
 Action = Literal["ondelete", "onupdate"]
 
 _parse = Formatter().parse
+# Not `SELECT ... FOR UPDATE`.
+_writes = re.compile(r"\b(insert|(?<!for )(?<!key )update|delete|merge|truncate)\b", re.IGNORECASE)
 
 
 def invalidate_on_model_changes() -> None:
@@ -73,13 +76,19 @@ def _invalidate_all_tags(execution: ORMExecuteState) -> None:
     """Invalidate the tags of all rows of the table that a bulk statement changes."""
     statement: Any = execution.statement
     statement = getattr(statement, "element", statement)  # of `from_statement()`
-    if current_cache() is not None and isinstance(statement, UpdateBase):
-        changed: set[Any] = {statement.table}
-        if isinstance(statement, Delete):
-            changed |= _dependent_tables(changed, "ondelete")
-        elif isinstance(statement, Update):
-            changed |= _dependent_tables(changed, "onupdate")
-        _invalidate_tables(execution.session, changed)
+    changed: set[Any] = set()
+    if current_cache() is None:
+        return
+    if isinstance(statement, UpdateBase):
+        changed = {statement.table}
+    elif isinstance(statement, TextClause) and _writes.search(statement.text):
+        words = set(re.findall(r"\w+", statement.text.lower()))
+        changed = {table for table in _all_tables() if table.name.lower() in words}
+    if isinstance(statement, (Delete, TextClause)):
+        changed = changed | _dependent_tables(changed, "ondelete")
+    if isinstance(statement, (Update, TextClause)):
+        changed = changed | _dependent_tables(changed, "onupdate")
+    _invalidate_tables(execution.session, changed)
 
 
 def _invalidate_tables(session: Session, changed: set[Any]) -> None:
@@ -108,13 +117,21 @@ def _pattern(template: str) -> str:
     )
 
 
-def _foreign_keys(action: Action) -> list[ForeignKey]:
-    """Return the foreign keys with which PostgreSQL itself changes or deletes rows."""
+def _all_tables() -> list[Any]:
+    """Return the tables of models, and association tables."""
     mapped: Any = chain.from_iterable(mapper.tables for mapper in Base.registry.mappers)
     return [
-        key
+        table
         for metadata in {table.metadata for table in mapped}
         for table in metadata.tables.values()
+    ]
+
+
+def _foreign_keys(action: Action) -> list[ForeignKey]:
+    """Return the foreign keys with which PostgreSQL itself changes or deletes rows."""
+    return [
+        key
+        for table in _all_tables()
         for key in table.foreign_keys
         if (getattr(key, action) or "").upper().startswith(("CASCADE", "SET"))
     ]
