@@ -33,6 +33,7 @@ _SECRET_NAME = re.compile(
     re.VERBOSE,
 )
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
+_MAX_DEPTH = 8
 _URL_PASSWORD = re.compile(r"""(://[^:/\s"']*:)[^\s"']+@""")
 # Loggers that repeat other lines or say nothing useful.
 _SILENCED = (
@@ -163,13 +164,15 @@ def _mask_secrets(_logger: object, _method: str, event: EventDict) -> EventDict:
     return {name: _masked(name, value) for name, value in event.items()}
 
 
-def _masked(name: str, value: Any) -> Any:
+def _masked(name: str, value: Any, depth: int = 0) -> Any:
     if _is_secret(name, value):
         return "**********"
+    if isinstance(value, dict | list | tuple) and depth == _MAX_DEPTH:
+        return "…"  # it may contain itself
     if isinstance(value, dict):
-        return {str(inner): _masked(str(inner), each) for inner, each in value.items()}
+        return {str(key): _masked(str(key), each, depth + 1) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_masked("", each) for each in value]
+        return [_masked("", each, depth + 1) for each in value]
     return value
 
 
