@@ -26,7 +26,9 @@ CLI = re.compile(r"python cli\.py((?: [a-z][a-z-]*)*)(.*)")
 VARIABLE = re.compile(r"(?<![\w./$-])([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+_?\*?|[A-Z]+(?==))")
 SOURCE = re.compile(r"(?:src|tests|dev|docs|alembic|scripts|hooks|benchmarks)/[\w./-]++(?![<*{])")
 # Files that readers are told to create.
-CREATED = re.compile(r"notes?\b|attachments\b|order_line|\btag\b|_tag\b|/v2/|test_lamps|\.bak$")
+CREATED = re.compile(
+    r"notes?\b|attachments\b|order_line|invoice|\btag\b|_tag\b|/v2/|test_lamps|\.bak$"
+)
 NAME = re.compile(r"[A-Z][A-Z0-9_]+")
 READ_FROM = {".py", ".yml"}
 FOREIGN = re.compile(r"(FASTAPI_)?OTEL_\w+|WEB_CONCURRENCY")  # variables of other packages
