@@ -18,7 +18,7 @@ CONNECT_TIMEOUT_SECONDS = 5
 COMMAND_TIMEOUT_SECONDS = 30
 # A connection that was idle for longer is checked before its use. HikariCP has the same limit.
 IDLE_CHECK_SECONDS = 0.5
-PING_TIMEOUT_SECONDS = 2.0
+PING_TIMEOUT_SECONDS = 1.0  # less than the limits of readiness checks
 CLOSE_TIMEOUT_SECONDS = 0.5
 # Linux closes a connection if the peer does not acknowledge data or keepalive probes in time.
 TCP_OPTIONS = {
