@@ -36,12 +36,14 @@ SEPARATE_CACHES = (
 
 # % endif
 app = typer.Typer(
-    help="Run the service and manage its database.",
+    help="Run the service and its processes, and manage its database.",
     no_args_is_help=True,
     add_completion=False,  # completion would be installed for `python`, not for this file
     pretty_exceptions_enable=False,
 )
-migrations = typer.Typer(help="Create the database and run migrations.", no_args_is_help=True)
+migrations = typer.Typer(
+    help="Create the database; write, apply and undo migrations.", no_args_is_help=True
+)
 # % if cookiecutter.scheduler
 app.add_typer(schedulers.cli.app, name="scheduler")
 # % endif
@@ -53,7 +55,7 @@ def api(
     host: Annotated[str | None, typer.Option(help="Address to bind to.  [HOST]")] = None,
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Port to bind to; 0 picks a free one.  [PORT]"),
+        typer.Option(min=0, max=65535, help="Port to bind to; 0 selects a free one.  [PORT]"),
     ] = None,
     *,
     reload: Annotated[bool, typer.Option("--reload", help="Restart when code changes.")] = False,
@@ -63,15 +65,15 @@ def api(
         bool | None,
         typer.Option(
             "--scheduler-enabled/--scheduler-disabled",
-            help="Also run scheduled jobs in this process, or not.  [SCHEDULER_ENABLED]",
+            help="Run scheduled jobs in this process, or do not.  [SCHEDULER_ENABLED]",
         ),
     ] = None,
     # % endif
 ) -> None:
     """Serve the API.
 
-    You can also set the variables in brackets, in the environment or in .env. An option wins over
-    them.
+    The variable in brackets sets the same value, in the environment or in .env. The option
+    overrides it.
     """
     if reload and workers > 1:
         raise typer.BadParameter("use either --reload or --workers, not both")
@@ -114,9 +116,9 @@ def _metrics_folder() -> Iterator[None]:
 def dev() -> None:
     """Run the whole service for development, with reload.
 
-    Starts the servers that the settings do not name, runs migrations, and starts the service.
-    For example, it starts PostgreSQL unless POSTGRES_HOST or DATABASE_URL is set. Data are stored
-    in .data/. Ctrl-C stops everything.
+    Starts each server whose address is not set (PostgreSQL unless POSTGRES_HOST or DATABASE_URL
+    is set), runs migrations, and starts the service. Data is stored in .data/. Ctrl-C stops
+    everything.
     """
     try:
         from dev.stack import run_stack  # noqa: PLC0415 - not installed in production
@@ -137,13 +139,13 @@ def worker(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Concurrent tasks per process.  [DRAMATIQ_THREADS]")
     ] = None,
-    queues: Annotated[str, typer.Option(help="Queues to consume, as in a,b. Default: all.")] = "",
+    queues: Annotated[str, typer.Option(help="Names of queues, such as a,b. Default: all.")] = "",
     health_port: Annotated[
         int | None,
         typer.Option(
             min=0,
             max=65535,
-            help="Port for health checks and metrics; 0 picks a free one.  [DRAMATIQ_HEALTH_PORT]",
+            help="Port for health checks and metrics; 0 is a free one.  [DRAMATIQ_HEALTH_PORT]",
         ),
     ] = None,
     *,
@@ -151,7 +153,8 @@ def worker(
 ) -> None:
     """Run background tasks.
 
-    Press Ctrl-C once, or send SIGTERM once, to stop after the running tasks have finished.
+    Press Ctrl-C once, or send SIGTERM once, to stop. Running tasks get 25 seconds to
+    finish.
     """
     config.override_setting("DRAMATIQ_HEALTH_PORT", health_port)
     settings = config.get_settings()
@@ -176,7 +179,7 @@ def worker(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def tasks(context: typer.Context) -> None:
-    """Inspect, requeue and purge dead letters."""
+    """Manage background tasks."""
     from src.tasks import cli as commands  # noqa: PLC0415 - see above
 
     commands.run(context.args, context.command_path)

@@ -130,7 +130,7 @@ def _create_cluster(
 ) -> None:
     """Create the cluster under another name, then rename it, so that it is never incomplete."""
     if data.exists() and any(data.iterdir()):
-        raise ServerError(f"{data} is not empty and not a PostgreSQL cluster. Move it away.")
+        raise ServerError(f"{data} contains other files than PostgreSQL's. Move or delete it.")
     data.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix="postgres-", dir=data.parent))
     _chown(account, new)

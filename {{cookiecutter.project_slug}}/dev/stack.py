@@ -66,7 +66,7 @@ class Server(NamedTuple):
 @contextmanager
 def _postgres(settings: Settings) -> Iterator[str]:
     with postgres.embedded_postgres(DATA / "postgres", remove=[DEV_ENV_FILE]) as server:
-        typer.echo(f"PostgreSQL is running. Its data are in {DATA / 'postgres'}")
+        typer.echo(f"PostgreSQL is running. Its data is in {DATA / 'postgres'}")
         url = make_url(server).set(database=settings.POSTGRES_DB)
         asyncio.run(create_database(url))
         yield url.render_as_string(hide_password=False)

@@ -15,7 +15,7 @@ from dev.supervisor import supervised
 
 VALKEY = ServerKind(
     name="Valkey",
-    alternative="Set REDIS_HOST or REDIS_URL to use another server, Redis 7 or newer, or Valkey.",
+    alternative="Set REDIS_HOST or REDIS_URL to use another server (Redis 7 or newer, or Valkey).",
     ready="Ready to accept connections|Sentinel ID is",
 )
 
@@ -26,7 +26,7 @@ def embedded_valkey(
 ) -> Iterator[str]:
     """Run Valkey until the block or this process ends; yield its URL.
 
-    Data are stored in `data`. Without `data` they are temporary. The server listens on a Unix
+    Data is stored in `data`. Without `data` it is temporary. The server listens on a Unix
     socket in a private directory. `options` are additional options, such as `("--port", "7000")`.
     The paths in `remove` are deleted after the server has stopped.
     """

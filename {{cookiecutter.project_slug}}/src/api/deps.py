@@ -175,7 +175,10 @@ async def get_expected_versions(
     request: Request,
     if_match: Annotated[
         str | None,
-        Header(description="The `ETag` of the version that you want to change.", examples=['"3"']),
+        Header(
+            description="The `ETag` of the version that you want to change or delete.",
+            examples=['"3"'],
+        ),
     ] = None,
 ) -> frozenset[int] | None:
     """Parse `If-Match`. Returns None if the header is absent or `*`.

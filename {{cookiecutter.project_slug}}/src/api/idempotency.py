@@ -93,7 +93,7 @@ class IdempotencyMiddleware:
 class _BufferedResponse:
     """Buffers the response until it is stored and committed, then sends it.
 
-    `BackgroundTasks` run after that, like without an idempotency key.
+    `BackgroundTasks` run after that, as they do without an idempotency key.
     """
 
     def __init__(self, session: AsyncSession, key: bytes, fingerprint: bytes, send: Send) -> None:

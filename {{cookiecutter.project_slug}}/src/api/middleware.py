@@ -35,7 +35,7 @@ _PAGE_TYPES = (b"text/html", b"text/javascript", b"application/javascript")
 
 
 class TraceMiddleware:
-    """Store the caller's `traceparent` header for log lines and tasks."""
+    """Store the caller's `traceparent` header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

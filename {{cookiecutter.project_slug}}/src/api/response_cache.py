@@ -94,8 +94,8 @@ def cached_response(
     check_strings("cached_response()", tags=tags, vary=vary)
     if inspect.iscoroutinefunction(identity):
         raise TypeError(
-            f"`identity={identity.__name__}` must not be `async`: it runs before a hit is returned,"
-            " so it verifies a signed token, for example, without input or output."
+            f"`identity={identity.__name__}` must not be `async`: it runs before a hit is returned."
+            " It must do no I/O; it can verify a signed token, for example."
         )
     return Depends(ResponsePolicy(ttl, tuple(tags), tuple(vary), identity, max_age, shared))
 
@@ -350,7 +350,7 @@ def _cache_headers(policy: ResponsePolicy) -> Headers:
 
 def _with_headers(response: Response, headers: Headers) -> Response:
     if response.status_code == _OK:
-        # Several Vary headers add up. For any other header, the value from the endpoint wins.
+        # Several Vary headers add up. For any other header, the value from the endpoint is used.
         given = {name for name, _ in response.raw_headers} - {b"vary"}
         added = [(name, value) for name, value in headers if name not in given]
         if b"etag" not in given and (body := getattr(response, "body", None)):
@@ -378,7 +378,7 @@ def _check_policy(policy: ResponsePolicy, route: Any, *, is_complete: bool = Tru
             " can be cached. Remove cached_response() from this route."
         )
     if route.body_field is not None:
-        raise TypeError(f"`{name}` reads the body of the request, which the cache key lacks.")
+        raise TypeError(f"`{name}` reads the request body, which is not part of the cache key.")
     names = list(route.param_convertors)
     if not is_complete:  # a required query parameter, if no prefix contains it
         query = (field for each in dependants for field in each.query_params)
@@ -423,7 +423,7 @@ def _refuse(name: str, dependant: Dependant, endpoint: Dependant) -> None:
     reason = (
         "takes the request, so the response may depend on the caller"
         if _takes_request(dependant)
-        else "has no value, so it may reject or record requests, but does not run on a cache hit"
+        else "returns no value, so it may reject requests, but it does not run on a cache hit"
     )
     raise TypeError(
         f"{where} {reason}. Pass `identity=` to cached_response(), or `shared=True` if every caller"
@@ -432,7 +432,7 @@ def _refuse(name: str, dependant: Dependant, endpoint: Dependant) -> None:
 
 
 def _has_no_value(dependant: Dependant, route: Any) -> bool:
-    """Return whether a dependency is there for its effect, and reads nothing of the request."""
+    """Return whether a dependency only has an effect, and reads no part of the request."""
     call = dependant.call
     if isinstance(call, ResponsePolicy) or call in _STATE_ONLY_DEPENDENCIES:
         return False

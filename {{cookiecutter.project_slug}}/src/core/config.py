@@ -1,6 +1,6 @@
 """Settings, read from environment variables and `.env`.
 
-An environment variable wins over the same name in `.env`, and an option of `cli.py` wins over both.
+An environment variable overrides the same name in `.env`; an option of `cli.py` overrides both.
 `.env.example` describes every setting.
 """
 
@@ -233,7 +233,7 @@ class Settings(BaseSettings):
             yield "DEBUG must be false"
         url = self.database_url
         if not postgres_url.has_credentials(url) or url.password == _DEFAULT_PASSWORD:
-            yield "POSTGRES_PASSWORD must be set, and not to the default"
+            yield "POSTGRES_PASSWORD, or the password in DATABASE_URL, must not be empty or the default"
         # % if cookiecutter.cache_backend in ["redis", "all"]
         if self.CACHE_BACKEND_TYPE == "redis" and not self.redis_url.is_protected:
             yield "REDIS_PASSWORD must be set unless Redis runs on this machine"
@@ -330,7 +330,7 @@ def load_settings(*, dev_server: bool = True) -> Settings:
 
 
 def _env_files(*, dev_server: bool) -> tuple[Path, ...]:
-    """Return the files to read. Later files win."""
+    """Return the files to read. Later files override earlier ones."""
     named = os.environ.get("ENV_FILE")
     if named is None:
         return (DEV_ENV_FILE, ROOT / ".env") if dev_server else (ROOT / ".env",)

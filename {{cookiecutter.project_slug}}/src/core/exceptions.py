@@ -138,6 +138,6 @@ async def _database_unavailable(request: Request, error: Exception) -> JSONRespo
     return problem_response(
         request.scope,
         HTTPStatus.SERVICE_UNAVAILABLE,
-        detail="Database unavailable.",
+        detail="The database is unavailable. Try again later.",
         headers=RETRY_AFTER,
     )

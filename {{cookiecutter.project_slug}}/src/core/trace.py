@@ -1,4 +1,4 @@
-"""The trace ID of a request (W3C Trace Context), for log lines and tasks."""
+"""The trace ID of a request (W3C Trace Context)."""
 
 import re
 from contextvars import ContextVar

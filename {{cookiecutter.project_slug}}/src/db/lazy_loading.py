@@ -1,4 +1,4 @@
-"""A readable error where code reads a relationship or attribute that is not loaded.
+"""Raises a readable error when code reads a relationship or attribute that is not loaded.
 
 Async code cannot run a query when it reads an attribute.
 """

@@ -52,7 +52,7 @@ _TEMPORARY = {
 
 
 class NaiveDatetimeError(ValueError):
-    """A datetime without UTC offset. asyncpg would take it for the time of this machine's zone."""
+    """A datetime without UTC offset. asyncpg would interpret it in the machine's zone."""
 
     sqlstate = "22007"  # invalid_datetime_format
 
@@ -77,8 +77,8 @@ _COMMITS_BY_ITSELF = (
 )
 _HAS_ENDED = (
     "This session is closed. The session of an endpoint closes before the response is sent, and "
-    "you need not close it. In `BackgroundTasks`, use `database.transaction()` of `database: "
-    "AppDatabase`; in a stream, use `StreamSession`."
+    "you need not close it. In `BackgroundTasks`, declare `database: AppDatabase` and use "
+    "`database.transaction()`; in a stream, use `StreamSession`."
 )
 _SHARED = (
     "Several coroutines use one session at the same time, as in `asyncio.gather()`. Await them one "
@@ -108,7 +108,7 @@ class OwnedSession(Session):
         super().close()
 
     def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
-        """A session without a transaction calls this method, whatever it is used for."""
+        """SQLAlchemy calls this before any use of a session that has no transaction."""
         if self.has_ended:
             raise SessionUseError(_HAS_ENDED)
         return super()._autobegin_t(begin)
@@ -122,7 +122,7 @@ def _refuse_commit(session: Session) -> None:
 
 @contextmanager
 def lend(session: AsyncSession, *, lent: bool = True) -> Generator[None]:
-    """Refuse commits inside the block. `lent=False` allows them again, to the owner."""
+    """Refuse commits inside the block. With `lent=False`, the owner of the session may commit again."""
     owned = cast(OwnedSession, session.sync_session)
     owned.is_lent, before = lent, owned.is_lent
     try:
@@ -189,7 +189,7 @@ class Database:
     async def transaction(self) -> AsyncGenerator[AsyncSession]:
         """Open a session that commits at the end of the block, and rolls back on an exception."""
         session = self.writes()
-        session.sync_session.begin()  # so that what is invalidated first waits for the commit
+        session.sync_session.begin()  # so that callbacks registered first wait for the commit
         succeeded = False
         try:
             with lend(session):
@@ -209,7 +209,7 @@ def explain(error: InvalidRequestError) -> None:
 
 
 async def close(session: AsyncSession) -> None:
-    """Close the session, after a statement of another coroutine, which has a time limit."""
+    """Close the session. Wait for a statement that another coroutine still runs."""
     while True:
         try:
             return await session.close()
@@ -226,7 +226,7 @@ async def _end(session: AsyncSession, *, commit: bool) -> None:
 
 
 async def _complete(work: Coroutine[Any, Any, None]) -> None:
-    """Complete the work even if the caller is cancelled: a commit has callbacks after it."""
+    """Complete the work even if the caller is cancelled: a commit may have callbacks."""
     task = asyncio.create_task(work)
     cancelled = None
     while not task.done():
@@ -243,7 +243,7 @@ def _map_error(context: ExceptionContext) -> Exception | None:
     """Return our exception for a temporary error, or None for other errors."""
     error = context.original_exception
     if not isinstance(error, Exception):
-        return None  # a cancellation, which SQLAlchemy takes for a disconnect
+        return None  # a cancellation, which SQLAlchemy treats as a disconnect
     if isinstance(error, TimeoutError):
         return DatabaseUnavailableError("A statement took longer than command_timeout.")
     if context.is_disconnect:
@@ -343,7 +343,7 @@ def create_engine(url: URL, **options: Any) -> AsyncEngine:
 
 
 class _OneLoopPool(AsyncAdaptedQueuePool):
-    """Rejects other event loops: a connection that one of them has used breaks for all."""
+    """Rejects other event loops: a connection that another loop has used no longer works."""
 
     _sqla_logger_namespace = "sqlalchemy.pool"  # otherwise INFO shows the pool's debug messages
 
@@ -354,7 +354,7 @@ class _OneLoopPool(AsyncAdaptedQueuePool):
     def connect(self) -> PoolProxiedConnection:
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError(
-                "The database belongs to another event loop: await instead of asyncio.run()."
+                "The database belongs to another event loop. Use `await` instead of asyncio.run()."
                 # % if cookiecutter.__queue
                 " In an actor that is not `async def`, call run() of src.tasks.context."
                 # % endif

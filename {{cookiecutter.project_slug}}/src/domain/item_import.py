@@ -86,5 +86,7 @@ def _columns(header: Sequence[str]) -> list[str]:
             )
     if len(set(names)) < len(names) or not set(REQUIRED) <= set(names):
         required = ", ".join(REQUIRED)
-        raise ImportFileError(f"The header must name each column once, and must have {required}.")
+        raise ImportFileError(
+            f"The header must name each column once and contain the column {required}."
+        )
     return names

@@ -26,7 +26,8 @@ def run(
     enabled: Annotated[
         bool | None,
         typer.Option(
-            "--enabled/--disabled", help="Run the scheduler, or exit.  [SCHEDULER_ENABLED]"
+            "--enabled/--disabled",
+            help="Run the scheduler, or exit immediately.  [SCHEDULER_ENABLED]",
         ),
     ] = None,
     metrics_port: Annotated[

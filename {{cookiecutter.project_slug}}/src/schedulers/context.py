@@ -1,4 +1,4 @@
-"""What a job can use, since it takes no arguments. See also `src.core.context`."""
+"""Functions for jobs, which take no arguments. See also `src.core.context`."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +15,6 @@ class JobContext(Context):
 
 
 def job_tick() -> datetime | None:
-    """Return when this run was due. Returns None outside the scheduler, as in tests."""
+    """Return the time at which this run was due. Returns None outside the scheduler, as in tests."""
     context = current_context()
     return context.tick if isinstance(context, JobContext) else None

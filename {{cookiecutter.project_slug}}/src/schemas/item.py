@@ -81,10 +81,10 @@ class ItemListQuery(_Slice):
         default=None, description="Return only items with this status."
     )
     created_from: AwareDatetime | None = Field(
-        default=None, description="Return only items that were created then or later."
+        default=None, description="Return only items created at this time or later."
     )
     created_before: AwareDatetime | None = Field(
-        default=None, description="Return only items that were created earlier."
+        default=None, description="Return only items created before this time."
     )
     sort: ItemSort = Field(
         default=ItemSort.NEWEST, description="The sort order; `-` means descending."
@@ -96,7 +96,7 @@ class ItemListQuery(_Slice):
     @model_validator(mode="after")
     def _check_paging(self) -> Self:
         if self.cursor is not None and self.offset:
-            raise ValueError("use either cursor or offset, not both")
+            raise ValueError("Use either cursor or offset, not both.")
         return self
 
 

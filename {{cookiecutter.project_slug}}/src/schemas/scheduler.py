@@ -40,7 +40,7 @@ class Leader(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     holder: str = Field(
-        description="Host name, process id, and a random part for each leadership.",
+        description="Identifies the leader: host name, process ID and a random part.",
         examples=["web-1:7:1f3c9a52"],
     )
     acquired_at: datetime = Field(description="When the process became the leader.")

@@ -19,18 +19,18 @@ from src.tasks.engine.brokers.base import ERROR, BrokerUnavailableError, DeadLet
 NO_LIMIT = 1_000_000
 
 app = typer.Typer(
-    help="Inspect, requeue and purge dead letters.",
+    help="Manage background tasks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 dead = typer.Typer(
-    help="Inspect, requeue and purge dead letters: messages that failed for good.",
+    help="Inspect, requeue and purge dead letters: messages that are not retried.",
     no_args_is_help=True,
 )
 app.add_typer(dead, name="dead")
 Ids = Annotated[
-    list[str] | None, typer.Argument(help="Message ids, as `list` shows them.", metavar="ID...")
+    list[str] | None, typer.Argument(help="Message IDs, as `list` shows them.", metavar="ID...")
 ]
 All = Annotated[bool, typer.Option("--all", help="Select all dead letters of all queues.")]
 
@@ -58,7 +58,7 @@ def list_dead(
 @dead.command()
 def show(
     message_id: Annotated[
-        str, typer.Argument(help="Message id, as `list` shows it.", metavar="ID")
+        str, typer.Argument(help="Message ID, as `list` shows it.", metavar="ID")
     ],
 ) -> None:
     """Show the arguments, the error and the traceback of a dead letter."""
@@ -96,7 +96,7 @@ def purge(ids: Ids = None, *, select_all: All = False) -> None:
 
 def _check_selection(ids: Sequence[str] | None, *, select_all: bool) -> None:
     if bool(ids) == select_all:
-        raise typer.BadParameter("pass either message ids or --all")
+        raise typer.BadParameter("pass either message IDs or --all")
 
 
 def _select(ids: Sequence[str] | None) -> Sequence[DeadLetter]:

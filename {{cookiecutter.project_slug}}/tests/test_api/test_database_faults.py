@@ -41,7 +41,7 @@ async def assert_unavailable(client: AsyncClient) -> None:
         assert response.status_code == 503
         assert response.headers["content-type"] == "application/problem+json"
         assert response.headers["retry-after"] == "1"
-        assert response.json()["detail"] == "Database unavailable."
+        assert response.json()["detail"] == "The database is unavailable. Try again later."
 
 
 async def test_an_outage_returns_503_until_the_server_has_recovered(

@@ -156,7 +156,7 @@ async def test_dependency_with_vary_is_never_bypassed(
 def test_dependency_without_a_value_is_refused(guard: Any) -> None:
     async def endpoint(_: Annotated[None, Depends(guard)]) -> None: ...
 
-    with pytest.raises(TypeError, match="has no value"):
+    with pytest.raises(TypeError, match="returns no value"):
         cached_router(endpoint=endpoint)
     cached_router(endpoint=endpoint, shared=True)
 

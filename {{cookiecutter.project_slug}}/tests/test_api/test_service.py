@@ -28,7 +28,7 @@ NOTE = NOTES + "{note_id}"
 
 
 def path_of(url: str | None) -> str:
-    """Return the path, or skip the test if you turned the page off."""
+    """Return the path, or skip the test if you disabled the page."""
     return url or pytest.skip("the page is turned off")
 
 

@@ -1,4 +1,4 @@
-"""Sessions in ordinary and in wrong hands: nothing is lost, and no connection leaks."""
+"""Correct and incorrect uses of sessions: nothing is lost, and no connection leaks."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -198,7 +198,7 @@ class TestCommit:
         assert len(await texts(database)) == (1 if headers else 2)
 
     @pytest.mark.parametrize("orm", [True, False])
-    async def test_after_a_caught_error_is_an_error(
+    async def test_after_a_caught_error_fails(
         self, client: AsyncClient, fresh_app: FastAPI, database: Database, orm: bool
     ) -> None:
         """PostgreSQL turns a COMMIT of a failed transaction into a ROLLBACK, without an error."""

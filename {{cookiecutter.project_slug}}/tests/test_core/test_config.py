@@ -21,7 +21,7 @@ class TestSources:
         assert Settings.model_fields["PORT"].default == settings.PORT
         assert not settings.is_set("DATABASE_URL", "POSTGRES_HOST")
 
-    def test_environment_wins_over_dotenv_and_that_over_the_dev_server(
+    def test_environment_overrides_dotenv_and_dotenv_the_dev_server(
         self, env: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         (tmp_path / ".data").mkdir()

@@ -81,7 +81,7 @@ def test_cluster_survives_kill_9_of_the_server_itself(cluster: Path) -> None:
 
 def test_folder_that_is_not_a_cluster_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
-    message = f"{tmp_path} is not empty and not a PostgreSQL cluster"
+    message = f"{tmp_path} contains other files than PostgreSQL's"
     with pytest.raises(ServerError, match=message), embedded_postgres(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

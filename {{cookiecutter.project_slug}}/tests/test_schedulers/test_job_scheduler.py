@@ -75,7 +75,7 @@ async def test_two_jobs_with_one_id_fail_at_startup(
         ({"trigger": "cron"}, "unexpected keyword argument 'hours'"),
         ({"hours": 0}, "needs an interval"),
         ({"hours": -1}, "needs an interval above zero"),
-        ({"trigger": crontab("0 9 * * *")}, "has hours beside a trigger object"),
+        ({"trigger": crontab("0 9 * * *")}, "has hours in addition to a trigger object"),
     ],
 )
 def test_invalid_job_is_rejected(options: dict[str, Any], words: str) -> None:

@@ -120,7 +120,7 @@ async def test_ids_or_all_are_required_and_an_unknown_id_changes_nothing(
     )
     for result in (neither, both):
         assert result.status == 2
-        assert "pass either message ids or --all" in result.err
+        assert "pass either message IDs or --all" in result.err
     assert broker.queue_state(queue_of(broker)).dead == 1
 
 

@@ -21,7 +21,7 @@ Names = dict[str, Any]
 
 @pytest.fixture
 def welcomed() -> list[str]:
-    """The users to whom the service that the page leaves to the reader has sent a welcome."""
+    """The users who received a welcome."""
     return []
 
 

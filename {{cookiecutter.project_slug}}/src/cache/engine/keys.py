@@ -308,7 +308,7 @@ def parse_template(
     except ValueError as error:
         raise TypeError(
             f"The template {text!r} of `{owner}` is invalid: {error}. Write placeholders like"
-            " `{user_id}`, and a brace that is text twice."
+            " `{user_id}`, and write every other brace twice."
         ) from error
     if any(spec or conversion for _, _, spec, conversion in parsed):
         raise TypeError(

@@ -73,9 +73,9 @@ class Policy(Generic[T]):
     def pack(self, payload: bytes, versions: list[str], default_ttl: float) -> tuple[bytes, float]:
         """Return the bytes to store, and their TTL in seconds.
 
-        The bytes are the owner, a JSON list and the payload, on a line each. The list has the time
-        at which the value becomes stale (0 for never), and the version of each tag before the
-        computation. It is omitted if the value has no tags and never becomes stale.
+        The bytes are the owner, a JSON list and the payload, each on its own line. The list has
+        the time at which the value becomes stale (0 for never), and the version of each tag before
+        the computation. It is omitted if the value has no tags and never becomes stale.
         """
         ttl = (self.ttl or default_ttl) * (1 - random.random() * self.jitter)  # noqa: S311 - no secret
         fresh_until = time() + ttl if self.stale else 0
@@ -107,4 +107,4 @@ class Policy(Generic[T]):
         if not self._warned:
             self._warned = True
             hint = "give each function its own key_prefix or key"
-            log.warning("cache_key_shared", functions=[self.owner, other], hint=hint)
+            log.warning("cache_key_conflict", functions=[self.owner, other], hint=hint)

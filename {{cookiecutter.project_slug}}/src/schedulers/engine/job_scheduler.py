@@ -34,14 +34,14 @@ class JobScheduler(AsyncIOScheduler):  # type: ignore[misc]  # APScheduler has n
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise InvalidJobError(f"The job {name} is invalid: {error}") from error
         if is_known:
-            raise InvalidJobError(f"Two jobs have the id {name}: change one of them.")
+            raise InvalidJobError(f"Two jobs have the id {name}: give one of them another id.")
         for problem in _problems(job, given):
             raise InvalidJobError(f"The job {name} {problem}.")
         return job
 
     def add_listener(self, *_: Any, **__: Any) -> NoReturn:
         raise InvalidJobError(
-            "Listeners get no events of jobs: handle errors in the job, or use the metrics."
+            "Listeners are not called for jobs: handle errors in the job, or use the metrics."
         )
 
 
@@ -58,7 +58,7 @@ def _problems(job: Job, given: Mapping[str, Any]) -> Iterator[str]:
         yield "never overlaps itself: leave out `max_instances`"
     trigger, arguments = given.get("trigger"), given.get("trigger_args", {})
     if isinstance(trigger, BaseTrigger) and arguments:
-        yield f"has {', '.join(arguments)} beside a trigger object: pass them to that"
+        yield f"has {', '.join(arguments)} in addition to a trigger object: pass them to it"
     if trigger in {None, "date"} and arguments.get("run_date") is None:
         yield 'needs a `run_date`, or the trigger "interval" or "cron"'
     if trigger == "interval" and not any(arguments.get(unit) for unit in _UNITS):

@@ -55,8 +55,8 @@ async def import_csv(
 ) -> TaskAccepted:
     """Accept a CSV file and import its rows in a background task.
 
-    The file is encoded in UTF-8. Its header has the column `name` and may have the column
-    `description`. At most 10,000 rows are allowed. An invalid row is rejected, and the other rows
+    Send the file as the request body, not as a multipart form. It is encoded in UTF-8. Its header
+    has the column `name` and may have the column `description`. At most 10,000 rows are allowed. An invalid row is rejected, and the other rows
     are imported. Poll the URL in the header `Location` to see the progress.
     """
     item_import = await ItemImportService.start(db, content)

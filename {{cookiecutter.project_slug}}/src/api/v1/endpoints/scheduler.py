@@ -11,7 +11,7 @@ from src.services.scheduler import SchedulerService
 router = APIRouter(prefix="/scheduler", tags=["scheduler"], dependencies=[ApiKey])
 
 
-@router.get("/jobs", summary="List scheduled jobs and their last runs")
+@router.get("/jobs", summary="List Scheduled Jobs")
 async def scheduler_jobs(
     db: ReadSession,
     runs: Annotated[
