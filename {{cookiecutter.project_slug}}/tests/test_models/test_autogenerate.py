@@ -73,7 +73,7 @@ def define() -> Iterator[Define]:
             Base.metadata.remove(table)
         arguments = *attributes.pop("arguments", ()), {"schema": schema}  # type: ignore[misc]
         attributes = {"__tablename__": name, "__table_args__": arguments, **attributes}
-        type(f"Model{next(NUMBERS)}", (Base, UUIDMixin), attributes)
+        type(f"SampleModel{next(NUMBERS)}", (Base, UUIDMixin), attributes)
 
     yield define
     for name in set(Base.metadata.tables) - before:
@@ -87,17 +87,17 @@ def annotated(**annotations: object) -> dict[str, object]:
 async def test_a_new_member_of_an_enum_is_migrated(
     alembic: Alembic, define: Define, fresh_url: URL
 ) -> None:
-    define("order", **annotated(status=Mapped[Status]))
+    define("sample_order", **annotated(status=Mapped[Status]))
     await alembic.migrate()
-    define("order", **annotated(status=Mapped[Status], before=Mapped[Status | None]))
+    define("sample_order", **annotated(status=Mapped[Status], before=Mapped[Status | None]))
     await alembic.migrate()
 
-    define("order", **annotated(status=Mapped[LongerStatus], before=Mapped[Status | None]))
+    define("sample_order", **annotated(status=Mapped[LongerStatus], before=Mapped[Status | None]))
     script = await alembic.migrate()
 
-    assert "ck_order_status" in script
-    assert "ck_order_before" not in script
-    order = Base.metadata.tables["order"]
+    assert "ck_sample_order_status" in script
+    assert "ck_sample_order_before" not in script
+    order = Base.metadata.tables["sample_order"]
     async with open_database(fresh_url, pool_size=1) as database, database.transaction() as db:
         await db.execute(order.insert().values(status=LongerStatus.WAITING))
         assert await db.scalar(select(order.c.status)) == LongerStatus.WAITING
@@ -106,13 +106,13 @@ async def test_a_new_member_of_an_enum_is_migrated(
 async def test_an_older_column_is_widened_for_a_longer_member(
     alembic: Alembic, define: Define, fresh_url: URL
 ) -> None:
-    define("order", **annotated(status=Mapped[Status]))
+    define("sample_order", **annotated(status=Mapped[Status]))
     await alembic.migrate()
     async with open_database(fresh_url, pool_size=1) as database, database.transaction() as db:
-        await db.execute(text('ALTER TABLE "order" ALTER status TYPE varchar(16)'))
+        await db.execute(text("ALTER TABLE sample_order ALTER status TYPE varchar(16)"))
 
     await alembic.check()
-    define("order", **annotated(status=Mapped[LongerStatus]))
+    define("sample_order", **annotated(status=Mapped[LongerStatus]))
     script = await alembic.migrate()
 
     assert "type_=sa.String()" in script
@@ -121,7 +121,7 @@ async def test_an_older_column_is_widened_for_a_longer_member(
 async def test_a_changed_condition_is_migrated(alembic: Alembic, define: Define) -> None:
     def shelf(condition: str, **columns: object) -> None:
         checks = [CheckConstraint(condition, name="size_in_range")]
-        define("shelf", arguments=checks, **annotated(size=Mapped[int], **columns))
+        define("sample_shelf", arguments=checks, **annotated(size=Mapped[int], **columns))
 
     shelf("size BETWEEN 1 AND 10")
     await alembic.migrate()
@@ -134,13 +134,13 @@ async def test_a_changed_condition_is_migrated(alembic: Alembic, define: Define)
 async def test_a_schema_is_created_and_others_are_ignored(
     alembic: Alembic, define: Define, fresh_url: URL
 ) -> None:
-    define("customer", schema="billing", **annotated(status=Mapped[Status]))
-    customer_id = mapped_column(ForeignKey("billing.customer.id"))
-    define("invoice", customer_id=customer_id, **annotated(customer_id=Mapped[UUID]))
+    define("sample_customer", schema="sample", **annotated(status=Mapped[Status]))
+    customer_id = mapped_column(ForeignKey("sample.sample_customer.id"))
+    define("sample_invoice", customer_id=customer_id, **annotated(customer_id=Mapped[UUID]))
 
     script = await alembic.migrate()
 
-    assert 'CREATE SCHEMA "billing"' in script
+    assert 'CREATE SCHEMA "sample"' in script
     async with open_database(fresh_url, pool_size=1) as database, database.transaction() as db:
-        await db.execute(text("CREATE SCHEMA reports CREATE TABLE month (id int)"))
+        await db.execute(text("CREATE SCHEMA unrelated CREATE TABLE month (id int)"))
     await alembic.check()

@@ -20,48 +20,48 @@ from src.db.base import Base, TableNameMixin, TimestampMixin, UUIDMixin
 """
 # Each model refers to models of modules that are imported after its own.
 MODELS = {
-    "models/author.py": """
-class Author(Base, UUIDMixin, TableNameMixin):
+    "models/sample_author.py": """
+class SampleAuthor(Base, UUIDMixin, TableNameMixin):
     name: Mapped[str] = mapped_column(unique=True)
-    books: Mapped[list["Book"]] = relationship(back_populates="author")
+    books: Mapped[list["SampleBook"]] = relationship(back_populates="author")
 """,
-    "models/book.py": """
-class Book(Base, UUIDMixin, TableNameMixin):
-    author_id: Mapped[UUID] = mapped_column(ForeignKey("author.id"))
-    author: Mapped["Author"] = relationship(back_populates="books")
-    labels: Mapped[list["Label"]] = relationship(secondary="book_label", back_populates="books")
+    "models/sample_book.py": """
+class SampleBook(Base, UUIDMixin, TableNameMixin):
+    author_id: Mapped[UUID] = mapped_column(ForeignKey("sample_author.id"))
+    author: Mapped["SampleAuthor"] = relationship(back_populates="books")
+    labels: Mapped[list["SampleLabel"]] = relationship(secondary="sample_book_label", back_populates="books")
 """,
-    "models/book_label.py": """
-book_label = Table(
-    "book_label",
+    "models/sample_book_label.py": """
+sample_book_label = Table(
+    "sample_book_label",
     Base.metadata,
-    Column("book_id", ForeignKey("book.id"), primary_key=True),
-    Column("label_id", ForeignKey("label.id"), primary_key=True),
+    Column("book_id", ForeignKey("sample_book.id"), primary_key=True),
+    Column("label_id", ForeignKey("sample_label.id"), primary_key=True),
 )
 """,
-    "models/label.py": """
-class Label(Base, UUIDMixin, TableNameMixin):
-    books: Mapped[list["Book"]] = relationship(secondary="book_label", back_populates="labels")
+    "models/sample_label.py": """
+class SampleLabel(Base, UUIDMixin, TableNameMixin):
+    books: Mapped[list["SampleBook"]] = relationship(secondary="sample_book_label", back_populates="labels")
 """,
-    "models/staff/__init__.py": """
-class Person(Base, UUIDMixin, TableNameMixin, TimestampMixin):
+    "models/sample_staff/__init__.py": """
+class SamplePerson(Base, UUIDMixin, TableNameMixin, TimestampMixin):
     kind: Mapped[str]
-    manager_id: Mapped[UUID | None] = mapped_column(ForeignKey("person.id"))
-    manager: Mapped["Person | None"] = relationship(remote_side="Person.id")
-    desks: Mapped[list["Desk"]] = relationship()
+    manager_id: Mapped[UUID | None] = mapped_column(ForeignKey("sample_person.id"))
+    manager: Mapped["SamplePerson | None"] = relationship(remote_side="SamplePerson.id")
+    desks: Mapped[list["SampleDesk"]] = relationship()
     __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
 """,
-    "models/staff/clerk.py": """
-from src.db.models.staff import Person
+    "models/sample_staff/clerk.py": """
+from src.db.models.sample_staff import SamplePerson
 
 
-class Clerk(Person):
-    id: Mapped[UUID] = mapped_column(ForeignKey("person.id"), primary_key=True)
+class SampleClerk(SamplePerson):
+    id: Mapped[UUID] = mapped_column(ForeignKey("sample_person.id"), primary_key=True)
     __mapper_args__ = {"polymorphic_identity": "clerk"}
 
 
-class Desk(Base, UUIDMixin, TableNameMixin):
-    person_id: Mapped[UUID] = mapped_column(ForeignKey("person.id"))
+class SampleDesk(Base, UUIDMixin, TableNameMixin):
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("sample_person.id"))
 """,
 }
 # `aliased` and `selectinload` configure all mappers.
@@ -69,8 +69,8 @@ REPOSITORY = """
 from sqlalchemy import select
 from sqlalchemy.orm import aliased, selectinload
 
-from src.db.models.author import Author
-from src.db.models.staff.clerk import Clerk
+from src.db.models.sample_author import SampleAuthor
+from src.db.models.sample_staff.clerk import SampleClerk
 from src.repositories.base import M, Repository
 
 
@@ -78,14 +78,14 @@ class SharedQueries(Repository[M]):
     pass
 
 
-class AuthorRepository(SharedQueries[Author]):
-    model = Author
-    WITH_BOOKS = select(Author).options(selectinload(Author.books))
-    OTHER = aliased(Author)
+class SampleAuthorRepository(SharedQueries[SampleAuthor]):
+    model = SampleAuthor
+    WITH_BOOKS = select(SampleAuthor).options(selectinload(SampleAuthor.books))
+    OTHER = aliased(SampleAuthor)
 
 
-class ClerkRepository(Repository[Clerk]):
-    model = Clerk
+class SampleClerkRepository(Repository[SampleClerk]):
+    model = SampleClerk
 """
 # Each module is imported in a separate process, which has only third-party modules.
 CHECK = """
@@ -102,7 +102,7 @@ for name in ["main", "cli", *names]:
             __import__(name)
             configure_mappers()
             if base := sys.modules.get("src.db.base"):
-                assert {"author", "book_label", "desk"} <= set(base.Base.metadata.tables)
+                assert {"sample_author", "sample_book_label", "sample_desk"} <= set(base.Base.metadata.tables)
         except BaseException as error:
             print(name, repr(error), file=sys.stderr, flush=True)
             os._exit(1)
@@ -123,7 +123,7 @@ def test_any_module_may_be_imported_first(tmp_path: Path) -> None:
         path = tmp_path / "src/db" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(_IMPORTS + text)
-    (tmp_path / "src/repositories/author.py").write_text(REPOSITORY)
+    (tmp_path / "src/repositories/sample_author.py").write_text(REPOSITORY)
 
     done = subprocess.run(
         [sys.executable, "-c", CHECK], cwd=tmp_path, capture_output=True, text=True, check=False

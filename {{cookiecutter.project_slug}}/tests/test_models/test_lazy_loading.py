@@ -15,21 +15,21 @@ METADATA = MetaData(naming_convention=NAMING_CONVENTION)
 TEMPORARY = {"prefixes": ["TEMPORARY"]}
 
 
-class Shelf(Base, UUIDMixin, TableNameMixin, TimestampMixin):
+class SampleShelf(Base, UUIDMixin, TableNameMixin, TimestampMixin):
     metadata = METADATA
     __table_args__ = TEMPORARY
     name: Mapped[str]
     notes: Mapped[str | None] = mapped_column(deferred=True)
-    boxes: Mapped[list["Box"]] = relationship(back_populates="shelf")
+    boxes: Mapped[list["SampleBox"]] = relationship(back_populates="shelf")
 
 
-class Box(Base, UUIDMixin, TableNameMixin, TimestampMixin):
+class SampleBox(Base, UUIDMixin, TableNameMixin, TimestampMixin):
     metadata = METADATA
     __table_args__ = TEMPORARY
     __mapper_args__ = {"confirm_deleted_rows": False}  # noqa: RUF012 - as SQLAlchemy declares it
     text: Mapped[str] = mapped_column(default="")
-    shelf_id: Mapped[UUID] = mapped_column(ForeignKey("shelf.id"))
-    shelf: Mapped[Shelf] = relationship(back_populates="boxes")
+    shelf_id: Mapped[UUID] = mapped_column(ForeignKey("sample_shelf.id"))
+    shelf: Mapped[SampleShelf] = relationship(back_populates="boxes")
 
 
 class BoxResponse(BaseModel):
@@ -43,30 +43,30 @@ class ShelfResponse(BaseModel):
 
 
 @pytest.fixture
-async def shelf(db: AsyncSession) -> Shelf:
+async def shelf(db: AsyncSession) -> SampleShelf:
     await (await db.connection()).run_sync(METADATA.create_all)
-    db.add(Shelf(name="A", boxes=[Box()]))
+    db.add(SampleShelf(name="A", boxes=[SampleBox()]))
     await db.flush()
     db.expunge_all()
-    return (await db.scalars(select(Shelf))).one()
+    return (await db.scalars(select(SampleShelf))).one()
 
 
-async def test_a_relationship(db: AsyncSession, shelf: Shelf) -> None:
-    with pytest.raises(ValidationError, match=r"\.options\(selectinload\(Shelf\.boxes\)\)"):
+async def test_a_relationship(db: AsyncSession, shelf: SampleShelf) -> None:
+    with pytest.raises(ValidationError, match=r"\.options\(selectinload\(SampleShelf\.boxes\)\)"):
         ShelfResponse.model_validate(shelf)
 
     await db.refresh(shelf, ["boxes"])
     assert len(ShelfResponse.model_validate(shelf).boxes) == 1
     db.expunge_all()
-    box = (await db.scalars(select(Box))).one()
-    with pytest.raises(NotLoadedError, match=r"^`Box\.shelf` is not loaded"):
+    box = (await db.scalars(select(SampleBox))).one()
+    with pytest.raises(NotLoadedError, match=r"^`SampleBox\.shelf` is not loaded"):
         _ = box.shelf
-    loaded = (await db.scalars(select(Shelf).options(selectinload(Shelf.boxes)))).one()
+    loaded = (await db.scalars(select(SampleShelf).options(selectinload(SampleShelf.boxes)))).one()
     assert loaded.boxes == [box]
     assert box.shelf is loaded
 
 
-async def test_a_deferred_or_expired_attribute(db: AsyncSession, shelf: Shelf) -> None:
+async def test_a_deferred_or_expired_attribute(db: AsyncSession, shelf: SampleShelf) -> None:
     with pytest.raises(NotLoadedError, match=r'db\.refresh\(entity, \["notes"\]\)'):
         _ = shelf.notes
     await db.refresh(shelf, ["notes"])
@@ -82,8 +82,10 @@ async def test_a_deferred_or_expired_attribute(db: AsyncSession, shelf: Shelf) -
     assert shelf.name == "A"
 
 
-async def test_server_values_are_loaded_after_each_flush(db: AsyncSession, shelf: Shelf) -> None:
-    (box,) = (await db.scalars(select(Box))).all()
+async def test_server_values_are_loaded_after_each_flush(
+    db: AsyncSession, shelf: SampleShelf
+) -> None:
+    (box,) = (await db.scalars(select(SampleBox))).all()
     box.text = shelf.name = "C"
 
     await db.flush()
