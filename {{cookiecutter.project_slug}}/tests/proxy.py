@@ -1,6 +1,8 @@
 """Proxies in front of a server, to simulate failures of the network and the server."""
 
 import asyncio
+import socket
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from ssl import SSLContext
@@ -20,15 +22,20 @@ class Proxy:
         self._tls = tls
         self._thawed = asyncio.Event()
         self.port = 0
+        self._reserved: socket.socket | None = None
 
     async def start(self) -> None:
         self._running = True
         self._thawed.set()
         self._tasks: set[asyncio.Task[None]] = set()
+        if not self._reserved:
+            # Bound until the end, so that no other process gets the port while the proxy is stopped.
+            self._reserved = _bound(0)
+            weakref.finalize(self, self._reserved.close)
+            self.port = self._reserved.getsockname()[1]
         self._server = await asyncio.start_server(
-            self._accept, "127.0.0.1", self.port, ssl=self._tls
+            self._accept, sock=_bound(self.port), ssl=self._tls
         )
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Refuse new connections and drop open ones, like a killed server."""
@@ -77,6 +84,15 @@ class Proxy:
                 writer.write(chunk)
                 await writer.drain()
         writer.close()
+
+
+def _bound(port: int) -> socket.socket:
+    """Return a socket that shares its port with others of this process, if the system allows it."""
+    bound = socket.socket()
+    option = getattr(socket, "SO_REUSEPORT", socket.SO_REUSEADDR)  # Windows has only the latter
+    bound.setsockopt(socket.SOL_SOCKET, option, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound
 
 
 class PostgresProxy(Proxy):
