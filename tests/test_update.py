@@ -130,8 +130,8 @@ def test_an_update_from_the_previous_release_keeps_local_edits(
     given = json.dumps({"project_slug": "desk"} | answers)
     terminal.cruft("create", released, "--no-input", "--extra-context", given)
     project = terminal.work / "desk"
-    readme, own = project / "README.md", project / "src/domain/price.py"
-    readme.write_text(readme.read_text("utf-8") + "\nOurs.\n", "utf-8")
+    ignored, own = project / ".gitignore", project / "src/domain/price.py"
+    ignored.write_text("/from-the-user/\n" + ignored.read_text("utf-8"), "utf-8")
     own.write_text("CURRENCY = 'EUR'\n", "utf-8")
     terminal.commit(project, "edit")
     replace_files(template, released)
@@ -142,7 +142,7 @@ def test_an_update_from_the_previous_release_keeps_local_edits(
     assert done.returncode == 0, done.stdout + done.stderr
     fresh = contents(bake(project_slug="desk", **answers).path)
     updated = contents(project)
-    fresh[Path("README.md")] += b"\nOurs.\n"
+    fresh[Path(".gitignore")] = b"/from-the-user/\n" + fresh[Path(".gitignore")]
     fresh[Path("src/domain/price.py")] = b"CURRENCY = 'EUR'\n"
     del updated[Path(".cruft.json")]
     assert updated == fresh
