@@ -46,8 +46,10 @@ async def test_a_connection_that_responds_is_kept(
 
 
 async def test_a_closed_connection_is_replaced_before_its_use(
-    app: FastAPI, db_proxy: PostgresProxy
+    app: FastAPI, db_proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The event loop may not have seen yet that the connection is closed.
+    monkeypatch.setattr(connection, "IDLE_CHECK_SECONDS", 0)
     async with open_database(db_proxy.url, pool_size=1) as database:
         client = connect(app, database)
         assert (await client.get(NOTES)).status_code == 200
