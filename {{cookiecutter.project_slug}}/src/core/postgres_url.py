@@ -15,43 +15,30 @@ _Value = str | tuple[str, ...]
 
 POOLER = "pgbouncer"  # the name of Prisma and Supabase
 SYSTEM = "system"  # a value of sslrootcert: the certificates of the operating system
-FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
-TLS = (
+FILES = ("sslrootcert", "sslcert", "sslkey")
+ASYNCPG = (  # asyncpg accepts these in its DSN
     *FILES,
     "sslmode",
     "sslnegotiation",
-    "sslpassword",
-    "ssl_min_protocol_version",
-    "ssl_max_protocol_version",
+    "target_session_attrs",
+    "application_name",
+    "options",
 )
-AUTHENTICATION = ("passfile", "krbsrvname", "gsslib")
-SERVER_SETTINGS = ("application_name", "options")
-SECONDS = ("connect_timeout", "command_timeout")
-KEEPALIVE = ("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count")
-TCP = (*KEEPALIVE, "tcp_user_timeout")
-_WITHOUT_SYSTEM = {*TLS} - {"sslrootcert", "sslmode", "sslnegotiation"}
+# Linux closes a connection if the peer does not acknowledge data or keepalive probes in time.
+TCP = {
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds
+}
+_NUMBERS = ("connect_timeout", "command_timeout", "prepared_statement_cache_size", *TCP)
 _CHOICES = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
-    "sslnegotiation": ("postgres", "direct"),
     "channel_binding": ("disable", "prefer", "require"),
-    "gssencmode": ("disable", "prefer"),
-    "target_session_attrs": (
-        "any",
-        "read-write",
-        "read-only",
-        "primary",
-        "standby",
-        "prefer-standby",
-    ),
     POOLER: ("true", "false"),
 }
-_OPTIONS = {
-    "host",
-    "port",
-    "prepared_statement_cache_size",
-    *(TLS + AUTHENTICATION + SERVER_SETTINGS + SECONDS + TCP),
-    *_CHOICES,
-}
+_OPTIONS = {"host", "port", *ASYNCPG, *_NUMBERS, *_CHOICES}
 _INSTEAD = {
     "connection_limit": "set DATABASE_POOL_SIZE",
     "pool_size": "set DATABASE_POOL_SIZE",
@@ -59,8 +46,8 @@ _INSTEAD = {
     "search_path": "write options=-c%20search_path=NAME",
     "statement_timeout": "write options=-c%20statement_timeout=MILLISECONDS",
 }
-_HOSTS = re.compile(
-    r"(?P<start>[^:/]+://(?:[^:/@]*(?::[^@]*)?@)?)(?P<hosts>[^/?@]+)(?P<end>(?:[/?].*)?)"
+_SEVERAL_HOSTS = re.compile(
+    r"(?P<start>[^:/]+://(?:[^:/@]*(?::[^@]*)?@)?)(?P<hosts>[^/?@]+,[^/?@]+)(?P<end>(?:[/?].*)?)"
 )
 _EXAMPLE = "must be a URL like postgresql://user:password@host:5432/app"
 
@@ -87,21 +74,19 @@ def parse(text: str) -> URL:
 
 
 def has_credentials(url: URL) -> bool:
-    """Whether the URL has a password, or another way to authenticate."""
-    return bool(url.password) or not url.query.keys().isdisjoint({*AUTHENTICATION, "sslcert"})
+    """Whether the URL has a password or a client certificate."""
+    return bool(url.password) or "sslcert" in url.query
 
 
 def _parse_hosts(text: str) -> URL:
     """Parse a URL that may have several hosts, or a percent-encoded path of a socket."""
-    parts = _HOSTS.fullmatch(text)
-    if not parts or not re.search(r",|%2f", parts["hosts"], re.IGNORECASE):
-        return make_url(text)
-    url = make_url(parts["start"] + parts["end"])
-    nodes = [make_url(f"postgresql://{node}") for node in parts["hosts"].split(",")]
-    if len(nodes) == 1:
-        host, port = unquote(str(nodes[0].host)), nodes[0].port or 5432
-        return url.update_query_dict({"host": host, "port": str(port)})
-    return url.update_query_dict({"host": [f"{node.host}:{node.port or 5432}" for node in nodes]})
+    if parts := _SEVERAL_HOSTS.fullmatch(text):
+        nodes = parts["hosts"].split(",")
+        hosts = [node if ":" in node else f"{node}:5432" for node in nodes]
+        return make_url(parts["start"] + parts["end"]).update_query_dict({"host": hosts})
+    url = make_url(text)
+    host, port = unquote(url.host or ""), str(url.port or 5432)
+    return url.update_query_dict({"host": host, "port": port}) if "/" in host else url
 
 
 def _parse_options(options: Mapping[str, _Value]) -> dict[str, _Value]:
@@ -116,14 +101,10 @@ def _parse_options(options: Mapping[str, _Value]) -> dict[str, _Value]:
     for name, allowed in _CHOICES.items():
         if found.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}")
-    for name in (*SECONDS, *TCP, "prepared_statement_cache_size"):
+    for name in _NUMBERS:
         if not str(found.get(name, "0")).isdecimal():
             raise ValueError(f"{name} must be a number")
-    found.pop("gssencmode", None)  # asyncpg does not encrypt with GSSAPI
-    found |= _certificates(found, binding=found.pop("channel_binding", None) == "require")
-    if found.get("sslrootcert") == SYSTEM and (extra := found.keys() & _WITHOUT_SYSTEM):
-        raise ValueError(f"{min(extra)} needs a file as sslrootcert")
-    return found
+    return found | _certificates(found, binding=found.pop("channel_binding", None) == "require")
 
 
 def _certificates(options: Mapping[str, object], *, binding: bool) -> dict[str, str]:
@@ -133,7 +114,7 @@ def _certificates(options: Mapping[str, object], *, binding: bool) -> dict[str, 
         name = "channel_binding=require" if binding else "sslrootcert"
         raise ValueError(f"{name} needs TLS: write sslmode=verify-full")
     if mode in {"verify-ca", "verify-full"}:
-        return {"sslrootcert": str(root or SYSTEM)}
+        return {} if root or "sslcert" in options else {"sslrootcert": SYSTEM}
     # asyncpg has no channel binding. A verified certificate stops the same attacks.
     if binding or root == SYSTEM:
         return {"sslmode": "verify-full", "sslrootcert": str(root or SYSTEM)}

@@ -20,14 +20,6 @@ COMMAND_TIMEOUT_SECONDS = 30
 IDLE_CHECK_SECONDS = 0.5
 PING_TIMEOUT_SECONDS = 1.0  # less than the limits of readiness checks
 CLOSE_TIMEOUT_SECONDS = 0.5
-# Linux closes a connection if the peer does not acknowledge data or keepalive probes in time.
-TCP_OPTIONS = {
-    "keepalives": 1,
-    "keepalives_idle": 30,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10_000,  # milliseconds
-}
 _NAMES = {  # of the operating system; macOS and Windows lack some
     "keepalives_idle": "TCP_KEEPIDLE",
     "keepalives_interval": "TCP_KEEPINTVL",
@@ -69,15 +61,16 @@ def split(url: URL) -> tuple[URL, dict[str, Any]]:
         path = options.get(name)
         if path and path != postgres_url.SYSTEM and not Path(path).is_file():
             raise DatabaseUnavailableError(f"DATABASE_URL: {name} is not a file: {path}")
+    dsn = urlencode({name: options[name] for name in postgres_url.ASYNCPG if name in options})
     arguments: dict[str, Any] = {
         "async_creator_fn": connect,
+        "dsn": f"postgresql:?{dsn}",
         "timeout": float(options.get("connect_timeout", CONNECT_TIMEOUT_SECONDS)) or None,
         "command_timeout": float(options.get("command_timeout", COMMAND_TIMEOUT_SECONDS)) or None,
-        "server_settings": _pick(options, postgres_url.SERVER_SETTINGS),
-        "tcp": TCP_OPTIONS | {k: int(v) for k, v in _pick(options, postgres_url.TCP).items()},
-        "target_session_attrs": options.get("target_session_attrs", "any"),
-        **_tls(options),
+        "tcp": {name: int(options.get(name, value)) for name, value in postgres_url.TCP.items()},
     }
+    if options.get("sslrootcert") == postgres_url.SYSTEM:
+        arguments["ssl"] = True
     size = options.get("prepared_statement_cache_size")
     if options.get(postgres_url.POOLER) == "true" or size == "0":
         # An unnamed statement is parsed and executed in one message, so by one server.
@@ -92,48 +85,16 @@ def split(url: URL) -> tuple[URL, dict[str, Any]]:
     return url.set(query=location), arguments
 
 
-def _tls(options: Mapping[str, str]) -> dict[str, Any]:
-    """Return the options that asyncpg only accepts in a DSN, or `ssl=True`."""
-    names = postgres_url.TLS + postgres_url.AUTHENTICATION
-    if options.get("sslrootcert") != postgres_url.SYSTEM:
-        return {"dsn": f"postgresql:?{urlencode(_pick(options, names))}"}
-    dsn = urlencode(_pick(options, ("sslnegotiation", *postgres_url.AUTHENTICATION)))
-    return {"dsn": f"postgresql:?{dsn}", "ssl": True}
-
-
-def _pick(options: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
-    return {name: options[name] for name in names if name in options}
-
-
-async def connect(*, tcp: Mapping[str, int] = TCP_OPTIONS, **options: Any) -> Connection:
-    """Connect with asyncpg to the first suitable host.
-
-    The timeout is for each host, as in libpq: the first one may not respond. Raises
-    DatabaseUnavailableError if no server can be reached.
-    """
-    hosts, ports = options.pop("host", None), options.pop("port", None)
-    several = isinstance(hosts, list)
-    nodes = list(zip(hosts, ports, strict=True)) if several else [(hosts, ports)]
-    wanted = options.pop("target_session_attrs", "any")
-    passes = ["standby", "any"] if several and wanted == "prefer-standby" else [wanted]
-    causes = []
-    for attributes in passes:
-        for host, port in nodes:
-            try:
-                connection: Connection = await asyncpg.connect(
-                    host=host,
-                    port=port,
-                    target_session_attrs=attributes,
-                    connection_class=Connection,
-                    **options,
-                )
-            except _ERRORS as error:
-                where = f"{host or 'localhost'}:{port or 5432}"
-                causes.append((f"PostgreSQL at {where} is unavailable: {_describe(error)}", error))
-            else:
-                _set_tcp_options(connection.socket, tcp)
-                return connection
-    raise DatabaseUnavailableError(". ".join(dict(causes))) from causes[-1][1]
+async def connect(*, tcp: Mapping[str, int], **options: Any) -> Connection:
+    """Raises DatabaseUnavailableError."""
+    try:
+        connection: Connection = await asyncpg.connect(connection_class=Connection, **options)
+    except _ERRORS as error:
+        where = f"{options.get('host', 'localhost')}:{options.get('port', 5432)}"
+        message = f"PostgreSQL at {where} is unavailable: {_describe(error)}"
+        raise DatabaseUnavailableError(message) from error
+    _set_tcp_options(connection.socket, tcp)
+    return connection
 
 
 def _describe(error: BaseException) -> str:
