@@ -99,7 +99,7 @@ def key_builder(
         return lambda _args, _kwargs, values: shorten(head + arguments.key(values))
     head = f"{prefix}:" if prefix else ""
     if callable(key):
-        return lambda args, kwargs, _values: shorten(head + arguments.call(key, args, kwargs))
+        return lambda args, kwargs, _values: shorten(head + key(*args, **kwargs))
     template = Template(key, arguments)
     return lambda _args, _kwargs, values: shorten(head + template.fill(values))
 

@@ -106,22 +106,13 @@ _ITERATORS = (AsyncIterator, Iterator)
 
 def check_function(function: Any, decorator: str) -> None:
     """Raises TypeError unless it is a function that is declared with `async def`."""
-    name = getattr(function, "__qualname__", None) or repr(function)
-    if isinstance(function, (classmethod, staticmethod)):
-        kind = type(function).__name__
-        raise TypeError(f"`{name}` has its decorators in the wrong order: write @{kind} first.")
-    if not inspect.isfunction(function):  # a partial or a bound method has arguments already
+    # A partial or a bound method is no function: it has arguments already.
+    if not (inspect.isfunction(function) and inspect.iscoroutinefunction(function)):
         raise TypeError(
-            f"{decorator} cannot decorate `{name}`. Decorate a function or method where it is"
-            " declared with `async def`."
+            f"{decorator} cannot decorate `{getattr(function, '__qualname__', function)}`. Decorate"
+            " a function or method where it is declared with `async def`, without `yield` and below"
+            " @classmethod or @staticmethod."
         )
-    if inspect.isasyncgenfunction(function):
-        raise TypeError(
-            f"`{name}` cannot use {decorator}: it is a generator, which can be read only once."
-            " Return a list instead."
-        )
-    if not inspect.iscoroutinefunction(function):
-        raise TypeError(f"`{name}` cannot use {decorator}: declare it with `async def`.")
 
 
 def codec_for(function: Callable[..., Any]) -> Codec[Any]:

@@ -22,7 +22,7 @@ from hashlib import blake2b
 from inspect import Parameter
 from secrets import token_hex
 from string import Formatter
-from types import FunctionType, ModuleType, UnionType
+from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from urllib.parse import quote
 from uuid import UUID
@@ -46,7 +46,6 @@ EXCLUDED_TYPES = (AsyncConnection, AsyncSession, CacheBackend, Database, Session
 REQUEST_TYPES = (BackgroundTasks, HTTPConnection, Response, SecurityScopes)
 _SCALARS = (str, bool, int, float, Decimal, UUID, date, time, timedelta)
 _CONTAINERS = (bytes, Enum, BaseModel, Mapping, AbstractSet, list, tuple)
-_STANDARD_MODULES = {"builtins", "datetime", "decimal", "uuid"}
 _needs_no_quoting = re.compile(r"[\w.@+/-]*", re.ASCII).fullmatch
 
 
@@ -56,8 +55,7 @@ def format_key_part(value: object, declared: object = None) -> str:
     text = format_value(value)
     if kind is declared or value is None or (declared is None and kind is str):
         return text
-    name = kind.__name__ if kind.__module__ in _STANDARD_MODULES else _quoted(_full_name(kind))
-    return f"{name}~{text}"
+    return f"{kind.__name__}~{text}"
 
 
 def format_value(value: object) -> str:
@@ -67,25 +65,19 @@ def format_value(value: object) -> str:
     if isinstance(value, Enum):
         return format_key_part(value.value)
     if isinstance(value, _SCALARS):
-        return _format_scalar(value)
+        return _quoted(str(value))
     if isinstance(value, bytes):
         return value.hex()
     if value is None:
         return "~"
-    parts = None if _is_opaque(value) else _format_members(value)
-    if parts is None:
+    parts = _format_members(value)
+    if parts is None or isinstance(value, REQUEST_TYPES):
         kind = type(value).__name__
         raise TypeError(
             f"A value of type `{kind}` cannot be part of a cache key. Pass `key=` to @cached, and"
             ' build the key from attributes of the value, for example `key="user:{user.id}"`.'
         )
     return "(" + "".join(f"{part}," for part in parts) + ")"
-
-
-def _is_opaque(kind_or_value: object) -> bool:
-    """Return whether its members do not identify it: a request, or a row of the ORM."""
-    kind = kind_or_value if isinstance(kind_or_value, type) else type(kind_or_value)
-    return issubclass(kind, REQUEST_TYPES) or hasattr(kind, "__mapper__")
 
 
 def _format_members(value: Any) -> list[str] | None:
@@ -97,15 +89,6 @@ def _format_members(value: Any) -> list[str] | None:
     if isinstance(value, AbstractSet):
         return sorted(map(format_key_part, value))
     return list(map(format_key_part, value)) if isinstance(value, (list, tuple)) else None
-
-
-def _format_scalar(value: object) -> str:
-    # A subclass may define a `__str__` that several values share, to hide a secret for example.
-    for kind, convert in ((str, str.__str__), (int, int.__repr__), (float, float.__repr__)):
-        if isinstance(value, kind) and type(value) is not bool:
-            return _quoted(convert(value))
-    zone = getattr(getattr(value, "tzinfo", None), "key", None)  # of a ZoneInfo
-    return _quoted(f"{value}[{zone}]" if zone else str(value))
 
 
 def _full_name(definition: Any) -> str:
@@ -132,43 +115,26 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
 def identity_of(function: Callable[..., Any]) -> str:
     """Return a name of the function that no other function has.
 
-    Functions that are defined in one place, `make(1)` and `make(2)`, differ by the variables that
-    they capture: by the value at the time of the decoration. If that value is mutable or an object,
-    each function has a different name, also in each process.
+    Nested functions, such as `make(1)` and `make(2)`, differ by the variables that they capture. If
+    one is an object, the name differs in each process.
     """
-    parts: list[str] = []
-    layer: Any = function
-    while layer is not None:
-        inner = getattr(layer, "__wrapped__", None)  # of another decorator
-        cells = getattr(layer, "__closure__", None) or ()
-        parts += [_captured(cell, is_wrapper=inner is not None) for cell in cells]
-        function, layer = layer, inner
     name = _full_name(function)
-    if "<locals>" in name:
-        parts.append(str(function.__code__.co_firstlineno))
-    return f"{name}~{digest(','.join(parts).encode())[:8]}" if any(parts) else name
+    if "<locals>" not in name:
+        return name
+    function = inspect.unwrap(function)
+    parts = [str(function.__code__.co_firstlineno), *map(_captured, function.__closure__ or ())]
+    return f"{name}~{digest(','.join(parts).encode())[:8]}"
 
 
-def _captured(cell: Any, *, is_wrapper: bool) -> str:
+def _captured(cell: Any) -> str:
     try:
         value = cell.cell_contents
     except ValueError:  # not assigned yet
         return ""
     if isinstance(value, EXCLUDED_TYPES):
         return ""
-    if _is_immutable(value):
-        return format_key_part(value)
-    if is_wrapper:
-        return ""
-    is_definition = isinstance(value, (FunctionType, ModuleType, type))
-    name = getattr(value, "__qualname__", value.__name__) if is_definition else "<locals>"
-    return token_hex(8) if "<locals>" in name else name
-
-
-def _is_immutable(value: object) -> bool:
-    if isinstance(value, (tuple, frozenset)):
-        return all(map(_is_immutable, value))
-    return isinstance(value, (*_SCALARS, bytes, Enum, type(None)))
+    is_plain = isinstance(value, (*_SCALARS, bytes, Enum, type(None)))
+    return format_key_part(value) if is_plain else token_hex(8)
 
 
 class Arguments:
@@ -207,18 +173,6 @@ class Arguments:
         bound.apply_defaults()
         return tuple(bound.arguments.values())
 
-    def call(self, key: Callable[..., str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """Call the `key` function of @cached with the same arguments, including defaults."""
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        text = key(*bound.args, **bound.kwargs)
-        if not isinstance(text, str):
-            raise TypeError(
-                f"The `key` function of `{self.name}` returned a value of type"
-                f" `{type(text).__name__}`. It must return a string."
-            )
-        return text
-
     def key(self, values: tuple[Any, ...]) -> str:
         """Return the part of the key that the arguments determine."""
         parts = []
@@ -256,12 +210,11 @@ class Arguments:
             if kind is None or inspect.isabstract(kind):
                 continue
             is_valid = is_dataclass(kind) or issubclass(kind, (*_SCALARS, *_CONTAINERS, type(None)))
-            if _is_opaque(kind) or not is_valid:
+            if not is_valid or issubclass(kind, REQUEST_TYPES):
                 raise TypeError(
                     f"The argument `{name}` of `{self.name}` cannot be part of a cache key, because"
                     f" its type is `{kind.__name__}`. Take what the value depends on as an argument"
-                    " instead, such as an id. Or pass `key=` to @cached, for example"
-                    ' `key="user:{user.id}"` or a function of the same arguments.'
+                    ' instead, such as an id, or pass `key=` to @cached: `key="user:{user.id}"`.'
                 )
 
 
@@ -293,7 +246,6 @@ def _base_type(annotation: Any) -> Any:
 
 
 _formatter = Formatter()
-_is_field = re.compile(r"\w+(\.\w+|\[[^\[\]]+\])*").fullmatch
 
 
 def parse_template(
@@ -303,13 +255,7 @@ def parse_template(
 
     `owner` is a function, a route or a model. Its `names` of this `kind` may be placeholders.
     """
-    try:
-        parsed = list(_formatter.parse(text))
-    except ValueError as error:
-        raise TypeError(
-            f"The template {text!r} of `{owner}` is invalid: {error}. Write placeholders like"
-            " `{user_id}`, and write every other brace twice."
-        ) from error
+    parsed = list(_formatter.parse(text))
     if any(spec or conversion for _, _, spec, conversion in parsed):
         raise TypeError(
             f"The template {text!r} of `{owner}` contains a format specification (`:`) or a"
@@ -317,8 +263,8 @@ def parse_template(
         )
     for _, field, _, _ in parsed:
         root = re.split(r"[.\[]", field or "", maxsplit=1)[0]
-        is_nested_argument = kind == "argument" and root in names and _is_field(field or "")
-        if field is not None and field not in names and not is_nested_argument:
+        name = root if kind == "argument" else field
+        if field is not None and name not in names:
             placeholder = "{" + field + "}"
             raise TypeError(
                 f"The template {text!r} contains `{placeholder}`, but `{owner}` has no such {kind}."
