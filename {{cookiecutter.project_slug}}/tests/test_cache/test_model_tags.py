@@ -29,7 +29,6 @@ METADATA = MetaData()
 class Shelf(Base, TableNameMixin):
     metadata = METADATA
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(default="")
 
 
 genres = Table(
@@ -49,9 +48,7 @@ class Volume(Base, TableNameMixin):
     metadata = METADATA
     __cache_tags__ = ("volumes", "volume:{id}", "shelf-volumes:{shelf_id}")
     id: Mapped[int] = mapped_column(primary_key=True)
-    shelf_id: Mapped[int] = mapped_column(
-        ForeignKey("shelf.id", ondelete="CASCADE", onupdate="CASCADE")
-    )
+    shelf_id: Mapped[int] = mapped_column(ForeignKey("shelf.id", ondelete="CASCADE"))
     title: Mapped[str] = mapped_column(default="")
     genres: Mapped[list[Genre]] = relationship(secondary=genres)
     pages: Mapped[list["Page"]] = relationship(cascade="all, delete-orphan", passive_deletes=True)
@@ -124,14 +121,6 @@ async def delete_row(db: AsyncSession) -> None:
     await db.delete(await db.get_one(Shelf, 1))
 
 
-async def change_key(db: AsyncSession) -> None:
-    (await db.get_one(Shelf, 1)).id = 2
-
-
-async def change_other_column(db: AsyncSession) -> None:
-    (await db.get_one(Shelf, 1)).name = "new"
-
-
 async def remove_orphan(db: AsyncSession) -> None:
     volume = await db.get_one(Volume, 1, options=[selectinload(Volume.pages)])
     volume.pages.clear()
@@ -154,7 +143,6 @@ ALL = {"volume 1", "page 1", "pages of 1", "loan 1"}
 PAGE = {"page 1", "pages of 1"}
 STATEMENTS: dict[str, tuple[Executable, set[str]]] = {
     "delete": (delete(Shelf), ALL),
-    "core delete": (delete(METADATA.tables["shelf"]), ALL),
     "update": (update(Page).values(volume_id=1), PAGE),
     "insert": (insert(Volume).values(id=2, shelf_id=1), {"volume 1"}),
     "text": (text("DELETE FROM page WHERE id = 1"), PAGE),
@@ -162,7 +150,6 @@ STATEMENTS: dict[str, tuple[Executable, set[str]]] = {
     "text that returns": (text("DELETE FROM page RETURNING id").columns(id=Integer), PAGE),
     "text that reads": (text("SELECT 1 FROM page FOR UPDATE"), set()),
     "association": (delete(genres), {"volume 1"}),
-    "delete of another table": (delete(Loan), {"loan 1"}),
 }
 
 
@@ -191,8 +178,6 @@ async def test_statement_in_autocommit_mode_invalidates(library: Database) -> No
     ("change", "expected"),
     [
         (delete_row, ALL),
-        (change_key, {"volume 1"}),
-        (change_other_column, set()),
         (remove_orphan, {"volume 1", *PAGE}),
         (move_page, {"volume 1", *PAGE}),
         (delete_genre, {"volume 1"}),
@@ -208,7 +193,7 @@ async def test_row_that_the_database_changes_is_invalidated(
 
 
 @pytest.mark.parametrize(
-    ("tags", "message"), [(("a:{typo}",), "no such column"), (("a:{",), "invalid"), ("a", "list")]
+    ("tags", "message"), [(("a:{typo}",), "no such column"), ("a", "must be a list")]
 )
 def test_invalid_tags_of_a_model_are_refused(tags: object, message: str) -> None:
     class Separate(DeclarativeBase):

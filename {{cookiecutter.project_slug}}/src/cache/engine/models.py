@@ -1,27 +1,24 @@
 """Cache tags of models: `__cache_tags__ = ("users", "user:{id}")`.
 
 A change of a row through the ORM invalidates the tags of its old and its new state after the commit,
-wherever a cache is open. A bulk statement such as `update(User)`, and a foreign key with an action
-such as `ON DELETE CASCADE`, do not report which rows they change. They invalidate the tags of all
-rows of the model, and so does SQL text that writes and names the table. Triggers need
-`invalidate()`.
+wherever a cache is open. A bulk statement such as `update(User)`, SQL text that writes and names
+the table, and `ON DELETE CASCADE` do not report which rows they change. They invalidate the tags of
+all rows of the model. Triggers and `ON UPDATE CASCADE` need `invalidate()`.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from string import Formatter
-from typing import Any, Literal
+from typing import Any
 
-from sqlalchemy import Delete, ForeignKey, TextClause, Update, UpdateBase, event, inspect, select
+from sqlalchemy import Delete, TextClause, UpdateBase, event, inspect, select
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
 from src.cache.engine.after_commit import invalidate_after_commit
 from src.cache.engine.cache import current_cache, tag_key
 from src.cache.engine.keys import check_strings, format_value, parse_template
 from src.db.base import Base
-
-Action = Literal["ondelete", "onupdate"]
 
 _parse = Formatter().parse
 # Not `SELECT ... FOR UPDATE`.
@@ -50,9 +47,6 @@ def _invalidate_old_tags(session: Session, _context: object, _instances: object)
         with session.no_autoflush:
             rows = chain(session.dirty, session.deleted)
             _invalidate(session, {tag for row in rows for tag in _tags(row, _stored_values(row))})
-            keys = _foreign_keys("onupdate")
-            changed = {key.column.table for key in keys if _has_changed(session.dirty, key)}
-            _invalidate_tables(session, _dependent_tables(changed, "onupdate"))
 
 
 def _invalidate_new_tags(session: Session, _context: object) -> None:
@@ -69,7 +63,7 @@ def _invalidate_deleted_row(session: Session, row: object) -> None:
     if current_cache() is not None:
         _invalidate(session, set(_tags(row, _loaded_values(row))))
         tables = set(inspect(row, raiseerr=True).mapper.tables)
-        _invalidate_tables(session, _dependent_tables(tables, "ondelete"))
+        _invalidate_tables(session, _dependent_tables(tables))
 
 
 def _invalidate_all_tags(execution: ORMExecuteState) -> None:
@@ -85,9 +79,7 @@ def _invalidate_all_tags(execution: ORMExecuteState) -> None:
         words = set(re.findall(r"\w+", statement.text.lower()))
         changed = {table for table in _all_tables() if table.name.lower() in words}
     if isinstance(statement, (Delete, TextClause)):
-        changed = changed | _dependent_tables(changed, "ondelete")
-    if isinstance(statement, (Update, TextClause)):
-        changed = changed | _dependent_tables(changed, "onupdate")
+        changed = changed | _dependent_tables(changed)
     _invalidate_tables(execution.session, changed)
 
 
@@ -105,16 +97,8 @@ def _invalidate_tables(session: Session, changed: set[Any]) -> None:
         )
     }
     tags = {tag for tag in templates if not _placeholders(tag)}
-    patterns = {tag_key(_pattern(tag)) for tag in templates - tags}
+    patterns = {tag_key(re.sub(r"{.*?}", "*", tag)) for tag in templates - tags}
     invalidate_after_commit(session, cache.invalidate, patterns, tags)
-
-
-def _pattern(template: str) -> str:
-    """Return a pattern for the tags of all rows."""
-    return "".join(
-        re.sub(r"([*?\[\]\\])", r"\\\1", literal) + ("*" if name else "")
-        for literal, name, _, _ in _parse(template)
-    )
 
 
 def _all_tables() -> list[Any]:
@@ -127,35 +111,19 @@ def _all_tables() -> list[Any]:
     ]
 
 
-def _foreign_keys(action: Action) -> list[ForeignKey]:
-    """Return the foreign keys with which PostgreSQL itself changes or deletes rows."""
-    return [
-        key
-        for table in _all_tables()
-        for key in table.foreign_keys
-        if (getattr(key, action) or "").upper().startswith(("CASCADE", "SET"))
-    ]
-
-
-def _dependent_tables(changed: set[Any], action: Action) -> set[Any]:
-    """Return the tables that refer to the changed ones with this action, directly or not."""
+def _dependent_tables(changed: set[Any]) -> set[Any]:
+    """Return the tables in which PostgreSQL changes rows when it deletes rows of the given ones."""
     found: set[Any] = set()
-    keys = _foreign_keys(action) if changed else []
     while changed:
-        changed = {key.parent.table for key in keys if any(map(key.references, changed))} - found
+        changed = {
+            table
+            for table in _all_tables()
+            for key in table.foreign_keys
+            if (key.ondelete or "").upper().startswith(("CASCADE", "SET"))
+            and any(map(key.references, changed))
+        } - found
         found |= changed
     return found
-
-
-def _has_changed(rows: Iterable[object], key: ForeignKey) -> bool:
-    """Return whether the column that the foreign key refers to has changed in one of the rows."""
-    for row in rows:
-        state = inspect(row, raiseerr=True)
-        if key.column.table in state.mapper.tables:
-            attribute = state.mapper.get_property_by_column(key.column).key
-            if state.attrs[attribute].history.has_changes():
-                return True
-    return False
 
 
 def _invalidate(session: Session, tags: set[str]) -> None:
