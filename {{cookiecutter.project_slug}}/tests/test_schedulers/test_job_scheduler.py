@@ -8,10 +8,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
-from apscheduler.triggers.interval import IntervalTrigger
 
 from src.core.config import Settings
 from src.db.session import Database
@@ -31,12 +29,12 @@ async def greet(name: str) -> None: ...
 def sync_job() -> None: ...
 
 
-def build(*jobs: Mapping[str, Any], zone: str = "UTC") -> AsyncIOScheduler:
+def build(*jobs: Mapping[str, Any]) -> AsyncIOScheduler:
     def setup(scheduler: AsyncIOScheduler) -> None:
         for options in jobs:
             scheduler.add_job(**{"func": job, "trigger": "interval", "hours": 1} | dict(options))
 
-    return build_scheduler(setup, timezone=ZoneInfo(zone))
+    return build_scheduler(setup)
 
 
 @pytest.mark.parametrize("replace_existing", [False, True])
@@ -59,23 +57,14 @@ async def test_two_jobs_with_one_id_fail_at_startup(
     ("options", "words"),
     [
         ({"func": sync_job}, "The job x must be an `async def`"),
-        ({"func": lambda: greet("Ann")}, "must be an `async def`"),
         ({"id": None}, "The job job needs an `id`"),
-        ({"id": ""}, "The job job needs an `id`"),
-        ({"id": 7}, "The job 7 is invalid: id must be"),
-        ({"id": "x" * 201}, "at most 200 printable"),
-        ({"id": "x\0"}, "at most 200 printable"),
+        ({"id": "x" * 201}, "needs an `id` of 1 to 200 characters"),
         ({"func": greet}, "not been supplied: name"),
-        ({"args": ["Ann"]}, "list of positional arguments is longer"),
-        ({"kwargs": {"nane": "Ann"}}, "does not accept the following keyword arguments: nane"),
-        ({"jobstore": "sqlalchemy"}, "cannot have a `jobstore`"),
         ({"executor": "processpool"}, "cannot have a `jobstore` or an `executor`"),
         ({"max_instances": 3}, "never overlaps itself"),
         ({"trigger": "crno"}, 'The job x is invalid: No trigger by the name "crno"'),
         ({"trigger": "cron"}, "unexpected keyword argument 'hours'"),
         ({"hours": 0}, "needs an interval"),
-        ({"hours": -1}, "needs an interval above zero"),
-        ({"trigger": crontab("0 9 * * *")}, "has hours in addition to a trigger object"),
     ],
 )
 def test_invalid_job_is_rejected(options: dict[str, Any], words: str) -> None:
@@ -87,14 +76,10 @@ def test_invalid_job_is_rejected(options: dict[str, Any], words: str) -> None:
     ("options", "words"),
     [
         ({}, "needs a `run_date`"),
-        ({"trigger": "date"}, "needs a `run_date`"),
-        ({"trigger": IntervalTrigger(hours=-1)}, "needs an interval above zero"),
         ({"trigger": "cron", "day_of_week": 1}, 'weekday "1"'),
-        ({"trigger": OrTrigger([crontab("0 9 1 * mon")])}, "cron needs one to match"),
         ({"trigger": crontab("0 9 1 * mon")}, 'day "1" and the weekday "mon"'),
         ({"trigger": "cron", "day_of_week": "mon#2"}, 'Unrecognized expression "mon#2"'),
         ({"trigger": "cron", "day_of_week": "mon-fri/2"}, "Unrecognized expression"),
-        ({"trigger": "cron", "month": "jan/2"}, "Unrecognized expression"),
         ({"trigger": "cron"}, "runs every second"),
         ({"trigger": "cron", "hour": 7, "timezone": "Berlin"}, "No time zone found"),
         ({"trigger": "cron", "hour": 25}, "The job x is invalid: .*maximum value"),
@@ -118,37 +103,24 @@ def test_weekday_number_is_rejected(weekday: str) -> None:
         CronTrigger(day_of_week=weekday)
 
 
-def test_weekday_names_mean_what_cron_means() -> None:
-    monday = datetime(2027, 3, 1, 9, tzinfo=UTC)
-    names = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
-
-    for number, name in enumerate(names):
-        assert ticks(crontab(f"0 9 * * {name}", timezone="UTC"), monday, 1) == [
-            monday + timedelta(days=number)
-        ]
-
-
 async def async_setup(scheduler: AsyncIOScheduler) -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("setup", "error", "words"),
+    ("setup", "words"),
     [
-        (async_setup, InvalidJobError, "must be a `def`"),
-        (lambda scheduler: scheduler.start(), InvalidJobError, "must not start the scheduler"),
-        (lambda scheduler: scheduler.add_listener(print), InvalidJobError, "Listeners"),
-        (lambda scheduler: scheduler.add_jobstore("memory"), ValueError, "already has a job store"),
-        (lambda _: 1 / 0, ZeroDivisionError, "division"),
+        (async_setup, "must be a `def`"),
+        (lambda scheduler: scheduler.start(), "must not start the scheduler"),
+        (lambda scheduler: scheduler.add_listener(print), "Listeners"),
     ],
 )
 async def test_invalid_setup_fails_at_startup(
     database: Database,
     settings: Settings,
     setup: Callable[[AsyncIOScheduler], None],
-    error: type[Exception],
     words: str,
 ) -> None:
-    with pytest.raises(error, match=words):
+    with pytest.raises(InvalidJobError, match=words):
         async with open_scheduler(settings, database, setup=setup):
             pass
 
@@ -201,24 +173,16 @@ def test_hourly_job_runs_every_hour_of_a_daylight_saving_change(jitter: int | No
         assert found == [day + timedelta(minutes=30, hours=n) for n in range(5)]
 
 
-@pytest.mark.parametrize("trigger", ["cron", CronTrigger], ids=["alias", "object"])
-def test_time_zone_is_the_setting_not_the_machines(
-    monkeypatch: pytest.MonkeyPatch, trigger: Any
-) -> None:
+def test_time_zone_is_the_setting_not_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "src.schedulers.engine.apscheduler_patches.get_settings",
         lambda: Settings(ENV="test", SCHEDULER_TIMEZONE=BERLIN),
     )
+    scheduler = build_scheduler(lambda _: None, timezone=ZoneInfo(BERLIN))
+    by_name = scheduler.add_job(job, "cron", hour=9, id="x").trigger
 
-    def setup(scheduler: AsyncIOScheduler) -> None:
-        if trigger == "cron":
-            scheduler.add_job(job, trigger, hour=9, id="x")
-        else:
-            scheduler.add_job(job, trigger(hour=9), id="x")
-
-    found = build_scheduler(setup, timezone=ZoneInfo(BERLIN)).get_job("x").trigger
-
-    assert ticks(found, datetime(2027, 7, 1, tzinfo=UTC), 1) == [
-        datetime(2027, 7, 1, 7, tzinfo=UTC)
-    ]
+    for trigger in (by_name, CronTrigger(hour=9)):
+        assert ticks(trigger, datetime(2027, 7, 1, tzinfo=UTC), 1) == [
+            datetime(2027, 7, 1, 7, tzinfo=UTC)
+        ]
     assert DateTrigger("2027-07-01 09:00:00").run_date.utcoffset() == timedelta(hours=2)

@@ -7,9 +7,7 @@ from typing import Any, NoReturn
 
 from apscheduler.job import Job
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
-from apscheduler.triggers.interval import IntervalTrigger
 
 MAX_ID_LENGTH = 200
 _SIGNATURE = inspect.signature(AsyncIOScheduler.add_job)
@@ -46,10 +44,8 @@ class JobScheduler(AsyncIOScheduler):  # type: ignore[misc]  # APScheduler has n
 
 
 def _problems(job: Job, given: Mapping[str, Any]) -> Iterator[str]:
-    if not given.get("id"):
-        yield "needs an `id`: pass one to add_job()"
-    if len(job.id) > MAX_ID_LENGTH or not job.id.isprintable():
-        yield f"needs an `id` of at most {MAX_ID_LENGTH} printable characters"
+    if not given.get("id") or len(job.id) > MAX_ID_LENGTH:
+        yield f"needs an `id` of 1 to {MAX_ID_LENGTH} characters: pass one to add_job()"
     if not inspect.iscoroutinefunction(job.func):
         yield "must be an `async def` function"
     if {given.get("jobstore", "default"), given.get("executor", "default")} != {"default"}:
@@ -57,21 +53,15 @@ def _problems(job: Job, given: Mapping[str, Any]) -> Iterator[str]:
     if getattr(job, "max_instances", 1) != 1:
         yield "never overlaps itself: leave out `max_instances`"
     trigger, arguments = given.get("trigger"), given.get("trigger_args", {})
-    if isinstance(trigger, BaseTrigger) and arguments:
-        yield f"has {', '.join(arguments)} in addition to a trigger object: pass them to it"
     if trigger in {None, "date"} and arguments.get("run_date") is None:
         yield 'needs a `run_date`, or the trigger "interval" or "cron"'
     if trigger == "interval" and not any(arguments.get(unit) for unit in _UNITS):
         yield "needs an interval, for example `hours=1`"
-    for each in getattr(job.trigger, "triggers", [job.trigger]):
-        yield from _trigger_problems(each)
+    if isinstance(job.trigger, CronTrigger):
+        yield from _cron_problems(job.trigger)
 
 
-def _trigger_problems(trigger: BaseTrigger) -> Iterator[str]:
-    if isinstance(trigger, IntervalTrigger) and trigger.interval_length <= 0:
-        yield "needs an interval above zero"
-    if not isinstance(trigger, CronTrigger):
-        return
+def _cron_problems(trigger: CronTrigger) -> Iterator[str]:
     fields = {field.name: field for field in trigger.fields}
     if all(field.is_default for field in trigger.fields):
         yield "needs a time, for example `hour=7`: without one it runs every second"
