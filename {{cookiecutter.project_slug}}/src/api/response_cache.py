@@ -264,11 +264,6 @@ class CachedPath:
             caller = policy.identity(HTTPConnection(scope))
             if caller is None:
                 return None
-            if not isinstance(caller, str):
-                raise TypeError(
-                    f"The `identity` of `{self.route.values.name}` returned a value of type"
-                    f" `{type(caller).__name__}`. It must return a string or None."
-                )
             key = f"{key}~{digest(caller.encode())}"  # a digest, because it may be a secret token
         elif any(name in CREDENTIAL_HEADERS for name, _ in scope["headers"]):
             return None

@@ -169,7 +169,6 @@ async def takes_body(body: Annotated[str, Body()]) -> None: ...
     ("options", "message"),
     [
         ({"tags": ["a:{typo}"]}, "no such path parameter"),
-        ({"tags": ["a:{"]}, "invalid"),
         ({"tags": ["a:{x.y}"]}, "no such path parameter"),
         ({"tags": "notes"}, "`tags` must be a list"),
         ({"vary": "X-Tenant"}, "`vary` must be a list"),
@@ -182,17 +181,12 @@ def test_unsafe_or_invalid_route_is_refused(options: dict[str, Any], message: st
         cached_router("/n/{x}", **options)
 
 
-async def test_identity_must_return_text(
-    fresh_app: FastAPI, client_for: Callable[[FastAPI], AsyncClient]
-) -> None:
+def test_identity_must_not_be_async() -> None:
     async def identity(_: object) -> str:
         return "a"
 
     with pytest.raises(TypeError, match="must not be `async`"):
         cached_router(identity=identity)
-    fresh_app.include_router(cached_router(identity=lambda _: 7))
-    async with client_for(fresh_app) as client:
-        assert (await client.get("/n")).status_code == 500
 
 
 def test_second_cached_response_and_one_of_a_router_are_refused() -> None:
