@@ -38,12 +38,6 @@ async def enqueue(db: AsyncSession, actor: Actor[P, R], *args: P.args, **kwargs:
     If the actor has `tracked=True`, this is also the task id. Raises TypeError if the arguments do
     not fit the actor or are not JSON, and ValueError if the message is larger than MAX_BYTES.
     """
-    given: tuple[object, object] = (db, actor)
-    if not (isinstance(given[0], AsyncSession) and isinstance(given[1], Actor)):
-        raise TypeError(
-            "Call enqueue(db, actor, ...) with a session and a function that has @dramatiq.actor,"
-            f" not with {db!r} and {actor!r}."
-        )
     return (await enqueue_messages(db, [actor.message(*args, **kwargs)]))[0]
 
 
@@ -82,10 +76,7 @@ def is_tracked(actor_name: str) -> bool:
 
 def _check(message: Message[Any]) -> None:
     """Raise the errors that a worker would otherwise raise later."""
-    broker = get_broker()
-    actor, name = broker.get_actor(message.actor_name), message.actor_name
-    if message.queue_name not in broker.get_declared_queues():
-        raise ValueError(f"No actor uses the queue {message.queue_name}: no worker would run it.")
+    name, actor = message.actor_name, get_broker().get_actor(message.actor_name)
     try:
         arguments = _signature(actor.fn).bind(*message.args, **message.kwargs).arguments
     except TypeError as error:
