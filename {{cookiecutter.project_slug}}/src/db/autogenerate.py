@@ -1,14 +1,13 @@
 """How Alembic compares the models with the database, for `--autogenerate` and `alembic check`."""
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from alembic.ddl.impl import ComparisonResult
 from alembic.ddl.postgresql import PostgresqlImpl
 from alembic.operations.ops import CreateTableOp, ExecuteSQLOp
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import CheckConstraint, Column, Connection, Enum, String, inspect, text
+from sqlalchemy import CheckConstraint, Connection, Enum, String, inspect, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.types import TypeEngine
 
 from src.db.base import Base
 
@@ -52,25 +51,21 @@ def _parse(connection: Connection, table: str, condition: str) -> str:
         savepoint.rollback()
 
 
-def _compare_type(
-    _context: MigrationContext,
-    _stored_column: Column[Any],
-    _column: Column[Any],
-    stored: TypeEngine[Any],
-    wanted: TypeEngine[Any],
-) -> bool | None:
+def _compare_type(*arguments: Any) -> bool | None:
     """Let a text column that is long enough for its enum be as it is."""
-    if not isinstance(wanted, Enum) or wanted.native_enum:
-        return None
-    if isinstance(stored, Enum) or not isinstance(stored, String):
+    stored, wanted = arguments[-2:]
+    if not _is_text_enum(wanted) or isinstance(stored, Enum) or not isinstance(stored, String):
         return None
     return stored.length is not None and stored.length < max(map(len, wanted.enums))
 
 
+def _is_text_enum(kind: object) -> TypeGuard[Enum]:
+    return isinstance(kind, Enum) and not kind.native_enum
+
+
 def _render_type(kind: str, element: object, _context: object) -> str | Literal[False]:
     """Write a text enum as the text column that it is. Its values are in the CHECK."""
-    is_text = kind == "type" and isinstance(element, Enum) and not element.native_enum
-    return "sa.String()" if is_text else False
+    return "sa.String()" if kind == "type" and _is_text_enum(element) else False
 
 
 def _include_name(name: str | None, kind: str, _parents: object) -> bool:

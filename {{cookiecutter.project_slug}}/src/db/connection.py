@@ -91,17 +91,10 @@ async def connect(*, tcp: Mapping[str, int], **options: Any) -> Connection:
         connection: Connection = await asyncpg.connect(connection_class=Connection, **options)
     except _ERRORS as error:
         where = f"{options.get('host', 'localhost')}:{options.get('port', 5432)}"
-        message = f"PostgreSQL at {where} is unavailable: {_describe(error)}"
-        raise DatabaseUnavailableError(message) from error
+        reason = str(error) or "no response in time"
+        raise DatabaseUnavailableError(f"PostgreSQL at {where} is unavailable: {reason}") from error
     _set_tcp_options(connection.socket, tcp)
     return connection
-
-
-def _describe(error: BaseException) -> str:
-    text = str(error) or "no response in time"
-    if "unsupported startup parameter" in text:
-        text += ". The pooler refuses this option: set it with ALTER ROLE ... SET instead"
-    return text
 
 
 def _set_tcp_options(connected: socket.socket, values: Mapping[str, int]) -> None:
