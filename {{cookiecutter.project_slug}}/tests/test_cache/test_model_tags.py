@@ -68,35 +68,26 @@ class Loan(Base, TableNameMixin):
     volume_id: Mapped[int | None] = mapped_column(ForeignKey("volume.id", ondelete="SET NULL"))
 
 
-reads: list[str] = []
+reads: set[str] = set()
 
 
-@cached(tags=["volume:{key}", "volumes", "shelf-volumes:1"])
-async def read_volume(key: int) -> None:
-    reads.append(f"volume {key}")
+@cached(tags=["volume:1", "volumes", "shelf-volumes:1"])
+async def read_volume() -> None:
+    reads.add("volume")
 
 
-@cached(tags=["page:{key}"])
-async def read_page(key: int) -> None:
-    reads.append(f"page {key}")
-
-
-@cached(tags=["volume-pages:{key}"])
-async def read_pages_of_volume(key: int) -> None:
-    reads.append(f"pages of {key}")
-
-
-@cached(tags=["loan:{key}"])
-async def read_loan(key: int) -> None:
-    reads.append(f"loan {key}")
+@cached(tags=["{kind}:1"])
+async def read(kind: str) -> None:
+    reads.add(kind)
 
 
 async def invalidated() -> set[str]:
     """Return what the cache no longer has."""
     reads.clear()
-    for read in (read_volume, read_page, read_pages_of_volume, read_loan):
-        await read(1)
-    return set(reads)
+    await read_volume()
+    for kind in ("page", "volume-pages", "loan"):
+        await read(kind)
+    return {*reads}
 
 
 @pytest.fixture
@@ -139,17 +130,17 @@ async def upsert(db: AsyncSession) -> None:
     await db.execute(row.on_conflict_do_update(index_elements=["id"], set_={"title": "new"}))
 
 
-ALL = {"volume 1", "page 1", "pages of 1", "loan 1"}
-PAGE = {"page 1", "pages of 1"}
+ALL = {"volume", "page", "volume-pages", "loan"}
+PAGE = {"page", "volume-pages"}
 STATEMENTS: dict[str, tuple[Executable, set[str]]] = {
     "delete": (delete(Shelf), ALL),
     "update": (update(Page).values(volume_id=1), PAGE),
-    "insert": (insert(Volume).values(id=2, shelf_id=1), {"volume 1"}),
+    "insert": (insert(Volume).values(id=2, shelf_id=1), {"volume"}),
     "text": (text("DELETE FROM page WHERE id = 1"), PAGE),
     "text with cascade": (text("delete from shelf"), ALL),
     "text that returns": (text("DELETE FROM page RETURNING id").columns(id=Integer), PAGE),
     "text that reads": (text("SELECT 1 FROM page FOR UPDATE"), set()),
-    "association": (delete(genres), {"volume 1"}),
+    "association": (delete(genres), {"volume"}),
 }
 
 
@@ -178,10 +169,10 @@ async def test_statement_in_autocommit_mode_invalidates(library: Database) -> No
     ("change", "expected"),
     [
         (delete_row, ALL),
-        (remove_orphan, {"volume 1", *PAGE}),
-        (move_page, {"volume 1", *PAGE}),
-        (delete_genre, {"volume 1"}),
-        (upsert, {"volume 1"}),
+        (remove_orphan, {"volume", *PAGE}),
+        (move_page, {"volume", *PAGE}),
+        (delete_genre, {"volume"}),
+        (upsert, {"volume"}),
     ],
 )
 async def test_row_that_the_database_changes_is_invalidated(
