@@ -70,8 +70,8 @@ def format_value(value: object) -> str:
         return value.hex()
     if value is None:
         return "~"
-    parts = _format_members(value)
-    if parts is None or isinstance(value, REQUEST_TYPES):
+    parts = None if isinstance(value, REQUEST_TYPES) else _format_members(value)
+    if parts is None:
         kind = type(value).__name__
         raise TypeError(
             f"A value of type `{kind}` cannot be part of a cache key. Pass `key=` to @cached, and"
