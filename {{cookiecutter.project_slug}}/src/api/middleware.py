@@ -1,13 +1,11 @@
 """Plain ASGI middleware. Each `BaseHTTPMiddleware` of Starlette would halve the throughput."""
 
-from contextlib import suppress
 from http import HTTPStatus
 
 import structlog
 from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware, RequestBodyLimitResponder
-from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -75,7 +73,7 @@ class _BodyLimit(RequestBodyLimitResponder):
 
 
 class HeadMiddleware:
-    """Respond to HEAD as to GET, without the body, unless a route declares HEAD."""
+    """Respond to HEAD as to GET, unless a route declares HEAD. The server removes the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -85,25 +83,12 @@ class HeadMiddleware:
             await self.app(scope, receive, send)
             return
         as_get = {**scope, "method": "GET"}
-        started = False
 
         async def send_head(message: Message) -> None:
-            nonlocal started
-            if started:
-                if message.get("more_body"):
-                    raise _HeadSentError  # ends a stream, as if the client had disconnected
-                return
-            started = True
             scope.update(as_get, method="HEAD")  # for the metrics: the route
             await send(message)
-            await send({"type": "http.response.body"})
 
-        with suppress(_HeadSentError, ClientDisconnect):
-            await self.app(as_get, receive, send_head)
-
-
-class _HeadSentError(OSError):
-    """Starlette handles an OSError like a disconnected client."""
+        await self.app(as_get, receive, send_head)
 
 
 def _declares_head(scope: Scope) -> bool:

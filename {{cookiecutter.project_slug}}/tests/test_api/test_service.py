@@ -1,15 +1,13 @@
 """Probes, metrics, headers, API keys and OpenAPI."""
 
-import asyncio
 import re
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Form, UploadFile
-from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import PlainTextResponse, Response
 from fastapi.security import OAuth2PasswordRequestForm
 from fastapi.staticfiles import StaticFiles
 from httpx import AsyncClient
@@ -259,21 +257,6 @@ class TestHead:
         for name in get.headers.keys() - differ:
             assert head.headers[name] == get.headers[name]
         assert path == "/metrics" or head.headers["content-length"] == str(len(get.content))
-
-    async def test_stream_ends_after_its_headers(
-        self, fresh_app: FastAPI, database: Database
-    ) -> None:
-        async def chunks() -> AsyncGenerator[bytes]:
-            await asyncio.Event().wait()
-            yield b"never"
-
-        @fresh_app.get("/stream")
-        async def stream() -> StreamingResponse:
-            return StreamingResponse(chunks())
-
-        response = await connect(fresh_app, database).head("/stream")
-
-        assert (response.status_code, response.content) == (200, b"")
 
     async def test_declared_head_is_used(self, fresh_app: FastAPI, database: Database) -> None:
         fresh_app.get("/both")(lambda: "get")
