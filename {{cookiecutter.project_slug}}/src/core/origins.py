@@ -1,15 +1,12 @@
 """Origins of web pages, as in `CORS_ORIGINS`: `https://app.example.com`, `https://*.example.com`."""
 
 import re
-from urllib.parse import urlsplit
+
+from pydantic import AnyUrl, ValidationError
 
 ANY = "*"
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-_HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
-_FORMAT = (
-    "is not an origin. Write a scheme and a host, such as https://app.example.com,"
-    " http://localhost:3000 or https://*.example.com, and separate origins with commas"
-)
+# The host of `https://*.com` is refused: it would allow every site of a top-level domain.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([^*/?#@]+|\*\.localhost(:\d+)?|\*(\.[^*/?#@.]+){2,})")
 
 
 def normalize(origins: list[str]) -> list[str]:
@@ -30,22 +27,13 @@ def _normalize(origin: str) -> str:
     if origin == ANY:
         return origin
     try:
-        url = urlsplit(origin)
-        host = (url.hostname or "").encode("idna").decode()
-        port = url.port
-    except ValueError:
-        raise ValueError(_error(origin, _FORMAT)) from None
-    if ":" in host:
-        host = f"[{host}]"
-    if not url.scheme or "@" in url.netloc or not _HOST.fullmatch(host):
-        raise ValueError(_error(origin, _FORMAT))
-    if url.path.strip("/") or url.query or url.fragment:
-        raise ValueError(_error(origin, "must not have a path: an origin ends after host and port"))
-    if host.startswith("*.") and "." not in host.removeprefix("*.") and host != "*.localhost":
-        raise ValueError(_error(origin, "would allow every site of a top-level domain"))
-    is_default = port is None or port == _DEFAULT_PORTS.get(url.scheme)
-    return f"{url.scheme}://{host}" + ("" if is_default else f":{port}")
-
-
-def _error(origin: str, problem: str) -> str:
-    return f"'{'…' if '@' in origin else origin}' {problem}"
+        normal = str(AnyUrl(origin)).removesuffix("/")
+    except ValidationError:
+        normal = ""
+    if not _ORIGIN.fullmatch(normal):
+        raise ValueError(
+            f"'{origin.rpartition('@')[2]}' is not an origin. Write a scheme and a host without a"
+            " path, such as https://app.example.com, http://localhost:3000 or"
+            " https://*.example.com, and separate origins with commas"
+        )
+    return normal
