@@ -82,15 +82,6 @@ def _clean(value: object) -> object:
     return value
 
 
-def _refuse_service_link(value: object) -> object:
-    if isinstance(value, str) and value.startswith(("tcp://", "udp://")):
-        raise ValueError(
-            f"{value} is a service link of Kubernetes or Docker, not a port: set"
-            " `enableServiceLinks: false` in the pod's spec, or set this variable to a number"
-        )
-    return value
-
-
 def _checked_by(parse: Callable[[str], object]) -> AfterValidator:
     def check(secret: SecretStr) -> SecretStr:
         parse(secret.get_secret_value())
@@ -99,7 +90,7 @@ def _checked_by(parse: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
-Port = Annotated[int, BeforeValidator(_refuse_service_link), Field(ge=0, le=65535)]
+Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class InvalidSettingsError(SystemExit):
@@ -205,14 +196,12 @@ class Settings(BaseSettings):
     @classmethod
     def _clean_values(cls, values: dict[str, Any]) -> dict[str, Any]:
         values = {name: _clean(value) for name, value in values.items()}
-        values = {name: value for name, value in values.items() if value != ""}
-        if "DATABASE_URL" in values:  # then a service link in this variable is not used
-            values.pop("POSTGRES_PORT", None)
-        # % if cookiecutter.__redis
-        if "REDIS_URL" in values:
-            values.pop("REDIS_PORT", None)
-        # % endif
-        return values
+        return {
+            name: value
+            for name, value in values.items()
+            # Kubernetes sets POSTGRES_PORT=tcp://10.0.0.7:5432 for a service named `postgres`.
+            if value != "" and not (name.endswith("_PORT") and str(value).startswith("tcp://"))
+        }
 
     # % if cookiecutter.__queue_redis
     @model_validator(mode="after")
@@ -292,14 +281,7 @@ class Settings(BaseSettings):
     @cached_property
     def database_url(self) -> URL:
         """`DATABASE_URL`, or the URL of `POSTGRES_HOST` and the other parts, for asyncpg."""
-        url = self._server_url
-        return url.update_query_dict({postgres_url.POOLER: "true"}) if self.DATABASE_POOLER else url
-
-    @property
-    def _server_url(self) -> URL:
-        if self.DATABASE_URL is not None:
-            return postgres_url.parse(self.DATABASE_URL.get_secret_value())
-        return URL.create(
+        url = URL.create(
             "postgresql+asyncpg",
             username=self.POSTGRES_USER,
             password=self.POSTGRES_PASSWORD.get_secret_value(),
@@ -307,6 +289,9 @@ class Settings(BaseSettings):
             port=self.POSTGRES_PORT,
             database=self.POSTGRES_DB,
         )
+        if self.DATABASE_URL is not None:
+            url = postgres_url.parse(self.DATABASE_URL.get_secret_value())
+        return url.update_query_dict({postgres_url.POOLER: "true"}) if self.DATABASE_POOLER else url
 
 
 def load_settings(*, dev_server: bool = True) -> Settings:

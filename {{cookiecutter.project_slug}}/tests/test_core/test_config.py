@@ -137,15 +137,10 @@ class TestValues:
         with pytest.raises(InvalidSettingsError, match="Save it as UTF-8"):
             load_settings()
 
-    def test_service_links_of_kubernetes_are_refused_unless_a_url_replaces_them(
-        self, env: pytest.MonkeyPatch
-    ) -> None:
+    def test_service_links_of_kubernetes_are_ignored(self, env: pytest.MonkeyPatch) -> None:
         env.setenv("POSTGRES_PORT", "tcp://10.0.0.7:5432")
 
-        with pytest.raises(InvalidSettingsError, match=r"POSTGRES_PORT: .*`enableServiceLinks"):
-            load_settings()
-        env.setenv("DATABASE_URL", "postgresql://me:secret@db/shop")
-        assert load_settings().database_url.host == "db"
+        assert not load_settings().is_set("POSTGRES_PORT")
 
     @pytest.mark.parametrize(
         ("name", "value"),
