@@ -42,13 +42,9 @@ _SILENCED = (
     "uvicorn.access",
     "watchfiles.main",
 )
-# Names that every line has. A field of the same name gets an underscore.
-_RESERVED = ("event", "level", "logger", "timestamp")
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic", "sqlalchemy.engine")
 # What the standard library and uvicorn add to each record.
-_NO_EXTRA = frozenset(logging.makeLogRecord({}).__dict__) | {
-    *("asctime", "color_message", "message", "taskName"),
-}
+_NO_EXTRA = {*logging.makeLogRecord({}).__dict__, "asctime", "color_message", "message"}
 
 
 def configure_logging(settings: Settings) -> None:
@@ -56,10 +52,11 @@ def configure_logging(settings: Settings) -> None:
     is_text = settings.ENV in {"development", "test"}
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _rename_reserved,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_text else "iso", utc=not is_text),
-        structlog.processors.StackInfoRenderer(),
+        structlog.processors.StackInfoRenderer(additional_ignores=["logging"]),
         _add_origin,
         _mask_secrets,
     ]
@@ -67,7 +64,6 @@ def configure_logging(settings: Settings) -> None:
         processors=[
             structlog.stdlib.filter_by_level,
             structlog.stdlib.PositionalArgumentsFormatter(),
-            _rename_reserved,
             *shared,
             ProcessorFormatter.wrap_for_formatter,
         ],
@@ -135,7 +131,8 @@ def _adopt_library_loggers() -> None:
 
 
 def _rename_reserved(_logger: object, _method: str, event: EventDict) -> EventDict:
-    for name in _RESERVED[1:]:
+    """Add an underscore to fields with a name that each line has."""
+    for name in ("level", "logger", "timestamp"):
         if name in event:
             event[f"{name}_"] = event.pop(name)
     return event
@@ -145,9 +142,7 @@ def _add_extra(_logger: object, _method: str, event: EventDict) -> EventDict:
     """Add the fields of `logging.info(..., extra={...})`."""
     for name, value in event["_record"].__dict__.items():
         if name not in _NO_EXTRA:
-            event[f"{name}_" if name in _RESERVED else name] = value
-    if "stack_info" in event:  # text, while structlog has a flag
-        event["stack"] = event.pop("stack_info")
+            event["event_" if name == "event" else name] = value
     return event
 
 
