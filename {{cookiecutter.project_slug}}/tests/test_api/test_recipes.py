@@ -45,11 +45,13 @@ def client(fresh_app: FastAPI, committing_database: Database) -> AsyncClient:
 
 
 @pytest.mark.usefixtures("sessions")
-async def test_work_after_the_response_writes(
-    client: AsyncClient, committing_database: Database
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "key"}], ids=["plain", "keyed"])
+@pytest.mark.parametrize("path", ["later", "audited"])
+async def test_work_after_the_endpoint_writes(
+    client: AsyncClient, committing_database: Database, path: str, headers: dict[str, str]
 ) -> None:
-    assert (await client.post("/recipes/later")).status_code == 200
-    assert await texts(committing_database) == ["later"]
+    assert (await client.post(f"/recipes/{path}", headers=headers)).status_code == 200
+    assert await texts(committing_database) == [path]
 
 
 @pytest.mark.usefixtures("sessions")
@@ -65,14 +67,6 @@ async def test_caught_error_and_stream(client: AsyncClient) -> None:
         "one",
         "two",
     ]
-
-
-@pytest.mark.usefixtures("sessions")
-async def test_dependency_with_yield_writes(
-    client: AsyncClient, committing_database: Database
-) -> None:
-    assert (await client.post("/recipes/audited")).status_code == 200
-    assert await texts(committing_database) == ["audited"]
 
 
 async def test_script_writes(

@@ -264,12 +264,6 @@ class TestHead:
 
         assert (await connect(fresh_app, database).head("/both")).status_code == 202
 
-    async def test_other_methods_are_not_changed(self, client: AsyncClient) -> None:
-        patch, options = await client.patch(NOTES), await client.options(NOTES)
-
-        assert (patch.status_code, options.status_code) == (405, 405)
-        assert patch.headers["allow"] == options.headers["allow"] == "GET, HEAD, POST"
-
 
 class TestMetrics:
     @pytest.mark.parametrize(
