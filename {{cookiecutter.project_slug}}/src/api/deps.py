@@ -114,9 +114,7 @@ async def get_read_session(connection: HTTPConnection) -> AsyncGenerator[ReadOnl
 ReadSession = Annotated[ReadOnlyAsyncSession, Depends(get_read_session, scope="function")]
 
 
-async def get_stream_session(
-    connection: HTTPConnection,
-) -> AsyncGenerator[StreamingAsyncSession]:
+async def get_stream_session(connection: HTTPConnection) -> AsyncGenerator[StreamingAsyncSession]:
     """Open a session to stream a response from. It holds a connection until the response ends."""
     session = _state_of(connection)["database"].streams()
     try:

@@ -6,7 +6,6 @@ An environment variable overrides the same name in `.env`; an option of `cli.py`
 
 import json
 import os
-import string
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
@@ -56,7 +55,6 @@ SECRETS_DIR = Path("/run/secrets")
 
 _DEFAULT_PASSWORD = "postgres"  # noqa: S105 - the default that production refuses
 _SHORTEST_API_KEY = 16
-_AROUND_VALUES = string.whitespace + "\ufeff"  # the byte order mark of Windows editors
 
 
 def _split(value: object) -> object:
@@ -75,7 +73,7 @@ def _clean(value: object) -> object:
     """Remove what `--env-file`, mounted secrets and editors leave around a value."""
     if not isinstance(value, str):
         return value
-    value = value.strip(_AROUND_VALUES)
+    value = value.strip()
     quote, inner = value[:1], value[1:-1]
     if quote in {'"', "'"} and value == quote + inner + quote and quote not in inner:
         return inner

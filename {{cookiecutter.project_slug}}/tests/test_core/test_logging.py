@@ -152,21 +152,6 @@ def test_any_value_can_be_logged(capsys: Captured, production: Settings) -> None
     assert (line["seen"], line["path"]) == ("{1}", "x")
 
 
-def test_exceptions_have_their_cause(capsys: Captured, production: Settings) -> None:
-    configure_logging(production)
-    try:
-        try:
-            raise_for(1)
-        except ValueError as error:
-            raise RuntimeError("effect") from error
-    except RuntimeError as error:
-        logging.getLogger("x").exception("failed")
-        logging.getLogger("x").warning("failed", exc_info=error)
-
-    for line in lines(capsys):
-        assert [each["exc_type"] for each in line["exception"]] == ["RuntimeError", "ValueError"]
-
-
 def test_warnings_are_logged(capsys: Captured, production: Settings) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("default")
