@@ -56,11 +56,6 @@ class NaiveDatetimeError(ValueError):
 
     sqlstate = "22007"  # invalid_datetime_format
 
-    def __init__(self) -> None:
-        super().__init__(
-            "A datetime has no UTC offset: use `datetime.now(UTC)`, and `AwareDatetime` in schemas."
-        )
-
 
 class ReadOnlySessionError(Exception):
     """A read-only session has changes to write."""
@@ -88,7 +83,6 @@ _FAILED = (
     "A statement of this transaction failed, so PostgreSQL can only roll it back. Run a statement "
     "whose error you catch in `async with db.begin_nested():`."
 )
-_NO_STREAM = "This session cannot stream. Use `StreamSession`."
 ROWS_PER_FETCH = 500
 
 
@@ -147,7 +141,8 @@ class ReadOnlyAsyncSession(AsyncSession):
     sync_session_class = ReadOnlySession
 
     async def stream(self, *_: Any, **__: Any) -> AsyncResult[Any]:
-        raise SessionUseError(_NO_STREAM)  # a cursor needs a transaction
+        # A cursor needs a transaction.
+        raise SessionUseError("This session cannot stream. Use `StreamSession`.")
 
 
 class StreamingAsyncSession(ReadOnlyAsyncSession):
@@ -274,7 +269,9 @@ class _AwareDateTime(AsyncpgDateTime):
 
 def _require_offset(value: Any) -> Any:
     if isinstance(value, datetime) and value.tzinfo is None:
-        raise NaiveDatetimeError
+        raise NaiveDatetimeError(
+            "A datetime has no UTC offset: use `datetime.now(UTC)`, and `AwareDatetime` in schemas."
+        )
     return value
 
 
@@ -293,7 +290,8 @@ def _note_failure(context: ExceptionContext) -> None:
     error = context.original_exception.__cause__
     is_from_server = getattr(error, "severity", None) is not None  # the driver refuses values too
     if connection is not None and is_from_server and not context.is_disconnect:
-        connection.info[_FAILED_KEY] = not _is_autocommit(connection)
+        level = connection.get_execution_options().get("isolation_level")
+        connection.info[_FAILED_KEY] = level != "AUTOCOMMIT"
 
 
 def _forget_failure(connection: Connection, *_: object) -> None:
@@ -314,10 +312,6 @@ def _wait_until_idle(connection: Connection) -> None:
 def _check_failure(connection: Connection) -> None:
     if connection.info.get(_FAILED_KEY):
         raise SessionUseError(_FAILED)
-
-
-def _is_autocommit(connection: Connection) -> bool:
-    return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
 
 
 def create_engine(url: URL, **options: Any) -> AsyncEngine:
