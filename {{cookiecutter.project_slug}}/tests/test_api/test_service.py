@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Form, UploadFile
+from fastapi import APIRouter, FastAPI, Form, UploadFile
 from fastapi.responses import PlainTextResponse, Response
-from fastapi.security import OAuth2PasswordRequestForm
 from fastapi.staticfiles import StaticFiles
 from httpx import AsyncClient
 from pydantic import ByteSize, SecretStr
@@ -213,10 +212,6 @@ class TestUploads:
         async def upload(file: UploadFile, label: Annotated[str, Form()]) -> tuple[str, int]:
             return label, len(await file.read())
 
-        @app.post("/token")
-        async def token(form: Annotated[OAuth2PasswordRequestForm, Depends()]) -> str:
-            return form.username
-
         app.include_router(router, prefix="/v1")
         return connect(app, database, settings)
 
@@ -237,13 +232,6 @@ class TestUploads:
         else:
             assert response.headers["content-type"] == "application/problem+json"
             assert "4096" in response.json()["detail"]
-
-    async def test_forms_have_the_limit_of_the_setting(self, small: AsyncClient) -> None:
-        form = {"username": "me", "password": "x"}
-
-        assert (await small.post("/token", data=form)).json() == "me"
-        too_large = await small.post("/token", data={**form, "scope": "x" * 1024})
-        assert (too_large.status_code, too_large.json()["status"]) == (413, 413)
 
 
 class TestHead:
