@@ -12,20 +12,11 @@ policy has an `identity`.
 """
 
 import inspect
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import Depends, Request, Response
@@ -66,7 +57,6 @@ _NOT_ON_A_CACHED_ROUTE = (
 )
 # These dependencies read only the `state` of the request, which does not depend on the caller.
 _STATE_ONLY_DEPENDENCIES = (get_app_settings, get_cache, get_database, get_read_session)
-_GENERATORS = (AsyncGenerator, AsyncIterator, Generator, Iterator)
 _BYPASS_HEADERS = [(b"cache-control", b"private, no-cache")]
 _HEADERS_OF_304 = frozenset({b"cache-control", b"content-location", b"etag", b"expires", b"vary"})
 
@@ -439,8 +429,8 @@ def _has_no_value(dependant: Dependant, route: Any) -> bool:
         return True
     function: Any = call if inspect.isroutine(call) else type(call).__call__
     value = hints_of(function).get("return", Any)
-    if get_origin(value) in _GENERATORS:
-        value = get_args(value)[0]
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        value = next(iter(get_args(value)), Any)
     return value in (None, type(None))
 
 
