@@ -194,14 +194,7 @@ class Arguments:
         state = _state_of(owner)
         if not name and not state:
             return ""
-        try:
-            return f"~{digest((name + format_value(state)).encode())[:16]}"
-        except TypeError as error:
-            raise TypeError(
-                f"`{self.name}` cannot be cached: its value may depend on the attributes of the"
-                f" {kind.__name__}, and they cannot be part of a cache key. Pass `key=` to @cached,"
-                ' for example `key="orders:{self.name}"`.'
-            ) from error
+        return f"~{digest((name + format_value(state)).encode())[:16]}"
 
     def check(self) -> None:
         """Raises TypeError if the declared type of an argument cannot be part of a key."""
