@@ -155,7 +155,7 @@ def test_newest_dead_letters_come_first_each_time(broker: TaskBroker, queue: str
     for _ in range(3):
         assert numbers(broker, queue, limit=5) == [59, 58, 57, 56, 55]
     assert len(broker.dead_letters(queue, limit=1000)) == 60
-    wait_for(broker, queue, dead=60)  # RabbitMQ counts them again after they were read
+    wait_for(broker, queue, dead=60)  # the broker counts them again after they were read
 
 
 def test_requeued_message_has_a_new_timestamp_and_no_failure_options(
