@@ -90,7 +90,9 @@ async def connect(*, tcp: Mapping[str, int], **options: Any) -> Connection:
     try:
         connection: Connection = await asyncpg.connect(connection_class=Connection, **options)
     except _ERRORS as error:
-        where = f"{options.get('host', 'localhost')}:{options.get('port', 5432)}"
+        host, port = options.get("host", "localhost"), options.get("port", 5432)
+        nodes = zip(host, port, strict=True) if isinstance(host, list) else [(host, port)]
+        where = ", ".join(f"{name}:{number}" for name, number in nodes)
         reason = str(error) or "no response in time"
         raise DatabaseUnavailableError(f"PostgreSQL at {where} is unavailable: {reason}") from error
     _set_tcp_options(connection.socket, tcp)
