@@ -244,7 +244,8 @@ class TestHead:
         differ = {"x-request-id", "content-length", "content-encoding", "vary"}
         for name in get.headers.keys() - differ:
             assert head.headers[name] == get.headers[name]
-        assert path == "/metrics" or head.headers["content-length"] == str(len(get.content))
+        if path != "/metrics" and "content-encoding" not in head.headers:
+            assert head.headers["content-length"] == str(len(get.content))
 
     async def test_declared_head_is_used(self, fresh_app: FastAPI, database: Database) -> None:
         fresh_app.get("/both")(lambda: "get")
