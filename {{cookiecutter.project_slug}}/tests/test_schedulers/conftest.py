@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from src.core import failures
 from src.core.config import Settings
 from src.db.session import Database
+from src.domain.scheduler import RunOutcome
 from src.schedulers.engine import executor, leadership, store
 from src.schedulers.scheduler import open_scheduler
 from src.schemas.scheduler import Run, SchedulerInfo
@@ -71,12 +72,18 @@ async def overview(database: Database) -> SchedulerInfo:
         return await SchedulerService.overview(session, runs=100)
 
 
-async def runs_of(database: Database, *, count: int = 1) -> Sequence[Run]:
-    """Wait until `count` runs of `job` have finished. Return all its runs, newest first."""
+async def runs_of(
+    database: Database, *, count: int = 1, outcome: RunOutcome | None = None
+) -> Sequence[Run]:
+    """Wait until `count` runs of `job` have finished, with the outcome if one is given.
+
+    Return all its runs, or those with the outcome, newest first.
+    """
     async with asyncio.timeout(LIMIT_SECONDS):
         while True:
             jobs = (await overview(database)).jobs
             runs = [run for job in jobs if job.id == "job" for run in job.runs]
+            runs = [run for run in runs if outcome in {None, run.outcome}]
             if len([run for run in runs if run.finished_at]) >= count:
                 return runs
             await asyncio.sleep(0.02)

@@ -74,9 +74,10 @@ async def test_failed_run_is_recorded_and_the_next_tick_runs(
         raise next(errors, RuntimeError("again"))
 
     async with schedule(job, hours=0, seconds=0.2):
-        runs = await runs_of(committing_database, count=3)
+        # A busy machine skips ticks.
+        failed = await runs_of(committing_database, count=2, outcome=RunOutcome.FAILED)
 
-    second, first = [run for run in runs if run.outcome is RunOutcome.FAILED][-2:]
+    second, first = failed[-2:]
     assert (first.error, second.error) == ("ValueError: no lamps\\0", "SystemExit: 3")
     assert next(log for log in logs if log["event"] == "job_failed")["exc_info"] is True
 
