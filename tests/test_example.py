@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Bake
 from tests.project import BakedProject, texts_under
 from tests.servers import serving
-from tests.subprocesses import run
+from tests.subprocesses import run, run_tests
 from tests.test_variants import CHECKS, WITHOUT_FUZZER
 from tests.variants import ALL
 
@@ -66,4 +66,4 @@ def test_alembic_drops_the_tables(bake: Bake) -> None:
         for check in CHECKS.values():
             run(*check, cwd=project.path)
         env = WITHOUT_FUZZER | {"DATABASE_URL": server}
-        run("pytest", "--quiet", "--numprocesses", "2", cwd=project.path, env=env)
+        run_tests(cwd=project.path, env=env, parallel=["--numprocesses", "2"])

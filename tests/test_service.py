@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.project import REPOSITORY, SERVICE
-from tests.subprocesses import UNTOUCHED, run
+from tests.subprocesses import UNTOUCHED, run, run_tests
 from tests.test_variants import CHECKS, WITHOUT_FUZZER
 
 UNRENDERED = REPOSITORY / SERVICE
@@ -15,15 +15,8 @@ def test_slow_tests_pass(tmp_path: Path) -> None:
     """They run once, un-rendered, because no answer changes them."""
     options = ["--override-ini", f"cache_dir={tmp_path / 'cache'}", "-m", "slow"]
     # More workers than processors: these tests mostly wait.
-    run(
-        "pytest",
-        "--quiet",
-        "--numprocesses",
-        "4",
-        *options,
-        cwd=UNRENDERED,
-        env=WITHOUT_FUZZER | UNTOUCHED,
-    )
+    env = WITHOUT_FUZZER | UNTOUCHED
+    run_tests(*options, cwd=UNRENDERED, env=env, parallel=["--numprocesses", "4"])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tests.feature_words import unwanted
 from tests.project import BakedProject, texts_under
 from tests.running import free_port
 from tests.servers import serving
-from tests.subprocesses import run
+from tests.subprocesses import run, run_tests
 from tests.variants import OTHERS, SETS, STRUCTURAL, VARIANTS, tuples
 
 COPIED = Path(".github/workflows")  # not rendered: their braces are GitHub's
@@ -177,9 +177,9 @@ def test_starts_with_its_own_requirements(
 def test_passes_its_own_tests(project: BakedProject, variant: str, shared: Shared) -> None:
     """On PostgreSQL, Valkey and RabbitMQ; two variants with coverage, as their `make test` does."""
     env = WITHOUT_FUZZER | {"DATABASE_URL": shared.url_of("postgres")}
-    options: list[str] = []
+    parallel: list[str] = []
     if variant in MEASURED:
-        options = ["--numprocesses", "2", "--cov"]
+        parallel = ["--numprocesses", "2", "--cov"]
     elif VARIANTS[variant]["task_queue"] == "rabbitmq":  # two processes would share its queues
         env["TEST_RABBITMQ_URL"] = shared.url_of("rabbitmq")
-    run("pytest", "--quiet", *options, cwd=project.path, env=env)
+    run_tests(cwd=project.path, env=env, parallel=parallel)
