@@ -25,6 +25,7 @@ from src.db.session import (
     lend,
 )
 
+HAS_COMPLETED = "endpoint_has_completed"  # key in `session.info`
 # Headers that identify the caller.
 CREDENTIAL_HEADERS = (b"authorization", b"cookie", b"x-api-key")
 
@@ -57,6 +58,7 @@ async def _transaction(connection: HTTPConnection) -> AsyncGenerator[AsyncSessio
     try:
         with lend(session):
             yield session
+        session.info[HAS_COMPLETED] = True
     except Exception:
         await session.rollback()  # an exception handler may still return a response below 400
         raise
@@ -103,6 +105,7 @@ async def get_read_session(connection: HTTPConnection) -> AsyncGenerator[ReadOnl
     _commit_between_messages(connection, session)
     try:
         yield session
+        session.sync_session.flush()  # refuses changes, which would be lost
     except InvalidRequestError as error:
         explain(error)
         raise
@@ -119,6 +122,7 @@ async def get_stream_session(connection: HTTPConnection) -> AsyncGenerator[Strea
     session = _state_of(connection)["database"].streams()
     try:
         yield session
+        session.sync_session.flush()
     finally:
         await close(session)
 

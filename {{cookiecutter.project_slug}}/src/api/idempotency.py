@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from src.api.deps import CREDENTIAL_HEADERS
+from src.api.deps import CREDENTIAL_HEADERS, HAS_COMPLETED
 from src.api.openapi import accepts_idempotency_key
 from src.core.events import State
 from src.db.session import DatabaseUnavailableError
@@ -117,8 +117,15 @@ class _BufferedResponse:
 
     async def _end_transaction(self) -> None:
         start, *parts = self.messages
+        repository = IdempotencyRepository(self.session)
+        has_failed = start["status"] >= _FIRST_ERROR_STATUS
+        if has_failed and self.session.info.get(HAS_COMPLETED):
+            # The endpoint returned the error instead of raising it, so its changes are wanted.
+            await repository.release(self.key)
+            await self.session.commit()
+            return
         # An exception handler may return 200; `get_db_session` has rolled back then.
-        if start["status"] >= _FIRST_ERROR_STATUS or not self.session.in_transaction():
+        if has_failed or not self.session.in_transaction():
             await self.session.rollback()
             return
         headers = [
@@ -126,7 +133,6 @@ class _BufferedResponse:
             for name, value in start.get("headers", ())
         ]
         body = b"".join(part.get("body", b"") for part in parts)
-        repository = IdempotencyRepository(self.session)
         has_rolled_back = self.session.sync_session.get_transaction() is not self.transaction
         if has_rolled_back and await repository.acquire(self.key, self.fingerprint):
             raise IdempotencyKeyInUseError  # another request has used it since

@@ -43,7 +43,10 @@ DATABASE_ERRORS: dict[str, tuple[HTTPStatus, str]] = {
     "22003": (HTTPStatus.UNPROCESSABLE_ENTITY, "A number is out of range."),
     "22007": (HTTPStatus.UNPROCESSABLE_ENTITY, "A date or time is invalid, or has no UTC offset."),
     "22008": (HTTPStatus.UNPROCESSABLE_ENTITY, "A date or time is out of range."),
-    "22021": (HTTPStatus.UNPROCESSABLE_ENTITY, "Text must not contain NUL."),
+    "2201B": (HTTPStatus.UNPROCESSABLE_ENTITY, "A regular expression is invalid."),
+    "2201W": (HTTPStatus.UNPROCESSABLE_ENTITY, "A limit must not be negative."),
+    "2201X": (HTTPStatus.UNPROCESSABLE_ENTITY, "An offset must not be negative."),
+    "22021": (HTTPStatus.UNPROCESSABLE_ENTITY, "Text must not contain NUL or invalid Unicode."),
     "22P02": (HTTPStatus.UNPROCESSABLE_ENTITY, "A value has an invalid format."),
     "22P05": (HTTPStatus.UNPROCESSABLE_ENTITY, "Text must not contain NUL."),
     "23001": (HTTPStatus.CONFLICT, "Another record refers to this one."),
@@ -53,6 +56,7 @@ DATABASE_ERRORS: dict[str, tuple[HTTPStatus, str]] = {
     "23514": (HTTPStatus.UNPROCESSABLE_ENTITY, "A value is not allowed."),
     "23P01": (HTTPStatus.CONFLICT, "The record conflicts with an existing one."),
     "54000": (HTTPStatus.UNPROCESSABLE_ENTITY, "A value is too large."),
+    "55P03": (HTTPStatus.CONFLICT, "The record is in use by another request. Try again."),
 }
 
 

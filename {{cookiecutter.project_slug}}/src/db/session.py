@@ -34,6 +34,8 @@ POOL_TIMEOUT_SECONDS = 5
 # SQLSTATEs
 DEADLOCK = "40P01"
 SERIALIZATION_FAILURE = "40001"
+QUERY_CANCELED = "57014"
+IN_FAILED_TRANSACTION = "25P02"
 DATA_EXCEPTION = "22000"
 NUMERIC_VALUE_OUT_OF_RANGE = "22003"
 CHARACTER_NOT_IN_REPERTOIRE = "22021"
@@ -46,6 +48,7 @@ _POOLER = "Prepared statements got lost. Behind a connection pooler, set DATABAS
 _TEMPORARY = {
     DEADLOCK: _CONFLICT,
     SERIALIZATION_FAILURE: _CONFLICT,
+    QUERY_CANCELED: "PostgreSQL canceled a statement, for example after statement_timeout.",
     DUPLICATE_PREPARED_STATEMENT: _POOLER,
     INVALID_STATEMENT_NAME: _POOLER,
 }
@@ -235,7 +238,7 @@ async def _complete(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _map_error(context: ExceptionContext) -> Exception | None:
-    """Return our exception for a temporary error, or None for other errors."""
+    """Return our exception, or None to keep the original one."""
     error = context.original_exception
     if not isinstance(error, Exception):
         return None  # a cancellation, which SQLAlchemy treats as a disconnect
@@ -248,7 +251,7 @@ def _map_error(context: ExceptionContext) -> Exception | None:
         return DatabaseUnavailableError(_TEMPORARY[sqlstate])
     if isinstance(error.__cause__, asyncpg.InvalidCachedStatementError):
         return DatabaseUnavailableError("A migration has just changed the table. Try again.")
-    return None
+    return SessionUseError(_FAILED) if sqlstate == IN_FAILED_TRANSACTION else None
 
 
 def sqlstate_of(error: StatementError) -> str | None:

@@ -56,6 +56,9 @@ class IdempotencyRepository:
             await self.session.execute(text("SET LOCAL lock_timeout TO DEFAULT"))
         return inserted is not None
 
+    async def release(self, key: bytes) -> None:
+        await self.session.execute(delete(_TABLE).where(_TABLE.c.id == key))
+
     async def store_response(
         self, key: bytes, status: int, headers: list[tuple[str, str]], body: bytes
     ) -> None:

@@ -44,6 +44,11 @@ REFUSED = {
     "INSERT INTO child (day) VALUES ('someday')": (422, "date"),
     "INSERT INTO child (data) VALUES ('NaN')": (422, "format"),
     R"""INSERT INTO child (data) VALUES ('"\u0000"')""": (422, "NUL"),
+    "SELECT 1 LIMIT -1": (422, "limit"),
+    "SELECT 1 OFFSET -1": (422, "offset"),
+    "SELECT 'a' ~ '('": (422, "regular expression"),
+    "DO $$ BEGIN RAISE lock_not_available; END $$": (409, "Try again"),
+    "DO $$ BEGIN RAISE query_canceled; END $$": (503, "Try again"),
     "INSERT INTO child (email) SELECT string_agg(sha256(n::text::bytea)::text, '')"
     " FROM generate_series(1, 200) n": (422, "too large"),
 }

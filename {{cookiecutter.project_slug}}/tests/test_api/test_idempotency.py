@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from fastapi import BackgroundTasks, FastAPI, Request
-from fastapi.responses import RedirectResponse, StreamingResponse
+from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from httpx import AsyncClient, Response
 from sqlalchemy import func, select, text
 
@@ -423,6 +423,23 @@ class TestFailure:
         assert [response.status_code for response in responses] == [303, 303]
         assert not any(map(is_replay, responses))
         assert await count(database) == 0
+        assert await count(database, IdempotencyKey) == 0
+
+    async def test_that_the_endpoint_returns_keeps_its_changes(
+        self, client: AsyncClient, fresh_app: FastAPI, database: Database
+    ) -> None:
+        """As without a key. No response is stored, so the request may run again."""
+
+        @fresh_app.post(WORK)
+        async def work(db: DbSession) -> JSONResponse:
+            db.add(Note(**LAMP))
+            return JSONResponse({"attempts": 1}, 401)
+
+        responses = await post_twice(client, WORK)
+
+        assert [response.status_code for response in responses] == [401, 401]
+        assert not any(map(is_replay, responses))
+        assert await count(database) == 2
         assert await count(database, IdempotencyKey) == 0
 
 

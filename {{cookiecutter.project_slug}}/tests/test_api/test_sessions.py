@@ -194,6 +194,26 @@ class TestCommit:
         assert (await client.post(WORK)).status_code == 500
         assert await texts(database) == []
 
+    async def test_statement_after_a_caught_error_explains_itself(self, database: Database) -> None:
+        async with database.writes() as db:
+            with pytest.raises(IntegrityError):
+                await db.execute(text("INSERT INTO test.note (text) VALUES (NULL)"))
+            with pytest.raises(SessionUseError, match="begin_nested"):
+                await db.scalar(text("SELECT 1"))
+
+
+async def test_changes_in_a_read_session_are_refused(
+    client: AsyncClient, fresh_app: FastAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise the response would be a 200, and the change lost."""
+
+    @fresh_app.post(WORK)
+    async def work(db: ReadSession) -> None:
+        db.add(Note(text="lost"))
+
+    assert (await client.post(WORK)).status_code == 500
+    assert "Use `DbSession` to write" in caplog.text
+
 
 @pytest.mark.parametrize("kind", ["writes", "reads"])
 async def test_gather_on_one_session_is_a_readable_error(
