@@ -34,15 +34,25 @@ def set_context(context: Context) -> None:
     _current.set(context)
 
 
+def optional_context() -> Context | None:
+    return _current.get(None)
+
+
 def current_context() -> Context:
-    """Return the context. Raises LookupError outside of tasks, jobs and `use_context`."""
-    return _current.get()
+    """Return the context. Raises RuntimeError outside of tasks, jobs and `use_context`."""
+    context = optional_context()
+    if context is None:
+        raise RuntimeError(
+            "Only tasks and jobs have this context: use `DbSession` or `AppSettings` in an endpoint,"
+            " and `use_context()` elsewhere, for example in a test."
+        )
+    return context
 
 
 def current_settings() -> Settings:
-    return _current.get().settings
+    return current_context().settings
 
 
 def transaction() -> AbstractAsyncContextManager[AsyncSession]:
     """Open a session that commits at the end of the block, and rolls back on an exception."""
-    return _current.get().database.transaction()
+    return current_context().database.transaction()

@@ -112,15 +112,15 @@ class SchedulerRepository:
             .values(outcome=outcome, finished_at=_NOW, error=error)
         )
 
-    async def mark_lost_runs(self, holder: str) -> int:
-        """Mark unfinished runs of other leaders as lost. Return the number."""
+    async def mark_lost_runs(self, holder: str) -> Sequence[str]:
+        """Mark unfinished runs of other leaders as lost. Return the job of each."""
         lost = (
             update(SchedulerRun)
             .where(SchedulerRun.outcome == RunOutcome.RUNNING, SchedulerRun.holder != holder)
             .values(outcome=RunOutcome.LOST, finished_at=_NOW)
-            .returning(SchedulerRun.tick)
+            .returning(SchedulerRun.job)
         )
-        return len((await self.session.scalars(lost)).all())
+        return (await self.session.scalars(lost)).all()
 
     async def jobs(self) -> Sequence[SchedulerJob]:
         return (await self.session.scalars(select(SchedulerJob).order_by(SchedulerJob.id))).all()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from src.core.context import Context, current_context, transaction, use_context
+from src.core.context import Context, optional_context, transaction, use_context
 from src.core.context import current_settings as job_settings
 
 __all__ = ["JobContext", "job_settings", "job_tick", "transaction", "use_context"]
@@ -16,5 +16,5 @@ class JobContext(Context):
 
 def job_tick() -> datetime | None:
     """Return the time at which this run was due. Returns None outside the scheduler, as in tests."""
-    context = current_context()
+    context = optional_context()
     return context.tick if isinstance(context, JobContext) else None

@@ -1,5 +1,6 @@
 """Jobs that cannot run as written fail at startup; cron times across daylight saving changes."""
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -8,8 +9,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.combining import AndTrigger, OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
+from apscheduler.triggers.interval import IntervalTrigger
 
 from src.core.config import Settings
 from src.db.session import Database
@@ -58,13 +61,18 @@ async def test_two_jobs_with_one_id_fail_at_startup(
     [
         ({"func": sync_job}, "The job x must be an `async def`"),
         ({"id": None}, "The job job needs an `id`"),
-        ({"id": "x" * 201}, "needs an `id` of 1 to 200 characters"),
+        ({"id": "x" * 201}, "needs an `id` of 1 to 200 printable characters"),
+        ({"id": "a\0b"}, "printable characters"),
         ({"func": greet}, "not been supplied: name"),
         ({"executor": "processpool"}, "cannot have a `jobstore` or an `executor`"),
         ({"max_instances": 3}, "never overlaps itself"),
         ({"trigger": "crno"}, 'The job x is invalid: No trigger by the name "crno"'),
         ({"trigger": "cron"}, "unexpected keyword argument 'hours'"),
-        ({"hours": 0}, "needs an interval"),
+        ({"hours": 0}, "An interval must be positive"),
+        ({"hours": -1}, "An interval must be positive"),
+        ({"jitter": -1}, "needs a `jitter` of 0 or more seconds"),
+        ({"trigger": "0 9 * * *"}, r'The job x .* `trigger=CronTrigger.from_crontab\("0 9'),
+        ({"args": "0 9 * * *"}, "from_crontab"),
     ],
 )
 def test_invalid_job_is_rejected(options: dict[str, Any], words: str) -> None:
@@ -82,6 +90,9 @@ def test_invalid_job_is_rejected(options: dict[str, Any], words: str) -> None:
         ({"trigger": "cron", "day_of_week": "mon-fri/2"}, "Unrecognized expression"),
         ({"trigger": "cron"}, "runs every second"),
         ({"trigger": "cron", "hour": 7, "timezone": "Berlin"}, "No time zone found"),
+        ({"trigger": "cron", "hour": 7, "jitter": "60"}, "needs a `jitter`"),
+        ({"trigger": OrTrigger([CronTrigger(hour=7), CronTrigger()])}, "runs every second"),
+        ({"trigger": AndTrigger([CronTrigger(), CronTrigger()])}, "search for a time forever"),
         ({"trigger": "cron", "hour": 25}, "The job x is invalid: .*maximum value"),
         ({"trigger": "cron", "month": 2, "day": 30}, "never runs"),
     ],
@@ -101,6 +112,17 @@ def test_weekday_number_is_rejected(weekday: str) -> None:
         crontab(f"0 9 * * {weekday}")
     with pytest.raises(InvalidJobError, match='write names, for example "mon"'):
         CronTrigger(day_of_week=weekday)
+
+
+@pytest.mark.parametrize("text", ["@daily", "0 0 9 * * *", "0 9 L * *", "0 9 * * mon#2"])
+def test_other_kinds_of_cron_strings_are_rejected(text: str) -> None:
+    with pytest.raises(InvalidJobError, match=f"{re.escape(text)}.* write minute, hour, day"):
+        crontab(text)
+
+
+def test_interval_of_zero_is_rejected() -> None:
+    with pytest.raises(InvalidJobError, match="must be positive"):
+        IntervalTrigger()
 
 
 async def async_setup(scheduler: AsyncIOScheduler) -> None: ...

@@ -268,10 +268,13 @@ async def test_unfinished_runs_of_a_dead_leader_are_lost(
     run = {"holder": "dead", "outcome": RunOutcome.RUNNING}
     await leave(committing_database, SchedulerRun(job="job", tick=at, started_at=at, **run))
 
+    before = counted(RunOutcome.LOST)
+
     async with schedule(nothing):
         runs = await runs_of(committing_database, count=2)
 
     assert [run.outcome for run in runs] == [RunOutcome.SUCCEEDED, RunOutcome.LOST]
+    assert counted(RunOutcome.LOST) == before + 1
 
 
 # --- pruning ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import random
 import re
 from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any
 
 from apscheduler.triggers import calendarinterval, cron, date, interval
 from apscheduler.triggers.base import BaseTrigger
@@ -14,6 +15,7 @@ from apscheduler.triggers.cron.expressions import (
     WeekdayRangeExpression,
 )
 from apscheduler.triggers.cron.fields import DayOfWeekField
+from apscheduler.triggers.interval import IntervalTrigger
 from apscheduler.util import datetime_utc_add
 
 from src.core.config import get_settings
@@ -21,6 +23,8 @@ from src.schedulers.engine.job_scheduler import InvalidJobError
 
 _next_fire_time = CronTrigger.get_next_fire_time
 _compile_weekday = DayOfWeekField.compile_expression
+_read_crontab = CronTrigger.from_crontab
+_create_interval = IntervalTrigger.__init__
 
 
 def apply_patches() -> None:
@@ -38,6 +42,8 @@ def apply_patches() -> None:
         module.get_localzone = _default_timezone
     DayOfWeekField.compile_expression = _compile_weekday_name
     CronTrigger.get_next_fire_time = _without_repeated_hour
+    CronTrigger.from_crontab = staticmethod(_from_crontab)
+    IntervalTrigger.__init__ = _positive_interval
     BaseTrigger._apply_jitter = _apply_jitter  # noqa: SLF001 - no public method
 
 
@@ -53,6 +59,35 @@ def _compile_weekday_name(field: DayOfWeekField, expression: str) -> None:
             ' APScheduler from Monday: write names, for example "mon" or "mon-fri".'
         )
     _compile_weekday(field, expression)
+
+
+# Remove when the error shows the string and what to write instead.
+def _from_crontab(expr: str, timezone: tzinfo | str | None = None) -> CronTrigger:
+    try:
+        return _read_crontab(expr, timezone)
+    except InvalidJobError:
+        raise
+    except ValueError as error:
+        raise InvalidJobError(
+            f'The cron string "{expr}" is invalid ({error}): write minute, hour, day, month and'
+            ' weekday, for example "0 7 * * mon-fri", or use keywords, for example `day="last"`.'
+        ) from error
+
+
+# Remove when an interval must be positive. Zero becomes one second, and less loops forever.
+def _positive_interval(  # noqa: PLR0917 - the parameters of IntervalTrigger
+    trigger: IntervalTrigger,
+    weeks: float = 0,
+    days: float = 0,
+    hours: float = 0,
+    minutes: float = 0,
+    seconds: float = 0,
+    **options: Any,
+) -> None:
+    interval = timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
+    if interval <= timedelta():
+        raise InvalidJobError("An interval must be positive, for example `hours=1`.")
+    _create_interval(trigger, seconds=interval.total_seconds(), **options)
 
 
 # Remove when a job at 02:30 runs once when daylight saving ends, as with cron. It runs twice.

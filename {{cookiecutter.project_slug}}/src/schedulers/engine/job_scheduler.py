@@ -7,11 +7,12 @@ from typing import Any, NoReturn
 
 from apscheduler.job import Job
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.combining import AndTrigger
 from apscheduler.triggers.cron import CronTrigger
 
 MAX_ID_LENGTH = 200
 _SIGNATURE = inspect.signature(AsyncIOScheduler.add_job)
-_UNITS = ("weeks", "days", "hours", "minutes", "seconds")
 _CRONTAB_FIELDS = ("minute", "hour", "day", "month", "day_of_week")
 
 
@@ -27,6 +28,10 @@ class JobScheduler(AsyncIOScheduler):  # type: ignore[misc]  # APScheduler has n
         given = _SIGNATURE.bind(self, *args, **options).arguments
         name = given.get("id") or getattr(given["func"], "__name__", given["func"])
         is_known = any(job.id == given.get("id") for job in self.get_jobs())
+        for text in (given.get("trigger"), given.get("args")):
+            if isinstance(text, str) and " " in text:
+                hint = f'pass a cron string as `trigger=CronTrigger.from_crontab("{text}")`'
+                raise InvalidJobError(f"The job {name} is invalid: {hint}.")
         try:
             job = super().add_job(*args, **options)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -44,8 +49,8 @@ class JobScheduler(AsyncIOScheduler):  # type: ignore[misc]  # APScheduler has n
 
 
 def _problems(job: Job, given: Mapping[str, Any]) -> Iterator[str]:
-    if not given.get("id") or len(job.id) > MAX_ID_LENGTH:
-        yield f"needs an `id` of 1 to {MAX_ID_LENGTH} characters: pass one to add_job()"
+    if not given.get("id") or len(job.id) > MAX_ID_LENGTH or not job.id.isprintable():
+        yield f"needs an `id` of 1 to {MAX_ID_LENGTH} printable characters: pass one to add_job()"
     if not inspect.iscoroutinefunction(job.func):
         yield "must be an `async def` function"
     if {given.get("jobstore", "default"), given.get("executor", "default")} != {"default"}:
@@ -55,10 +60,18 @@ def _problems(job: Job, given: Mapping[str, Any]) -> Iterator[str]:
     trigger, arguments = given.get("trigger"), given.get("trigger_args", {})
     if trigger in {None, "date"} and arguments.get("run_date") is None:
         yield 'needs a `run_date`, or the trigger "interval" or "cron"'
-    if trigger == "interval" and not any(arguments.get(unit) for unit in _UNITS):
-        yield "needs an interval, for example `hours=1`"
-    if isinstance(job.trigger, CronTrigger):
-        yield from _cron_problems(job.trigger)
+    for each in (job.trigger, *getattr(job.trigger, "triggers", ())):  # an OrTrigger has several
+        yield from _trigger_problems(each)
+
+
+def _trigger_problems(trigger: BaseTrigger) -> Iterator[str]:
+    jitter = getattr(trigger, "jitter", None) or 0
+    if not isinstance(jitter, int | float) or jitter < 0:
+        yield "needs a `jitter` of 0 or more seconds"
+    if isinstance(trigger, AndTrigger):
+        yield "cannot have an AndTrigger, which may search for a time forever: use one cron trigger"
+    if isinstance(trigger, CronTrigger):
+        yield from _cron_problems(trigger)
 
 
 def _cron_problems(trigger: CronTrigger) -> Iterator[str]:

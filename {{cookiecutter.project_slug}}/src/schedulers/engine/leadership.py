@@ -18,10 +18,11 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from prometheus_client import Gauge
 
 from src.db.session import DatabaseUnavailableError
+from src.domain.scheduler import RunOutcome
 from src.repositories.sql import set_idle_in_transaction_timeout
 from src.schedulers.context import JobContext
 from src.schedulers.engine.catch_up import catch_up
-from src.schedulers.engine.executor import RecordingExecutor
+from src.schedulers.engine.executor import RUNS, RecordingExecutor
 from src.schedulers.engine.store import RESPONSE_SECONDS, Store
 
 log = structlog.get_logger(__name__)
@@ -119,7 +120,9 @@ class Scheduler:
             await tables.replace_jobs(catch_up(scheduler, await tables.jobs()))
             lost = await tables.mark_lost_runs(leadership.holder)
         LEADER.set(1)
-        log.info("leadership_acquired", holder=leadership.holder, lost_runs=lost)
+        for job in lost:
+            RUNS.labels(job, RunOutcome.LOST).inc()
+        log.info("leadership_acquired", holder=leadership.holder, lost_runs=len(lost))
         scheduler.resume()
 
     async def _renew_until_lost(self, leadership: Leadership, executor: RecordingExecutor) -> None:
