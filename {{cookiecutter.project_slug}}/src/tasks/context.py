@@ -1,15 +1,14 @@
 """Functions for use inside a task: transaction, settings, message id and progress."""
 
-import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
-from dramatiq.asyncio import get_event_loop_thread
+from dramatiq.asyncio import EventLoopThread, get_event_loop_thread
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from src.core.context import Context, current_context, transaction, use_context
+from src.core.context import Context, optional_context, transaction, use_context
 from src.core.context import current_settings as task_settings
 from src.repositories.task import TaskRepository
 
@@ -34,7 +33,7 @@ class TaskContext(Context):
 
 def message_id() -> str | None:
     """Return the message id, which is the same in every attempt. Return None outside a worker."""
-    context = current_context()
+    context = optional_context()
     return context.message_id if isinstance(context, TaskContext) else None
 
 
@@ -43,18 +42,11 @@ async def report_progress(db: AsyncSession, *, done: int, total: int | None = No
 
     Does nothing if the task is not tracked.
     """
-    context = current_context()
+    context = optional_context()
     if isinstance(context, TaskContext) and context.is_tracked:
         await TaskRepository(db).set_progress(UUID(context.message_id), done=done, total=total)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run the coroutine on the worker's event loop. For actors that are not `async def`."""
-    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the public one raises
-        work.close()
-        raise RuntimeError("run() would block the event loop: await the coroutine instead.")
-    thread = get_event_loop_thread()
-    if thread is None:
-        work.close()
-        raise RuntimeError("run() needs the event loop of a worker: call it only from an actor.")
-    return thread.run_coroutine(work)
+    return cast(EventLoopThread, get_event_loop_thread()).run_coroutine(work)

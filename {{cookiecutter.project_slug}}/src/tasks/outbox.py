@@ -55,7 +55,7 @@ async def enqueue_messages(
     if isinstance(db, ReadOnlyAsyncSession):
         raise ReadOnlySessionError("This session is read-only. Use `DbSession` to enqueue.")
     for message in messages:
-        _check(message)
+        check(message)
     tracked = [message.actor_name for message in messages if is_tracked(message.actor_name)]
     task_ids = iter(await TaskRepository(db).add_all(tracked) if tracked else ())
     messages = [
@@ -74,8 +74,10 @@ def is_tracked(actor_name: str) -> bool:
     return bool(get_broker().get_actor(actor_name).options.get(TRACKED))
 
 
-def _check(message: Message[Any]) -> None:
+def check(message: Message[Any]) -> None:
     """Raise the errors that a worker would otherwise raise later."""
+    if "delay" in message.options:
+        raise TypeError("A message has no `delay`: pass it to enqueue_message(), as a timedelta.")
     name, actor = message.actor_name, get_broker().get_actor(message.actor_name)
     try:
         arguments = _signature(actor.fn).bind(*message.args, **message.kwargs).arguments
@@ -84,11 +86,25 @@ def _check(message: Message[Any]) -> None:
     for argument, value in arguments.items():
         try:
             json.dumps(value)
+            _check_keys(value)
         except (TypeError, ValueError) as error:
             raise TypeError(
                 f"The argument {argument} of {name} cannot be stored: {error}."
                 " Pass JSON, for example str(id) or value.isoformat()."
             ) from None
+
+
+def _check_keys(value: Any) -> None:
+    """Raises TypeError if a key is not text: JSON would change it into text."""
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"JSON has no {type(key).__name__} keys")
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return
+    for each in value:
+        _check_keys(each)
 
 
 def _encode(message: Message[Any], delay: timedelta) -> bytes:

@@ -72,6 +72,10 @@ async def exit_process() -> None:
     sys.exit("A task must not end its worker.")
 
 
+async def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 async def refuse(path: str) -> None:
     write(path, "refused")
     raise RefusedError
@@ -113,7 +117,7 @@ def add_note(path: str) -> None:
 
 
 ACTORS: tuple[Callable[..., Any], ...] = (
-    note, nap, wait_for_file, nap_async, kill_worker, exit_process, refuse, fail, return_non_json,
+    note, nap, wait_for_file, nap_async, kill_worker, exit_process, interrupt, refuse, fail, return_non_json,
     count, add_note,
 )  # fmt: skip
 

@@ -21,6 +21,10 @@ from tests.fixtures.notes import Note
 from tests.test_tasks.actors import words
 from tests.test_tasks.workers import LIMIT, enqueue, eventually, working
 
+IN_LOOP = (
+    "This would block the event loop: `await` the coroutine instead of calling run(), and"
+    " enqueue() the actor instead of calling it."
+)
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
@@ -125,31 +129,41 @@ async def test_asyncio_run_does_not_break_the_connections_of_other_tasks(
     assert "call run() of src.tasks.context" in str(results[1])
 
 
-async def test_run_is_rejected_in_an_async_actor(broker: TaskBroker, queue: str) -> None:
-    """It would wait for the event loop that it blocks."""
+async def test_run_and_actors_are_rejected_in_an_event_loop(broker: TaskBroker, queue: str) -> None:
+    """They would wait for the event loop that they block."""
     results: list[object] = []
 
     async def work() -> None: ...
 
     async def call_run() -> None:
-        try:
-            context.run(work())
-        except RuntimeError as error:
-            results.append(str(error))
+        for call in (lambda: context.run(work()), actor):
+            try:
+                call()
+            except RuntimeError as error:
+                results.append(str(error))
 
+    actor: Any = dramatiq.actor(queue_name=queue, broker=broker)(work)
     dramatiq.actor(queue_name=queue, broker=broker)(call_run)
     async with working(broker):
         enqueue(broker, "call_run")
-        await eventually(lambda: results, "its end")
+        await eventually(lambda: len(results) == 2, "both errors")
+    with pytest.raises(RuntimeError, match="would block the event loop"):
+        actor()  # in a process that is not a worker
 
-    assert results == ["run() would block the event loop: await the coroutine instead."]
+    assert results == [IN_LOOP] * 2
 
 
 async def test_run_needs_a_worker() -> None:
     async def work() -> None: ...
 
-    with pytest.raises(RuntimeError, match="needs the event loop of a worker"):
+    with pytest.raises(RuntimeError, match="Only a worker can run this"):
         await asyncio.to_thread(context.run, work())
+
+
+def test_context_functions_need_a_task() -> None:
+    assert context.message_id() is None
+    with pytest.raises(RuntimeError, match="use `DbSession`"):
+        context.transaction()
 
 
 async def test_context_functions_work_without_a_worker(

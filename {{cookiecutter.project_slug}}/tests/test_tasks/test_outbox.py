@@ -1,6 +1,7 @@
 """Messages are sent if, and only if, the transaction that enqueues them commits."""
 
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -116,8 +117,9 @@ async def test_delayed_messages_wait_in_the_database(
         (uuid4(), TypeError, "The argument word of note cannot be stored: Object of type UUID"),
         ([datetime.now(UTC)], TypeError, "argument word .* type datetime .* value.isoformat()"),
         (Note(text="a"), TypeError, "argument word .* type Note"),
+        ([{"a": {1: "b"}}], TypeError, "argument word .* JSON has no int keys"),
     ],
-    ids=["large", "UUID", "datetime", "row"],
+    ids=["large", "UUID", "datetime", "row", "key"],
 )
 async def test_large_or_unserializable_arguments_are_rejected(
     committing_database: Database, broker: TaskBroker, argument: Any, error: type, words: str
@@ -135,6 +137,46 @@ async def test_arguments_that_do_not_fit_are_rejected(
     async with committing_database.transaction() as db:
         with pytest.raises(TypeError, match="do not fit the actor note: missing a required argume"):
             await enqueue(db, broker.get_actor("note"), "path")
+
+
+async def test_delay_as_an_option_is_rejected(
+    committing_database: Database, broker: TaskBroker
+) -> None:
+    """Dramatiq would ignore it."""
+    message = broker.get_actor("note").message_with_options(args=("path", "a"), delay=60_000)
+    async with committing_database.transaction() as db:
+        with pytest.raises(TypeError, match="pass it to enqueue_message"):
+            await enqueue_message(db, message)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"throws": [ValueError]},
+        {"time_limit": timedelta(minutes=1)},
+        {"time_limit": 0},
+        {"max_retries": "3"},
+        {"priority": "high"},
+    ],
+    ids=str,
+)
+def test_invalid_option_is_rejected(broker: TaskBroker, options: dict[str, Any]) -> None:
+    """A worker would lose the task or ignore the option."""
+    (name,) = options
+    with pytest.raises(ValueError, match=f"The actor work has {name}=.*: pass a"):
+        dramatiq.actor(actor_name="work", broker=broker, **options)(lambda: None)
+    unlimited = dramatiq.actor(max_retries=None, throws=(OSError, ValueError), broker=broker)
+    assert unlimited(test_invalid_option_is_rejected).actor_name in broker.actors
+
+
+def test_generator_is_rejected(broker: TaskBroker) -> None:
+    """A worker would call it, and run nothing of it."""
+
+    def work() -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(ValueError, match="contains `yield`"):
+        dramatiq.actor(broker=broker)(work)
 
 
 async def test_actor_outside_src_tasks_is_rejected(broker: TaskBroker) -> None:

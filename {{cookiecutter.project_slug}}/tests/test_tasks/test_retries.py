@@ -36,9 +36,10 @@ from tests.test_tasks.workers import (
     ("actor", "options", "error"),
     [
         ("exit_process", {"max_retries": 0}, "SystemExit: A task must not end its worker."),
+        ("interrupt", {"max_retries": 0}, "KeyboardInterrupt: "),
         ("exit_process", {"max_age": 1}, "The message is older than its max_age."),
     ],
-    ids=["exit", "age"],
+    ids=["exit", "interrupt", "age"],
 )
 async def test_a_dead_letter_has_the_error_and_the_next_task_runs(
     broker: TaskBroker, tmp_path: Path, actor: str, options: dict[str, int], error: str

@@ -53,6 +53,18 @@ async def test_run_task_runs_a_sync_actor_in_a_thread(database: Database) -> Non
         assert list(await db.scalars(select(Note.text))) == ["Buy bulbs"]
 
 
+async def test_run_task_rejects_what_a_worker_cannot_get_or_store(database: Database) -> None:
+    @dramatiq.actor(tracked=True)
+    async def echo(value: object) -> object:
+        return {value} if isinstance(value, str) else value
+
+    assert await run_task(database, echo, (1, 2)) == [1, 2]
+    with pytest.raises(TypeError, match="The argument value of echo cannot be stored"):
+        await run_task(database, echo, uuid4())
+    with pytest.raises(TypeError, match="set is not JSON serializable"):
+        await run_task(database, echo, "a")
+
+
 async def test_run_task_raises_the_error_of_the_task(database: Database) -> None:
     @dramatiq.actor
     async def fail() -> None:

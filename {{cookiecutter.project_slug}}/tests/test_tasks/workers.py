@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -37,12 +38,20 @@ async def eventually(condition: Callable[[], Any], what: str) -> Any:
         await asyncio.sleep(0.02)
 
 
+@cache
+def _time_limits() -> Any:
+    """One thread for all tests, because Dramatiq cannot stop it."""
+    manager = TimeLimit().manager
+    manager.start()
+    return manager
+
+
 @asynccontextmanager
 async def working(broker: TaskBroker, *, threads: int = 2) -> AsyncGenerator[Worker]:
     """Run a worker with all middleware in threads of this process, until the block ends."""
     for middleware in broker.middleware:
-        if isinstance(middleware, TimeLimit):  # the other boot hooks configure logs
-            middleware.after_process_boot(broker)
+        if isinstance(middleware, TimeLimit):
+            middleware.manager = _time_limits()
     worker = Worker(broker, worker_timeout=50, worker_threads=threads)
     await asyncio.to_thread(worker.start)
     try:

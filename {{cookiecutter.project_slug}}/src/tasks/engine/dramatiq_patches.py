@@ -3,18 +3,22 @@
 The consumers in `brokers/` have more fixes, with the comment "Dramatiq 2.2".
 """
 
+import asyncio
 import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, TypeVar, cast
 
 from dramatiq import Broker, Worker
-from dramatiq.asyncio import EventLoopThread, set_event_loop_thread
+from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_loop_thread
 from dramatiq.errors import ConnectionFailed
 from dramatiq.middleware import AsyncIO
+
+T = TypeVar("T")
 
 BOOT_SECONDS = 10.0
 DEBOUNCE_SECONDS = 1.0
@@ -27,25 +31,69 @@ class DaemonAsyncIO(AsyncIO):
     A second SIGTERM ends a worker process without stopping the loop, so the process would hang.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        if get_event_loop_thread() is None:
+            set_event_loop_thread(cast(EventLoopThread, _NoWorker()))
+
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         thread = _LoopThread(self.logger)
         thread.daemon = True
         thread.start(timeout=BOOT_SECONDS)
         set_event_loop_thread(thread)
 
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        super().after_worker_shutdown(broker, worker)  # type: ignore[no-untyped-call]  # untyped in Dramatiq
+        set_event_loop_thread(cast(EventLoopThread, _NoWorker()))
+
+
+# Remove when Dramatiq rejects this. In 2.2.1 the loop waits for itself, and the worker hangs.
+def reject_in_event_loop(work: Awaitable[Any]) -> None:
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the public one raises
+        _close(work)
+        raise RuntimeError(
+            "This would block the event loop: `await` the coroutine instead of calling run(), and"
+            " enqueue() the actor instead of calling it."
+        )
+
+
+def _close(work: Awaitable[Any]) -> None:
+    """Avoid the warning that it was never awaited."""
+    if isinstance(work, Coroutine):
+        work.close()
+
+
+class _NoWorker:
+    """Has the method of an event loop thread, for processes that are not workers."""
+
+    def run_coroutine(self, work: Awaitable[Any]) -> None:
+        reject_in_event_loop(work)
+        _close(work)
+        raise RuntimeError(
+            "Only a worker can run this: enqueue() the actor, or use run_task() in a test."
+        )
+
 
 # Remove when Dramatiq's event loop survives a task that raises SystemExit. In 2.2.1 it ends.
 class _LoopThread(EventLoopThread):
     def run(self) -> None:
-        """Restart the loop after SystemExit, which asyncio re-raises from `run_forever`."""
+        """Restart the loop after the two exceptions that asyncio re-raises from `run_forever`."""
         while True:
             try:
                 self.loop.run_forever()
-            except SystemExit:
-                self.logger.exception("A task raised SystemExit.")
-            else:
-                break
+            except (SystemExit, KeyboardInterrupt):
+                continue  # Dramatiq logs it
+            break
         self.loop.close()
+
+    def run_coroutine(self, work: Awaitable[T]) -> T:
+        reject_in_event_loop(work)
+        return super().run_coroutine(work)
+
+    def stop(self) -> None:
+        """Stop the loop. Dramatiq's method does nothing while the loop restarts."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.join()
 
 
 # Remove when Dramatiq ignores a repeated SIGTERM. 2.2.1 does not.

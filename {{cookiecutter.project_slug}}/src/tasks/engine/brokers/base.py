@@ -1,7 +1,9 @@
 """The broker interface: publishing in batches, dead letters and queue state."""
 
+import inspect
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,6 +17,15 @@ from dramatiq.common import current_millis
 ERROR = "error"
 DIED_AT = "died_at"
 FAILURE_OPTIONS = frozenset({ERROR, DIED_AT, "retries", "traceback", "requeue_timestamp"})
+# Smallest values of the options of actors that are numbers
+_MINIMUM = {
+    "priority": -math.inf,
+    "max_retries": 0,
+    "min_backoff": 0,
+    "max_backoff": 0,
+    "max_age": 0,
+    "time_limit": 1,
+}
 UNREADABLE = "?"  # actor name of a dead letter whose body cannot be decoded
 
 
@@ -52,13 +63,9 @@ class TaskBroker(Broker, ABC):
     """
 
     def declare_actor(self, actor: Actor[Any, Any]) -> None:
-        """Raises ValueError if the module of the actor is one that workers need not import."""
-        module = actor.fn.__module__ or ""
-        if module.startswith("src.") and not module.startswith("src.tasks."):
-            raise ValueError(
-                f"The actor {actor.actor_name} is in {module}, which workers do not import: move it"
-                " to a module in src/tasks."
-            )
+        """Raises ValueError if a worker could not run the actor as it is written."""
+        for problem in _problems(actor):
+            raise ValueError(f"The actor {actor.actor_name} {problem}.")
         super().declare_actor(actor)
 
     @abstractmethod
@@ -97,6 +104,25 @@ class TaskBroker(Broker, ABC):
     @abstractmethod
     def purge_dead(self, queue_name: str, ids: Collection[str] | None = None) -> int:
         """Delete the dead letters with these ids, or all. Return their number."""
+
+
+def _problems(actor: Actor[Any, Any]) -> Iterator[str]:
+    module = actor.fn.__module__ or ""
+    if module.startswith("src.") and not module.startswith("src.tasks."):
+        yield f"is in {module}, which workers do not import: move it to a module in src/tasks"
+    if inspect.isgeneratorfunction(actor.fn) or inspect.isasyncgenfunction(actor.fn):
+        yield "contains `yield`, so a worker would not run it: use `return`"
+    options = {"priority": actor.priority, **actor.options}
+    for name in options.keys() & _MINIMUM.keys():
+        value = options[name]
+        if value is None and name in {"max_retries", "max_age"}:
+            continue  # no limit
+        if not isinstance(value, int | float) or value < _MINIMUM[name]:
+            yield f"has {name}={value!r}: pass a positive number, in milliseconds if it is a time"
+    throws = options.get("throws", ())
+    errors = throws if isinstance(throws, tuple) else (throws,)
+    if not all(isinstance(error, type) for error in errors):
+        yield f"has throws={throws!r}: pass an exception class or a tuple of them"
 
 
 def read_message(body: bytes, queue_name: str, message_id: str) -> Message[Any]:
