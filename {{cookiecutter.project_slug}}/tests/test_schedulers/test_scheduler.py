@@ -67,18 +67,18 @@ async def test_tick_is_run_recorded_and_listed(
 async def test_failed_run_is_recorded_and_the_next_tick_runs(
     schedule: Schedule, committing_database: Database, logs: Logs
 ) -> None:
-    """SystemExit in a job is a failure like any other exception."""
-    errors = iter([ValueError("no lamps\0"), SystemExit(3)])
+    """SystemExit in a job is a failure like any other exception, and so is a cancelled subtask."""
+    errors = iter([ValueError("no lamps\0"), SystemExit(3), asyncio.CancelledError()])
 
     async def job() -> None:
         raise next(errors, RuntimeError("again"))
 
     async with schedule(job, hours=0, seconds=0.2):
         # A busy machine skips ticks.
-        failed = await runs_of(committing_database, count=2, outcome=RunOutcome.FAILED)
+        failed = await runs_of(committing_database, count=3, outcome=RunOutcome.FAILED)
 
-    second, first = failed[-2:]
-    assert (first.error, second.error) == ("ValueError: no lamps\\0", "SystemExit: 3")
+    errors_of_runs = [run.error for run in reversed(failed[-3:])]
+    assert errors_of_runs == ["ValueError: no lamps\\0", "SystemExit: 3", "CancelledError: "]
     assert next(log for log in logs if log["event"] == "job_failed")["exc_info"] is True
 
 

@@ -87,13 +87,15 @@ class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has 
         ):
             try:
                 await job.func(*job.args, **job.kwargs)
-            except asyncio.CancelledError:
-                log.warning("job_cancelled")
-                outcome = RunOutcome.CANCELLED
-            except (Exception, SystemExit) as raised:
-                # SystemExit too: one job must not stop the process and its other jobs.
-                log.exception("job_failed")
-                outcome, error = RunOutcome.FAILED, describe(raised)
+            except BaseException as raised:
+                # For example SystemExit. One job must not stop the process and its other jobs.
+                task = asyncio.current_task()
+                if isinstance(raised, asyncio.CancelledError) and task and task.cancelling():
+                    log.warning("job_cancelled")
+                    outcome = RunOutcome.CANCELLED
+                else:
+                    log.exception("job_failed")
+                    outcome, error = RunOutcome.FAILED, describe(raised)
         RUNS.labels(job.id, outcome).inc()
         DURATION.labels(job.id).observe(perf_counter() - started)
         is_recorded = False
