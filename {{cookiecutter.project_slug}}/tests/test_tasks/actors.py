@@ -1,7 +1,6 @@
 """Actors that log their steps in a file, for workers in this process and in others."""
 
 import asyncio
-import math
 import os
 import sys
 import time
@@ -89,12 +88,6 @@ async def fail(path: str, times: int) -> str:
     return "result"
 
 
-async def return_non_json(path: str, what: str) -> Any:
-    """Return a value that is not valid JSON."""
-    write(path, what)
-    return {"set": {1}, "nan": math.nan, "surrogate": "\ud800"}[what]
-
-
 async def count(path: str, total: int) -> int:
     """Report progress. After half of it, wait until the file has content."""
     for number in range(1, total + 1):
@@ -117,7 +110,7 @@ def add_note(path: str) -> None:
 
 
 ACTORS: tuple[Callable[..., Any], ...] = (
-    note, nap, wait_for_file, nap_async, kill_worker, exit_process, interrupt, refuse, fail, return_non_json,
+    note, nap, wait_for_file, nap_async, kill_worker, exit_process, interrupt, refuse, fail,
     count, add_note,
 )  # fmt: skip
 

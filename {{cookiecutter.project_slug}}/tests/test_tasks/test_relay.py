@@ -1,12 +1,11 @@
 """The relay loses no message if a process is killed or frozen, or a server is unavailable.
 
-If this module is run with the argument `before` or `after`, it is a relay that is killed.
+If this module is run as a program, it is a relay that is killed.
 """
 
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,15 +36,13 @@ from tests.test_tasks.workers import (
 
 
 class KillingPublisher:
-    """Kills its process before or after it publishes."""
+    """Kills its process after it has published."""
 
-    def __init__(self, publisher: Publisher, when: str) -> None:
+    def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
-        self._when = when
 
     async def publish(self, messages: Sequence[Message[Any]]) -> None:
-        if self._when == "after":
-            await self._publisher.publish(messages)
+        await self._publisher.publish(messages)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -73,24 +70,20 @@ async def fill(database: Database, broker: TaskBroker, count: int) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("when", "sent_by_killed"), [("before", 0), ("after", 1)])
 async def test_another_relay_sends_the_messages_of_a_killed_one(
     committing_database: Database,
     broker: TaskBroker,
     variables: dict[str, str],
     queue_settings: Settings,
-    *,
     tmp_path: Path,
-    when: str,
-    sent_by_killed: int,
 ) -> None:
     """A sent message is sent again, because the transaction of the killed relay did not commit."""
     task_id = await send(committing_database, broker, "tracked_note", "path", "a")
-    killed = Process("-m", __name__, when, log=tmp_path / "log", **variables)
+    killed = Process("-m", __name__, log=tmp_path / "log", **variables)
     assert await asyncio.to_thread(killed.wait, LIMIT) == -signal.SIGKILL
     killed.kill()  # the processes that it started
     async with open_relay(queue_settings, broker):
-        messages = await receive(broker, sent_by_killed + 1)
+        messages = await receive(broker, 2)
 
     assert {message.message_id for message in messages} == {task_id}
     assert await count_unsent(committing_database) == 0
@@ -226,14 +219,14 @@ async def test_a_relay_stops_in_time_if_the_broker_is_unavailable(
     assert await count_unsent(committing_database) == 1
 
 
-async def send_batch_and_die(when: str) -> None:
+async def send_batch_and_die() -> None:
     settings = get_settings()
     async with (
         open_database(settings.database_url, pool_size=1) as database,
         create_broker(settings).open_publisher() as publisher,
     ):
-        await Relay(database, KillingPublisher(publisher, when)).send_batch()
+        await Relay(database, KillingPublisher(publisher)).send_batch()
 
 
 if __name__ == "__main__":
-    asyncio.run(send_batch_and_die(sys.argv[1]))
+    asyncio.run(send_batch_and_die())

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any, cast
 
 from dramatiq import Broker, Middleware, Worker
 
@@ -15,5 +16,7 @@ class ShutdownWriter(Middleware):
         sys.stderr.flush()
 
 
+# Milliseconds, for Redis: tests that kill a worker wait for less time.
+cast(Any, broker).heartbeat_timeout = 5_000
 broker.add_middleware(ShutdownWriter())
 declare(broker, os.environ["TEST_QUEUE"])
