@@ -16,6 +16,9 @@ from xdist.scheduler import LoadScopeScheduling, Scheduling
 from tests.project import REPOSITORY, BakedProject, Terminal
 from tests.variants import SETS, VARIANTS, chosen
 
+# With it, each of the hundreds of processes would compile all modules of a project.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 Bake = Callable[..., BakedProject]
 VARIANT = re.compile(rf"\[({'|'.join(VARIANTS)})\b")
 LONGEST = ["test_service.py", "test_variants.py"]  # run first, so that short tests fill the end

@@ -1,11 +1,13 @@
 """PostgreSQL, Valkey and RabbitMQ servers that variants share, started by the service's own code."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.project import REPOSITORY, SERVICE
+from tests.subprocesses import UNTOUCHED
 
 # Each prints its address when it accepts connections, and runs until its input ends.
 PROGRAMS = {
@@ -23,6 +25,7 @@ def serving(name: str) -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAMS[name] + SERVE],
         cwd=REPOSITORY / SERVICE,
+        env=os.environ | UNTOUCHED,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

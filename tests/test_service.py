@@ -11,12 +11,11 @@ from tests.test_variants import CHECKS, WITHOUT_FUZZER
 UNRENDERED = REPOSITORY / SERVICE
 
 
-def test_slow_tests_pass(tmp_path: Path) -> None:
+def test_slow_tests_pass(own_template: Path) -> None:
     """They run once, un-rendered, because no answer changes them."""
-    options = ["--override-ini", f"cache_dir={tmp_path / 'cache'}", "-m", "slow"]
     # More workers than processors: these tests mostly wait.
-    env = WITHOUT_FUZZER | UNTOUCHED
-    run_tests(*options, cwd=UNRENDERED, env=env, parallel=["--numprocesses", "4"])
+    parallel = ["--numprocesses", "4"]
+    run_tests("-m", "slow", cwd=own_template / SERVICE, env=WITHOUT_FUZZER, parallel=parallel)
 
 
 @pytest.mark.parametrize(

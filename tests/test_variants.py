@@ -37,6 +37,25 @@ LIBRARIES = ["dramatiq", "prometheus_client", "redis"]
 WITHOUT_FUZZER = {"PYTEST_ADDOPTS": "-p no:schemathesis"}  # the plugin takes seconds to load
 # The default and the smallest variant run their tests as their `make test` does, with coverage.
 MEASURED = SETS["pairs"][:2]
+# Tests of engines, whose code is the same in each variant that has them. They run in these three
+# variants, and in all that --only selects.
+IN_FULL = SETS["pairs"][:3]
+ENGINES = [
+    "tests/test_api/test_commit.py",
+    "tests/test_api/test_database_errors.py",
+    "tests/test_api/test_database_faults.py",
+    "tests/test_api/test_idempotency.py",
+    "tests/test_api/test_sessions.py",
+    "tests/test_cache/test_redis",
+    "tests/test_db",
+    "tests/test_models/test_autogenerate.py",
+    "tests/test_schedulers/test_leadership.py",
+    "tests/test_schedulers/test_scheduler.py",
+    "tests/test_tasks/test_outbox.py",
+    "tests/test_tasks/test_relay.py",
+    "tests/test_tasks/test_retries.py",
+    "tests/test_tasks/test_tracking.py",
+]
 
 
 @pytest.fixture
@@ -80,6 +99,13 @@ def test_answers_occur_together(variants: str, questions: dict[str, list[str]], 
     for some in itertools.combinations(sorted(questions), size):
         for words in itertools.product(*map(questions.__getitem__, some)):
             assert tuple(zip(some, words, strict=True)) in seen
+
+
+def test_engines_are_tested_with_each_broker_and_scheduler(render: Bake) -> None:
+    variants = [VARIANTS[variant] for variant in IN_FULL]
+    for question in ("task_queue", "scheduler"):
+        assert {answers[question] for answers in variants} == set(STRUCTURAL[question])
+    assert all(render(**variants[0]).has_file(path) for path in ENGINES)
 
 
 @pytest.mark.variants("all")
@@ -178,7 +204,9 @@ def test_starts_with_its_own_requirements(
 
 
 @pytest.mark.variants("pairs")
-def test_passes_its_own_tests(project: BakedProject, variant: str, shared: Shared) -> None:
+def test_passes_its_own_tests(
+    project: BakedProject, variant: str, shared: Shared, request: pytest.FixtureRequest
+) -> None:
     """On PostgreSQL, Valkey and RabbitMQ; two variants with coverage, as their `make test` does."""
     env = WITHOUT_FUZZER | {"DATABASE_URL": shared.url_of("postgres")}
     parallel: list[str] = []
@@ -186,4 +214,6 @@ def test_passes_its_own_tests(project: BakedProject, variant: str, shared: Share
         parallel = ["--numprocesses", "2", "--cov"]
     elif VARIANTS[variant]["task_queue"] == "rabbitmq":  # two processes would share its queues
         env["TEST_RABBITMQ_URL"] = shared.url_of("rabbitmq")
-    run_tests(cwd=project.path, env=env, parallel=parallel)
+    in_full = variant in IN_FULL or request.config.getoption("--only")
+    options = [] if in_full else [f"--ignore={path}" for path in ENGINES]
+    run_tests(*options, cwd=project.path, env=env, parallel=parallel)

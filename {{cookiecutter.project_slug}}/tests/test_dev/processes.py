@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from src.core.config import ROOT, Settings
 from tests.process_killer import ProcessKiller
 
 LIMIT = 60.0  # seconds; only a failing test waits this long
-BYTECODE = str(ROOT / ".pytest_cache" / "bytecode")
 PROLOGUE = """
 import json, sys
 from pathlib import Path
@@ -36,8 +34,6 @@ def owner(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [sys.executable, "-c", PROLOGUE + script, *map(str, arguments)],
         cwd=ROOT,
-        # Without this, each process compiles all modules if Python must not write bytecode.
-        env=os.environ | {"PYTHONPYCACHEPREFIX": BYTECODE, "PYTHONDONTWRITEBYTECODE": ""},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
