@@ -42,6 +42,8 @@ def cached(
     Raises TypeError when the function is decorated, if its arguments cannot be part of a key or its
     return values cannot be stored.
     """
+    if ttl is not None and not isinstance(ttl, int | float):
+        raise TypeError("`ttl` must be a number of seconds. Without arguments, write `@cached()`.")
 
     def decorate(function: Function[P, T]) -> Function[P, T]:
         codec, arguments = codec_for(function), Arguments(function)

@@ -211,6 +211,9 @@ def test_decorator_refuses_what_it_cannot_identify() -> None:
     for function in functions:
         with pytest.raises(TypeError, match="where it is declared"):
             cached()(function)
+    for argument in (get_user, "users"):  # as in `@cached` and `@cached("users")`
+        with pytest.raises(TypeError, match="`ttl` must be a number"):
+            cached(argument)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r'for example tags=\["users"\]|must be a list'):
         cached(tags="users")(get_user.__wrapped__)  # type: ignore[attr-defined]
 
