@@ -38,7 +38,7 @@ WITHOUT_FUZZER = {"PYTEST_ADDOPTS": "-p no:schemathesis"}  # the plugin takes se
 # The default and the smallest variant run their tests as their `make test` does, with coverage.
 MEASURED = SETS["pairs"][:2]
 # Tests of engines, whose code is the same in each variant that has them. They run in these three
-# variants, and in all that --only selects.
+# variants, and in all that --only or --all selects.
 IN_FULL = SETS["pairs"][:3]
 ENGINES = [
     "tests/test_api/test_commit.py",
@@ -214,6 +214,7 @@ def test_passes_its_own_tests(
         parallel = ["--numprocesses", "2", "--cov"]
     elif VARIANTS[variant]["task_queue"] == "rabbitmq":  # two processes would share its queues
         env["TEST_RABBITMQ_URL"] = shared.url_of("rabbitmq")
-    in_full = variant in IN_FULL or request.config.getoption("--only")
+    selected = request.config.getoption("--only") or request.config.getoption("--all")
+    in_full = variant in IN_FULL or selected
     options = [] if in_full else [f"--ignore={path}" for path in ENGINES]
     run_tests(*options, cwd=project.path, env=env, parallel=parallel)
