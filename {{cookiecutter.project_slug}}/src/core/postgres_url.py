@@ -86,6 +86,8 @@ def _parse_hosts(text: str) -> URL:
         return make_url(parts["start"] + parts["end"]).update_query_dict({"host": hosts})
     url = make_url(text)
     host, port = unquote(url.host or ""), str(url.port or 5432)
+    if "@" in host:  # the rest of a password, which error messages would show
+        raise ValueError
     return url.update_query_dict({"host": host, "port": port}) if "/" in host else url
 
 

@@ -146,6 +146,7 @@ class TestValues:
             ("DATABASE_URL", "hunter2"),
             ("DATABASE_URL", "mysql://me:hunter2@db/shop"),
             ("DATABASE_URL", "postgresql://me:pa@ss:hunter2@db/shop"),
+            ("DATABASE_URL", "postgresql://me:pa@hunter2@db/shop"),
             ("DATABASE_URL", "postgresql://me:hunter2@db/shop?schema=x"),
             ("DATABASE_URL", "postgresql://me:hunter2@db/shop?sslmode=bogus"),
             ("DATABASE_URL", "postgresql://me:hunter2@db/shop?port=abc"),
