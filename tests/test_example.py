@@ -52,6 +52,18 @@ def test_removed_example_leaves_nothing(bake: Bake, render: Bake, answers: dict[
     assert texts_under(project.path) == texts_under(without.path)
 
 
+def test_migrations_of_the_user_follow_the_others(bake: Bake) -> None:
+    """Also without the example's migrations, of which the last was the head."""
+    project = bake(task_queue="none", scheduler="no")
+    # The commands change the file within a second, and its size stays the same.
+    env = {"PYTHONDONTWRITEBYTECODE": "1"}
+    run("alembic", "revision", "--message", "mine", cwd=project.path, env=env)
+    _, tables = parts_of_the_page(project)
+    follow(project, tables)
+    heads = run("alembic", "history", cwd=project.path).splitlines()
+    assert [line.partition(" -> ")[0] for line in heads] == ["5c0e9d1f7a34", "<base>"]
+
+
 def test_alembic_drops_the_tables(bake: Bake) -> None:
     """The new migration passes the linters and the tests of migrations.
 

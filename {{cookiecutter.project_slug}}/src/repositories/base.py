@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import Select, bindparam, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm.interfaces import ORMOption
 
 from src.db.base import UUIDMixin
 from src.domain.errors import InvalidCursorError, NotFoundError
@@ -31,6 +32,10 @@ class Repository(Generic[M]):
     def __init_subclass__(cls) -> None:
         if not hasattr(cls, "model"):
             return  # a base class of other repositories
+        if not issubclass(cls.model, UUIDMixin):
+            raise TypeError(
+                f"{cls.__name__} needs a model with UUIDMixin, not {cls.model.__name__}."
+            )
         cls._by_id = select(cls.model).where(cls.model.id == bindparam("id"))
         # Without populate_existing, the session may return values that it read before the lock.
         cls._by_id_locked = cls._by_id.with_for_update().execution_options(populate_existing=True)
@@ -38,17 +43,25 @@ class Repository(Generic[M]):
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
 
-    async def get(self, key: UUID) -> M | None:
-        return await self.session.scalar(self._by_id, {"id": key})
+    async def get(self, key: UUID, *options: ORMOption) -> M | None:
+        """Read the row. Pass options to load its relationships: `selectinload(Book.author)`."""
+        statement = self._by_id.options(*options) if options else self._by_id
+        return await self.session.scalar(statement, {"id": key})
 
-    async def get_for_update(self, key: UUID) -> M | None:
+    async def get_for_update(self, key: UUID, *options: ORMOption) -> M | None:
         """Read the row and lock it until the transaction ends."""
-        return await self.session.scalar(self._by_id_locked, {"id": key})
+        statement = self._by_id_locked.options(*options) if options else self._by_id_locked
+        return await self.session.scalar(statement, {"id": key})
 
     async def get_or_raise(
-        self, key: UUID, error: type[NotFoundError], *, for_update: bool = False
+        self,
+        key: UUID,
+        error: type[NotFoundError],
+        *options: ORMOption,
+        for_update: bool = False,
     ) -> M:
-        found = await (self.get_for_update(key) if for_update else self.get(key))
+        get = self.get_for_update if for_update else self.get
+        found = await get(key, *options)
         if found is None:
             raise error(id=key)
         return found

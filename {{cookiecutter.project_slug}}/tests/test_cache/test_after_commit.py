@@ -193,9 +193,9 @@ async def test_cancellation_after_the_commit_still_invalidates(
     assert backend.deleted == ["key"]
 
 
-class Book(Base):
+class SampleCopy(Base):
     metadata = MetaData()
-    __tablename__ = "book"
+    __tablename__ = "sample_copy"
     __cache_tags__ = ("books", "book:{id}", "shelf:{shelf}")
     id: Mapped[int] = mapped_column(primary_key=True)
     shelf: Mapped[str]
@@ -207,9 +207,9 @@ async def test_model_change_invalidates_the_tags_of_the_old_and_the_new_state(
     """In a session with `expire_on_commit=True`, SQLAlchemy's default."""
     engine = committing_database.writes.kw["bind"]
     async with async_sessionmaker(engine)() as session:
-        await session.execute(text("CREATE TABLE book (id serial PRIMARY KEY, shelf text)"))
+        await session.execute(text("CREATE TABLE sample_copy (id serial PRIMARY KEY, shelf text)"))
         await session.commit()
-        book = Book(shelf="a")
+        book = SampleCopy(shelf="a")
         session.add(book)
         await session.commit()
         assert {*backend.deleted} == {"tag:books", "tag:book:1", "tag:shelf:a"}
@@ -225,5 +225,5 @@ async def test_model_change_invalidates_the_tags_of_the_old_and_the_new_state(
         await session.delete(book)  # its attributes have expired
         await session.commit()
         assert {*backend.deleted} == {"tag:books", "tag:book:1", "tag:shelf:b"}
-        await session.execute(text("DROP TABLE book"))
+        await session.execute(text("DROP TABLE sample_copy"))
         await session.commit()

@@ -16,6 +16,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
+from dev import stack
 from src.core.config import ROOT, Settings
 from tests.process_killer import ProcessKiller
 
@@ -94,7 +95,6 @@ def query(url: str, statement: str) -> Any:
 
 def name_other_servers(monkeypatch: pytest.MonkeyPatch, *ours: str) -> None:
     """Set the URLs of all servers except the database and `ours`, so that `dev` starts none."""
-    for name, setting in Settings.model_fields.items():
-        if name.endswith("_URL") and name not in {"DATABASE_URL", *ours}:
-            default: SecretStr | None = setting.default
-            monkeypatch.setenv(name, default.get_secret_value() if default else "unix:///nowhere")
+    for name in {server.variable for server in stack.SERVERS} - {"DATABASE_URL", *ours}:
+        default: SecretStr | None = Settings.model_fields[name].default
+        monkeypatch.setenv(name, default.get_secret_value() if default else "unix:///nowhere")

@@ -5,12 +5,14 @@ from sqlalchemy import Column, MetaData, String, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.db.base import NAMING_CONVENTION, Base, TableNameMixin, TimestampMixin, UUIDMixin
+from src.db.models.idempotency import IdempotencyKey
 from src.db.session import Database, ReadOnlySessionError
+from src.repositories.base import Repository
 from src.utils.text import snake_case
 from tests.fixtures.notes import Note, NoteNotFoundError, NoteRepository
 
 
-class OrderLine(Base, UUIDMixin, TableNameMixin, TimestampMixin):
+class SampleOrder(Base, UUIDMixin, TableNameMixin, TimestampMixin):
     # Not in Base.metadata, which `alembic check` compares with the database.
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
     __table_args__ = {"prefixes": ["TEMPORARY"]}  # noqa: RUF012 - the type that SQLAlchemy declares
@@ -32,13 +34,13 @@ def test_tables_are_named_after_classes(name: str, expected: str) -> None:
 
 async def test_a_model_needs_only_base_classes_and_columns(db: AsyncSession) -> None:
     connection = await db.connection()
-    await connection.run_sync(OrderLine.__table__.create)  # type: ignore[attr-defined]
-    line = OrderLine(name="Lamp")
+    await connection.run_sync(SampleOrder.__table__.create)  # type: ignore[attr-defined]
+    line = SampleOrder(name="Lamp")
     db.add(line)
     await db.flush()
 
-    assert OrderLine.__tablename__ == "order_line"
-    assert {index.name for index in OrderLine.__table__.indexes} == {"ix_order_line_name"}  # type: ignore[attr-defined]
+    assert SampleOrder.__tablename__ == "sample_order"
+    assert {index.name for index in SampleOrder.__table__.indexes} == {"ix_sample_order_name"}  # type: ignore[attr-defined]
     assert isinstance(line.id, UUID)
     assert line.created_at.tzinfo is not None
 
@@ -65,6 +67,12 @@ class TestRepository:
 
         with pytest.raises(NoteNotFoundError, match=f"There is no note {missing}."):
             await NoteRepository(db).get_or_raise(missing, NoteNotFoundError, for_update=for_update)
+
+    def test_needs_a_model_with_an_id(self) -> None:
+        with pytest.raises(TypeError, match="needs a model with UUIDMixin, not Idempot"):
+
+            class Wrong(Repository[IdempotencyKey]):  # type: ignore[type-var]
+                model = IdempotencyKey
 
     async def test_pages_are_newest_first_and_the_last_has_no_cursor(
         self, db: AsyncSession

@@ -10,6 +10,8 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship, selectinload
 
 from src.db.base import NAMING_CONVENTION, Base, TableNameMixin, TimestampMixin, UUIDMixin
 from src.db.lazy_loading import NotLoadedError
+from src.domain.errors import NotFoundError
+from src.repositories.base import Repository
 
 METADATA = MetaData(naming_convention=NAMING_CONVENTION)
 TEMPORARY = {"prefixes": ["TEMPORARY"]}
@@ -49,6 +51,21 @@ async def shelf(db: AsyncSession) -> SampleShelf:
     await db.flush()
     db.expunge_all()
     return (await db.scalars(select(SampleShelf))).one()
+
+
+@pytest.mark.parametrize("for_update", [False, True])
+async def test_a_repository_accepts_options(
+    db: AsyncSession, shelf: SampleShelf, *, for_update: bool
+) -> None:
+    class ShelfRepository(Repository[SampleShelf]):
+        model = SampleShelf
+
+    options = selectinload(SampleShelf.boxes)
+    loaded = await ShelfRepository(db).get_or_raise(
+        shelf.id, NotFoundError, options, for_update=for_update
+    )
+
+    assert len(ShelfResponse.model_validate(loaded).boxes) == 1
 
 
 async def test_a_relationship(db: AsyncSession, shelf: SampleShelf) -> None:

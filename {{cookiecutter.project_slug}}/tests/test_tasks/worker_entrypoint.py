@@ -16,7 +16,7 @@ class ShutdownWriter(Middleware):
         sys.stderr.flush()
 
 
-# Milliseconds, for Redis: tests that kill a worker wait for less time.
+# Milliseconds: tests that kill a worker wait for less time.
 cast(Any, broker).heartbeat_timeout = 5_000
 broker.add_middleware(ShutdownWriter())
 declare(broker, os.environ["TEST_QUEUE"])

@@ -75,7 +75,7 @@ def _from_crontab(expr: str, timezone: tzinfo | str | None = None) -> CronTrigge
 
 
 # Remove when an interval must be positive. Zero becomes one second, and less loops forever.
-def _positive_interval(  # noqa: PLR0917 - the parameters of IntervalTrigger
+def _positive_interval(
     trigger: IntervalTrigger,
     weeks: float = 0,
     days: float = 0,
