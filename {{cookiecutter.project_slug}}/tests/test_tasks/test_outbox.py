@@ -116,7 +116,7 @@ async def test_delayed_messages_wait_in_the_database(
         ("x" * MAX_BYTES, ValueError, "Store the data in a table"),
         (uuid4(), TypeError, "The argument word of note cannot be stored: Object of type UUID"),
         ([datetime.now(UTC)], TypeError, "argument word .* type datetime .* value.isoformat()"),
-        (Note(text="a"), TypeError, "argument word .* type Note"),
+        (Note(text="a"), TypeError, "argument word .* type SampleNote"),
         ([{"a": {1: "b"}}], TypeError, "argument word .* JSON has no int keys"),
     ],
     ids=["large", "UUID", "datetime", "row", "key"],
