@@ -35,8 +35,7 @@ def sync_job() -> None: ...
 def build(*jobs: Mapping[str, Any]) -> AsyncIOScheduler:
     def setup(scheduler: AsyncIOScheduler) -> None:
         for options in jobs:
-            hourly = {} if "trigger" in options else {"trigger": "interval", "hours": 1}
-            scheduler.add_job(**{"func": job, **hourly, **options})
+            scheduler.add_job(**{"func": job, "trigger": "interval", "hours": 1} | dict(options))
 
     return build_scheduler(setup)
 
@@ -68,13 +67,23 @@ async def test_two_jobs_with_one_id_fail_at_startup(
         ({"executor": "processpool"}, "cannot have a `jobstore` or an `executor`"),
         ({"max_instances": 3}, "never overlaps itself"),
         ({"trigger": "crno"}, 'The job x is invalid: No trigger by the name "crno"'),
-        ({"trigger": "cron", "hours": 1}, "unexpected keyword argument 'hours'"),
+        ({"trigger": "cron"}, "unexpected keyword argument 'hours'"),
         ({"hours": 0}, "An interval must be positive"),
         ({"hours": -1}, "An interval must be positive"),
         ({"jitter": -1}, "needs a `jitter` of 0 or more seconds"),
         ({"trigger": "0 9 * * *"}, r'The job x .* `trigger=CronTrigger.from_crontab\("0 9'),
         ({"args": "0 9 * * *"}, "from_crontab"),
-        ({"trigger": None}, "needs a `run_date`"),
+    ],
+)
+def test_invalid_job_is_rejected(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidJobError, match=words):
+        build({"id": "x"} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "needs a `run_date`"),
         ({"trigger": "cron", "day_of_week": 1}, 'weekday "1"'),
         ({"trigger": crontab("0 9 1 * mon")}, 'day "1" and the weekday "mon"'),
         ({"trigger": "cron", "day_of_week": "mon#2"}, 'Unrecognized expression "mon#2"'),
@@ -88,9 +97,12 @@ async def test_two_jobs_with_one_id_fail_at_startup(
         ({"trigger": "cron", "month": 2, "day": 30}, "never runs"),
     ],
 )
-def test_invalid_job_is_rejected(options: dict[str, Any], words: str) -> None:
+def test_misleading_trigger_is_rejected(options: dict[str, Any], words: str) -> None:
+    def setup(scheduler: AsyncIOScheduler) -> None:
+        scheduler.add_job(job, id="x", **options)
+
     with pytest.raises(InvalidJobError, match=words):
-        build({"id": "x", **options})
+        build_scheduler(setup)
 
 
 @pytest.mark.parametrize("weekday", ["1", "0", "7", "1-5", "mon,3", "*/2"])

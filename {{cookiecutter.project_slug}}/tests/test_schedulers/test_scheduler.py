@@ -184,20 +184,15 @@ async def test_restart_does_not_repeat_or_delay_a_tick(
     assert shown.jobs[0].next_tick == run.tick + HOUR
 
 
-@pytest.mark.parametrize(
-    ("age", "outcome"),
-    [(timedelta(0), RunOutcome.SUCCEEDED), (timedelta(days=1), RunOutcome.MISSED)],
-)
-async def test_job_with_one_tick_runs_or_is_missed_once(
-    schedule: Schedule, committing_database: Database, age: timedelta, outcome: RunOutcome
+async def test_job_with_one_tick_does_not_run_again(
+    schedule: Schedule, committing_database: Database
 ) -> None:
-    """A job that is left in the code after its date is no error."""
-    at = datetime.now(UTC) - age
+    at = datetime.now(UTC)
     for _ in range(2):
         async with schedule(nothing, trigger="date", run_date=at, next_run_time=at):
             runs = await runs_of(committing_database)
 
-    assert [(run.tick, run.outcome) for run in runs] == [(at, outcome)]
+    assert [run.tick for run in runs] == [at]
     assert (await overview(committing_database)).jobs[0].next_tick is None
 
 
@@ -222,24 +217,48 @@ async def test_paused_job_does_not_run_until_it_is_resumed(
     assert resumed.runs == []
 
 
-async def test_changed_trigger_resets_the_next_tick(
+async def test_date_in_the_past_is_missed_once(
     schedule: Schedule, committing_database: Database
 ) -> None:
-    """The time zone is a part of it. A job that is removed from the code is deleted."""
-    soon = datetime.now(UTC) + HOUR
-    await leave(
-        committing_database,
-        SchedulerJob(id="job", trigger="cron[hour='9']", next_tick=soon),
-        SchedulerJob(id="gone", trigger="date", next_tick=None),
-    )
+    """A job that is left in the code after its date is no error."""
+    at = datetime.now(UTC) - timedelta(days=1)
+    for _ in range(2):
+        async with schedule(nothing, trigger="date", run_date=at, next_run_time=at):
+            runs = await runs_of(committing_database)
+
+    assert [run.outcome for run in runs] == [RunOutcome.MISSED]
+
+
+async def test_changed_time_zone_changes_the_next_tick(
+    schedule: Schedule, committing_database: Database
+) -> None:
+    in_utc = SchedulerJob(id="job", trigger="cron[hour='9']", next_tick=datetime.now(UTC) + HOUR)
+    await leave(committing_database, in_utc)
     trigger = CronTrigger(hour=9, timezone="Asia/Tokyo")
     following = trigger.get_next_fire_time(None, datetime.now(UTC))
     async with schedule(nothing, trigger=trigger, next_run_time=following):
         await until(is_leading)
-        job, *others = (await overview(committing_database)).jobs
+        job = (await overview(committing_database)).jobs[0]
 
     assert (job.trigger, job.next_tick) == ("cron[hour='9'] Asia/Tokyo", following)
-    assert [other.id for other in others] == ["prune_run_history"]
+
+
+async def test_changed_trigger_resets_the_next_tick(
+    schedule: Schedule, committing_database: Database
+) -> None:
+    """A job that is removed from the code is deleted from the table."""
+    far = datetime.now(UTC) + timedelta(days=1)
+    await leave(
+        committing_database,
+        SchedulerJob(id="job", trigger="interval[1 day, 0:00:00]", next_tick=far),
+        SchedulerJob(id="gone", trigger="date", next_tick=None),
+    )
+
+    async with schedule(nothing):
+        await runs_of(committing_database)
+        jobs = (await overview(committing_database)).jobs
+
+    assert [job.id for job in jobs] == ["job", "prune_run_history"]
 
 
 async def test_unfinished_runs_of_a_dead_leader_are_lost(

@@ -124,11 +124,17 @@ async def test_ids_or_all_are_required_and_an_unknown_id_changes_nothing(
     assert broker.queue_state(queue_of(broker)).dead == 1
 
 
+@pytest.mark.parametrize(
+    "arguments", [("list",), ("show", "x"), ("requeue", "--all"), ("purge", "--all")]
+)
 async def test_an_unavailable_broker_is_reported_in_one_line(
-    open_broker: OpenBroker, dead: Dead, monkeypatch: pytest.MonkeyPatch
+    open_broker: OpenBroker,
+    dead: Dead,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str],
 ) -> None:
     monkeypatch.setattr(commands, "broker", open_broker(port=1))
-    result = await asyncio.to_thread(dead, "list")
+    result = await asyncio.to_thread(dead, *arguments)
 
     assert result.status == 1
     assert result.err.startswith("Error: R")

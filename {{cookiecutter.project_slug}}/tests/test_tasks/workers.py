@@ -2,15 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
 from uuid import UUID
 
 from dramatiq import Broker, Message, Middleware, Worker
-from dramatiq.broker import Consumer, MessageProxy
-from dramatiq.errors import BrokerConnectionError
+from dramatiq.broker import MessageProxy
 from dramatiq.middleware import TimeLimit
 from sqlalchemy import URL, func, select
 
@@ -127,31 +126,17 @@ async def receive(broker: TaskBroker, count: int = 1) -> list[MessageProxy]:
 
 
 def _receive(broker: TaskBroker, count: int) -> list[MessageProxy]:
-    with consuming(broker, queue_of(broker)) as consumer:
-        taken = []
-        for _ in range(count):
-            taken.append(take(consumer))
-            consumer.ack(taken[-1])  # a consumer fetches no more than 1000 before
-        assert next(consumer) is None
-    return taken
-
-
-@contextmanager
-def consuming(broker: TaskBroker, queue: str) -> Iterator[Consumer]:
-    consumer = broker.consume(queue, prefetch=1000, timeout=100)
-    try:
-        yield consumer
-    finally:
-        with suppress(BrokerConnectionError):
-            consumer.close()
-
-
-def take(consumer: Consumer) -> MessageProxy:
+    consumer = broker.consume(queue_of(broker), prefetch=1000, timeout=100)
+    taken: list[MessageProxy] = []
     deadline = time.monotonic() + LIMIT
-    while True:
+    while len(taken) < count and time.monotonic() < deadline:
         if message := next(consumer):
-            return message
-        assert time.monotonic() < deadline, "No message was delivered."
+            consumer.ack(message)
+            taken.append(message)
+    extra = next(consumer)
+    consumer.close()
+    assert (len(taken), extra) == (count, None)
+    return taken
 
 
 async def count_unsent(database: Database) -> int:

@@ -1,16 +1,38 @@
 """Helpers that work with messages on any broker."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from dramatiq import Message
+from dramatiq.broker import Consumer, MessageProxy
+from dramatiq.errors import BrokerConnectionError
 
 from src.tasks.engine.brokers.base import DIED_AT, ERROR, TaskBroker
-from tests.test_tasks.workers import LIMIT, consuming, take
+from tests.test_tasks.workers import LIMIT
 
 
 def message_to(queue: str, *args: Any, **options: Any) -> Message[Any]:
     return Message(queue, "act", args, {}, options)
+
+
+@contextmanager
+def consuming(broker: TaskBroker, queue: str) -> Iterator[Consumer]:
+    consumer = broker.consume(queue, prefetch=1000, timeout=1000)
+    try:
+        yield consumer
+    finally:
+        with suppress(BrokerConnectionError):
+            consumer.close()
+
+
+def take(consumer: Consumer) -> MessageProxy:
+    deadline = time.monotonic() + LIMIT
+    while True:
+        if message := next(consumer):
+            return message
+        assert time.monotonic() < deadline, "No message was delivered."
 
 
 def wait_for(broker: TaskBroker, queue: str, **counts: int) -> None:

@@ -25,11 +25,13 @@ from tests.test_tasks.conftest import Server
 from tests.test_tasks.test_brokers.conftest import MakeBroker
 from tests.test_tasks.test_brokers.messages import (
     add_dead_letters,
+    consuming,
     message_to,
     numbers,
+    take,
     wait_for,
 )
-from tests.test_tasks.workers import LIMIT, consuming, take
+from tests.test_tasks.workers import LIMIT
 
 OPENSSL = shutil.which("openssl")
 

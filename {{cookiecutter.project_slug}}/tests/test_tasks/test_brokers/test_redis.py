@@ -10,8 +10,13 @@ from structlog.testing import capture_logs
 from src.tasks.engine.brokers.base import QueueState
 from src.tasks.engine.brokers.redis import RedisTaskBroker
 from tests.test_tasks.test_brokers.conftest import MakeBroker
-from tests.test_tasks.test_brokers.messages import add_dead_letters, message_to, numbers
-from tests.test_tasks.workers import consuming, take
+from tests.test_tasks.test_brokers.messages import (
+    add_dead_letters,
+    consuming,
+    message_to,
+    numbers,
+    take,
+)
 
 pytestmark = pytest.mark.parametrize("server", ["redis"], indirect=True)
 
