@@ -51,8 +51,12 @@ def attempt(
 def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> str:
     """Run a program that must succeed; return its output."""
     done = attempt(*command, cwd=cwd, env=env)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}"
+    assert done.returncode == 0, report(done)
     return str(done.stdout)
+
+
+def report(done: subprocess.CompletedProcess[str]) -> str:
+    return f"{' '.join(map(str, done.args))}\n{done.stdout}"
 
 
 def run_tests(
@@ -70,9 +74,9 @@ def run_tests(
     if len(re.findall("^(?:FAILED|ERROR) ", done.stdout, re.MULTILINE)) <= MAX_RETRIED:
         alone = ("--last-failed", "--last-failed-no-failures=none")
         if attempt(*command, *alone, cwd=cwd, env=env).returncode == 0:
-            warnings.warn(done.stdout, FlakyTestWarning, stacklevel=2)
+            warnings.warn(report(done), FlakyTestWarning, stacklevel=2)
             return
-    raise AssertionError(f"{' '.join(command)}\n{done.stdout}")
+    raise AssertionError(report(done))
 
 
 def environment() -> dict[str, str]:

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Bake
 from tests.project import BakedProject, texts_under
 from tests.servers import serving
-from tests.subprocesses import run, run_tests
+from tests.subprocesses import UNTOUCHED, run, run_tests
 from tests.test_variants import LINTERS, WITHOUT_FUZZER
 from tests.variants import ALL
 
@@ -55,9 +55,8 @@ def test_removed_example_leaves_nothing(bake: Bake, render: Bake, answers: dict[
 def test_migrations_of_the_user_follow_the_others(bake: Bake) -> None:
     """Also without the example's migrations, of which the last was the head."""
     project = bake(task_queue="none", scheduler="no")
-    # The commands change the file within a second, and its size stays the same.
-    env = {"PYTHONDONTWRITEBYTECODE": "1"}
-    run("alembic", "revision", "--message", "mine", cwd=project.path, env=env)
+    # Without bytecode: the commands change the file within a second, and keep its size.
+    run("alembic", "revision", "--message", "mine", cwd=project.path, env=UNTOUCHED)
     _, tables = parts_of_the_page(project)
     follow(project, tables)
     heads = run("alembic", "history", cwd=project.path).splitlines()

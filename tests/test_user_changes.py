@@ -6,10 +6,10 @@ from tests.subprocesses import run
 
 TESTS = [
     "tests/test_api/test_idempotency.py",
-    "tests/test_cache/test_after_commit.py",
-    "tests/test_cache/test_model_tags.py",
     "tests/test_api/test_response_cache.py",
     "tests/test_api/test_service.py",
+    "tests/test_cache/test_after_commit.py",
+    "tests/test_cache/test_model_tags.py",
     "tests/test_cli.py",
     "tests/test_core",
     "tests/test_dev/test_stack.py",
@@ -50,17 +50,17 @@ MODELS = "\n".join(
     [
         "from sqlalchemy import ForeignKey, MetaData",
         "from sqlalchemy.orm import Mapped, mapped_column, relationship",
-        "from src.db.base import Base, TableNameMixin, UUIDMixin",
+        "from src.db.base import Base, UUIDMixin",
         "METADATA = MetaData()",
         *(
-            f"class {name}(Base, UUIDMixin, TableNameMixin):\n"
-            "    metadata = METADATA\n"
-            f"    parent_id: Mapped[str] = mapped_column(ForeignKey('{other.lower()}.id'))\n"
+            f"class {name}(Base, UUIDMixin):\n"
+            f"    metadata, __tablename__ = METADATA, '{name}'\n"
+            f"    parent_id: Mapped[str] = mapped_column(ForeignKey('{other}.id'))\n"
             f"    parent = relationship('{other}', foreign_keys=parent_id)"
             for name, other in zip(NAMES, NAMES[1:] + NAMES[:1], strict=True)
         ),
     ]
-).replace("orderline", "order_line")
+)
 IMPORT = "from fastapi.middleware.cors"
 CONFIG = "src/core/config.py"
 # The file, the text to replace, and the new text.
