@@ -1,7 +1,7 @@
 """Cache keys are readable, unique, and independent of how a function is called."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from decimal import Decimal
 from enum import Enum, StrEnum
 from typing import Any
@@ -95,6 +95,7 @@ class Sort(Enum):
 
 
 INSTANT = datetime(2026, 1, 1, tzinfo=UTC)
+ZONES = [None, *map(ZoneInfo, ("Europe/Berlin", "Africa/Lagos"))]  # one offset in January
 
 
 @pytest.mark.parametrize(
@@ -102,10 +103,11 @@ INSTANT = datetime(2026, 1, 1, tzinfo=UTC)
     [
         [Sort.ONE, Sort.TEXT_ONE, 1, "1"],
         [INSTANT, INSTANT.replace(tzinfo=None), INSTANT.replace(tzinfo=ZoneInfo("Asia/Tokyo"))],
+        [*(time(12, tzinfo=zone) for zone in ZONES), *(INSTANT.replace(tzinfo=z) for z in ZONES)],
         [Decimal(1), Decimal("1.0"), 1, 1.0, float("nan"), Decimal("NaN")],
         [{1}, {"1"}, frozenset({1}), {True}],
     ],
-    ids=["enum", "datetime", "number", "set"],
+    ids=["enum", "datetime", "zone", "number", "set"],
 )
 def test_similar_values_have_different_keys(values: list[Any]) -> None:
     assert len({key_of(any_of, value) for value in values}) == len(values)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from hashlib import blake2b
@@ -26,6 +26,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from urllib.parse import quote
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from fastapi import BackgroundTasks, Response
 from fastapi.security import SecurityScopes
@@ -65,7 +66,7 @@ def format_value(value: object) -> str:
     if isinstance(value, Enum):
         return format_key_part(value.value)
     if isinstance(value, _SCALARS):
-        return _quoted(str(value))
+        return _quoted(str(value) + _zone_of(value))
     if isinstance(value, bytes):
         return value.hex()
     if value is None:
@@ -78,6 +79,12 @@ def format_value(value: object) -> str:
             ' build the key from attributes of the value, for example `key="user:{user.id}"`.'
         )
     return "(" + "".join(f"{part}," for part in parts) + ")"
+
+
+def _zone_of(value: object) -> str:
+    """Return the name of a time zone: its offset depends on the date, and UTC has several types."""
+    zone = value.tzinfo if isinstance(value, (datetime, time)) else None
+    return f"@{zone}" if isinstance(zone, ZoneInfo) and zone.key != "UTC" else ""
 
 
 def _format_members(value: Any) -> list[str] | None:
