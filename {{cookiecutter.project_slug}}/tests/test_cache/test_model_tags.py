@@ -38,10 +38,23 @@ genres = Table(
     Column("genre_id", ForeignKey("genre.id", ondelete="CASCADE"), primary_key=True),
 )
 
+readers = Table(
+    "volume_reader",
+    METADATA,
+    Column("volume_id", ForeignKey("volume.id", ondelete="CASCADE"), primary_key=True),
+    Column("reader_id", ForeignKey("reader.id"), primary_key=True),
+)
+
 
 class Genre(Base, TableNameMixin):
     metadata = METADATA
     id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Reader(Base, TableNameMixin):
+    metadata = METADATA
+    id: Mapped[int] = mapped_column(primary_key=True)
+    volumes: Mapped[list["Volume"]] = relationship(secondary=readers, back_populates="readers")
 
 
 class Volume(Base, TableNameMixin):
@@ -51,6 +64,7 @@ class Volume(Base, TableNameMixin):
     shelf_id: Mapped[int] = mapped_column(ForeignKey("shelf.id", ondelete="CASCADE"))
     title: Mapped[str] = mapped_column(default="")
     genres: Mapped[list[Genre]] = relationship(secondary=genres)
+    readers: Mapped[list[Reader]] = relationship(secondary=readers, back_populates="volumes")
     pages: Mapped[list["Page"]] = relationship(cascade="all, delete-orphan", passive_deletes=True)
 
 
@@ -98,7 +112,8 @@ async def library(committing_database: Database) -> AsyncGenerator[Database]:
         await connection.run_sync(METADATA.create_all)
     with use_cache(Cache(MemoryBackend(), ttl=60)):
         async with committing_database.transaction() as db:
-            db.add_all([Shelf(id=1), Volume(id=1, shelf_id=1, genres=[Genre(id=1)])])
+            volume = Volume(id=1, shelf_id=1, genres=[Genre(id=1)], readers=[Reader(id=1)])
+            db.add_all([Shelf(id=1), volume])
             await db.flush()
             db.add_all([Page(id=1, volume_id=1), Loan(id=1, volume_id=1)])
         await invalidated()
@@ -123,6 +138,15 @@ async def move_page(db: AsyncSession) -> None:
 
 async def delete_genre(db: AsyncSession) -> None:
     await db.delete(await db.get_one(Genre, 1))
+
+
+async def delete_reader(db: AsyncSession) -> None:
+    await db.delete(await db.get_one(Reader, 1))
+
+
+async def clear_volumes(db: AsyncSession) -> None:
+    reader = await db.get_one(Reader, 1, options=[selectinload(Reader.volumes)])
+    reader.volumes.clear()
 
 
 async def upsert(db: AsyncSession) -> None:
@@ -172,6 +196,8 @@ async def test_statement_in_autocommit_mode_invalidates(library: Database) -> No
         (remove_orphan, {"volume", *PAGE}),
         (move_page, {"volume", *PAGE}),
         (delete_genre, {"volume"}),
+        (delete_reader, {"volume"}),
+        (clear_volumes, {"volume"}),
         (upsert, {"volume"}),
     ],
 )

@@ -62,8 +62,10 @@ def _invalidate_deleted_row(session: Session, row: object) -> None:
     """Invalidate the tags of a row, which may have been an orphan, and of rows deleted with it."""
     if current_cache() is not None:
         _invalidate(session, set(_tags(row, _loaded_values(row))))
-        tables = set(inspect(row, raiseerr=True).mapper.tables)
-        _invalidate_tables(session, _dependent_tables(tables))
+        mapper = inspect(row, raiseerr=True).mapper
+        # The ORM deletes the row's rows in association tables without an event.
+        associations = {each.secondary for each in mapper.relationships} - {None}
+        _invalidate_tables(session, _dependent_tables(set(mapper.tables)) | associations)
 
 
 def _invalidate_all_tags(execution: ORMExecuteState) -> None:
