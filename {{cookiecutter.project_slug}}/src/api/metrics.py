@@ -18,12 +18,12 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.responses import Response
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.core.logging import ACCESS_LOGGER
+from src.core.process_metrics import SHARED_FOLDER, register_processes
 
 access_log = structlog.get_logger(ACCESS_LOGGER)
 
@@ -118,7 +118,7 @@ def route_template(scope: Scope) -> str:
 def metrics() -> Response:
     """Return the metrics; of all processes if `PROMETHEUS_MULTIPROC_DIR` is set."""
     registry = REGISTRY
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    if SHARED_FOLDER in os.environ:
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)
+        register_processes(registry)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

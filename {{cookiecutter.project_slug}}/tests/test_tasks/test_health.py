@@ -14,10 +14,10 @@ from prometheus_client import REGISTRY
 from starlette.types import Receive, Scope, Send
 
 from src.core.config import Settings
+from src.core.process_metrics import SHARED_FOLDER
 from src.db.session import Database
 from src.tasks.engine import health, maintenance
 from src.tasks.engine.brokers.base import TaskBroker
-from src.tasks.engine.maintenance import SHARED_FOLDER
 from tests import proxy
 from tests.fixtures.commands import Process
 from tests.test_tasks.conftest import OpenBroker

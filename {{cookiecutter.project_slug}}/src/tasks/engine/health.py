@@ -15,7 +15,6 @@ import uvicorn
 from dramatiq import get_broker
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
@@ -25,6 +24,7 @@ from starlette.routing import Route
 
 from src.core.config import Settings, get_settings
 from src.core.logging import configure_logging
+from src.core.process_metrics import SHARED_FOLDER, register_processes
 from src.db import Database, open_database
 from src.db.session import DatabaseUnavailableError
 from src.repositories.task import OutboxRepository
@@ -32,7 +32,6 @@ from src.schemas.health import Readiness
 from src.services.health import ping_database, run_checks
 from src.tasks.engine.actors import load_actors
 from src.tasks.engine.brokers.base import BrokerUnavailableError, QueueState, TaskBroker
-from src.tasks.engine.maintenance import SHARED_FOLDER
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +72,7 @@ def create_app(settings: Settings, broker: TaskBroker) -> Starlette:
     async def metrics(request: Request) -> Response:
         registry = CollectorRegistry()
         if SHARED_FOLDER in os.environ:
-            MultiProcessCollector(registry)  # the metrics of the worker processes
+            register_processes(registry)
         states = await asyncio.to_thread(_queue_states, broker)
         outbox_age = await _outbox_age(request.state.database)
         registry.register(BacklogCollector(states, outbox_age))

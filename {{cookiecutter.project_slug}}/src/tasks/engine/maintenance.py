@@ -12,6 +12,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from src.core.config import Settings
+from src.core.process_metrics import SHARED_FOLDER
 from src.db import Database
 from src.db.session import DatabaseUnavailableError
 from src.repositories.retention import delete_expired
@@ -19,7 +20,6 @@ from src.tasks.engine.brokers.base import BrokerUnavailableError, TaskBroker
 
 log = structlog.get_logger(__name__)
 
-SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # names the folder that worker processes share
 INTERVAL_SECONDS = 3.0
 BLOCKED_SECONDS = 1.0
 PRUNE_SECONDS = 3600.0
