@@ -169,10 +169,13 @@ class Database:
     writes: async_sessionmaker[AsyncSession]
     reads: async_sessionmaker[ReadOnlyAsyncSession]
     streams: async_sessionmaker[StreamingAsyncSession]
+    probes: async_sessionmaker[ReadOnlyAsyncSession]
 
     @classmethod
-    def bound_to(cls, write: AsyncEngine | AsyncConnection, **options: Any) -> Self:
-        """Create sessions on an engine, or, for tests, all on one connection."""
+    def bound_to(
+        cls, write: AsyncEngine | AsyncConnection, probe: AsyncEngine | None = None, **options: Any
+    ) -> Self:
+        """Create sessions on engines, or, for tests, all on one connection."""
         read = write
         if isinstance(write, AsyncEngine):
             read = write.execution_options(isolation_level="AUTOCOMMIT")
@@ -181,6 +184,7 @@ class Database:
             writes=async_sessionmaker(write, sync_session_class=OwnedSession, **options),
             reads=async_sessionmaker(read, class_=ReadOnlyAsyncSession, **options),
             streams=async_sessionmaker(write, class_=StreamingAsyncSession, **options),
+            probes=async_sessionmaker(probe or read, class_=ReadOnlyAsyncSession, **options),
         )
 
     @asynccontextmanager
@@ -365,18 +369,24 @@ async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]
 
     There is no overflow, since that opens and closes connections all the time under load. Only a
     connection that was idle is tested before its use, since that costs a round trip. The connection
-    that was used last is used first, so that few are idle under load.
+    that was used last is used first, so that few are idle under load. Readiness has a separate
+    connection: an instance whose pool is in use is busy, and without it others become busier.
     """
-    engine = create_engine(
+    engine, probe = (_create_pool(url, size) for size in (pool_size, 1))
+    try:
+        yield Database.bound_to(engine, probe.execution_options(isolation_level="AUTOCOMMIT"))
+    finally:
+        await engine.dispose()
+        await probe.dispose()
+
+
+def _create_pool(url: URL, size: int) -> AsyncEngine:
+    return create_engine(
         url,
         poolclass=_OneLoopPool,
-        pool_size=pool_size,
+        pool_size=size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
         pool_recycle=1800,
         pool_use_lifo=True,
     )
-    try:
-        yield Database.bound_to(engine)
-    finally:
-        await engine.dispose()

@@ -14,7 +14,7 @@ CHECK_TIMEOUT_SECONDS = 2.0
 
 async def ping_database(database: Database) -> None:
     """Raises DatabaseUnavailableError or SQLAlchemyError."""
-    async with database.reads() as session:
+    async with database.probes() as session:
         await session.execute(text("SELECT 1"))
 
 

@@ -154,7 +154,7 @@ async def test_the_first_read_after_a_migration_returns_503_and_the_next_succeed
         assert (await client.get(path)).status_code == 200
 
 
-async def test_an_exhausted_pool_returns_503(
+async def test_an_exhausted_pool_returns_503_and_readiness_passes(
     committing_url: URL, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db_session, "POOL_TIMEOUT_SECONDS", 0.1)
@@ -163,7 +163,9 @@ async def test_an_exhausted_pool_returns_503(
         database.transaction() as busy,
     ):
         await busy.connection()
-        await assert_unavailable(connect(app, database))
+        client = connect(app, database)
+        await assert_unavailable(client)
+        assert (await client.get(f"{API}/health/ready")).status_code == 200
 
 
 async def test_a_lost_connection_fails_at_most_one_request(
