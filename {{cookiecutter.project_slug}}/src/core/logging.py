@@ -6,8 +6,11 @@ Each line is a JSON object; in development and tests, lines are text.
 import logging
 import os
 import re
+import stat
 import sys
-from typing import Any
+from contextlib import suppress
+from io import FileIO, TextIOWrapper
+from typing import Any, TextIO
 from urllib.parse import quote
 
 import structlog
@@ -19,6 +22,9 @@ from structlog.typing import EventDict, Processor
 
 from src.core.config import Settings
 from src.core.trace import trace_id_of, traceparent
+
+if sys.platform == "linux":
+    import fcntl
 
 ACCESS_LOGGER = "src.access"  # one line for each request, written by `MetricsMiddleware`
 
@@ -34,6 +40,7 @@ _SECRET_NAME = re.compile(
 )
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 _MAX_DEPTH = 8
+_PIPE_BYTES = 1024 * 1024  # at 300 bytes a line, more than a second of a busy process
 _URL_PASSWORD = re.compile(r"""(://[^:/\s"']*:)[^\s"']+@""")
 # Loggers that repeat other lines or say nothing useful.
 _SILENCED = (
@@ -71,7 +78,7 @@ def configure_logging(settings: Settings) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_nonblocking_pipe())
     handler.setFormatter(
         ProcessorFormatter(
             foreign_pre_chain=[_add_extra, *shared],
@@ -86,6 +93,26 @@ def configure_logging(settings: Settings) -> None:
     root.handlers = [handler]
     root.setLevel(settings.LOG_LEVEL)
     _adopt_library_loggers()
+
+
+def _nonblocking_pipe() -> TextIO | None:
+    """Return a stream that loses lines while no one reads them, if standard error is a pipe.
+
+    Otherwise, the process would stop at a full pipe. The pipe is opened again, because the mode of
+    standard error is shared with other processes. Only Linux can do this.
+    """
+    if sys.platform != "linux" or sys.stderr is not sys.__stderr__:
+        return None
+    try:
+        if not stat.S_ISFIFO(os.fstat(2).st_mode):
+            return None
+        descriptor = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:  # standard error is closed, or belongs to another user
+        return None
+    with suppress(OSError):  # the system limits the memory of pipes
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    pipe = FileIO(descriptor, "w", closefd=False)  # open until the process ends
+    return TextIOWrapper(pipe, "utf-8", "backslashreplace", write_through=True)
 
 
 def _renderers(*, is_text: bool) -> list[Processor]:
