@@ -26,7 +26,12 @@ from src.db.setup import create_database
 
 # Below the 30 seconds that orchestrators usually grant between SIGTERM and SIGKILL.
 SHUTDOWN_SECONDS = 25
+# Of the API after SHUTDOWN_DELAY_SECONDS. With the default, this makes 25 seconds too.
+REQUEST_SECONDS = 15
 RELOAD_SECONDS = 1  # an open stream or WebSocket must not delay a reload
+# Longer than proxies keep an idle connection (nginx and AWS: 60 s). Otherwise they may send a
+# request when the server closes it.
+KEEP_ALIVE_SECONDS = 75
 
 # % if cookiecutter.cache_backend != "none"
 SEPARATE_CACHES = (
@@ -80,6 +85,7 @@ def api(
     # % if cookiecutter.scheduler
     config.override_setting("SCHEDULER_ENABLED", scheduler_enabled)
     # % endif
+    config.override_setting("SHUTDOWN_DELAY_SECONDS", 0 if reload else None)
     settings = config.get_settings()
     configure_logging(settings)
     # % if cookiecutter.cache_backend != "none"
@@ -100,7 +106,8 @@ def api(
             workers=workers,
             lifespan="on",
             log_config=None,
-            timeout_graceful_shutdown=RELOAD_SECONDS if reload else SHUTDOWN_SECONDS,
+            timeout_graceful_shutdown=RELOAD_SECONDS if reload else REQUEST_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
 
 

@@ -1,5 +1,6 @@
 """Plain ASGI middleware. Each `BaseHTTPMiddleware` of Starlette would halve the throughput."""
 
+from asyncio import CancelledError
 from http import HTTPStatus
 
 import structlog
@@ -9,7 +10,8 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware, RequestB
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from src.api.problems import problem_response
+from src.api.problems import RETRY_AFTER, problem_response
+from src.core.shutdown import is_stopping
 from src.core.trace import trace_id_of, traceparent
 
 log = structlog.get_logger(__name__)
@@ -99,7 +101,7 @@ def _declares_head(scope: Scope) -> bool:
 
 
 class UnexpectedErrorMiddleware:
-    """Log an unhandled error and respond with 500.
+    """Log an unhandled error and respond with 500; with 503 if the server cancels the request.
 
     Starlette's own handler for this is outside all middleware: its response has no request ID, no
     security headers and no CORS headers.
@@ -124,10 +126,21 @@ class UnexpectedErrorMiddleware:
             log.exception("unexpected_error", method=scope["method"], path=scope["path"])
             response = problem_response(scope, HTTPStatus.INTERNAL_SERVER_ERROR)
             await response(scope, receive, send)
+        except CancelledError:  # the server stops, and the time for requests in flight is over
+            if not started and scope["type"] == "http":
+                detail = "The service is restarting. Try again."
+                response = problem_response(
+                    scope, HTTPStatus.SERVICE_UNAVAILABLE, headers=RETRY_AFTER, detail=detail
+                )
+                await response(scope, receive, send)
+            raise
 
 
 class SecurityHeadersMiddleware:
-    """Add the headers that OWASP recommends, unless the response has set them."""
+    """Add the headers that OWASP recommends, unless the response has set them.
+
+    While the process stops, also tell clients to open their next connection elsewhere.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -145,6 +158,8 @@ class SecurityHeadersMiddleware:
                 if _CSP not in given and message["status"] != HTTPStatus.NOT_MODIFIED:
                     is_page = given.get(b"content-type", b"").startswith(_PAGE_TYPES)
                     added.append((_CSP, _PAGE_POLICY if is_page else _API_POLICY))
+                if is_stopping(scope):
+                    added.append((b"connection", b"close"))
                 message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 

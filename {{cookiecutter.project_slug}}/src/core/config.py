@@ -127,6 +127,7 @@ class Settings(BaseSettings):
     ] = []
     API_KEYS: Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)] = []
     MAX_BODY_SIZE: Annotated[ByteSize, Field(ge=1)] = ByteSize(1024 * 1024)
+    SHUTDOWN_DELAY_SECONDS: float | None = Field(default=None, ge=0)
 
     POSTGRES_HOST: str = "localhost"
     POSTGRES_PORT: Port = Field(default=5432, ge=1)
@@ -245,6 +246,12 @@ class Settings(BaseSettings):
     def is_deployed(self) -> bool:
         """Whether the process refuses to start with unsafe settings."""
         return self.ENV in {"staging", "production"}
+
+    @property
+    def shutdown_delay(self) -> float:
+        """`SHUTDOWN_DELAY_SECONDS`. By default, development does not wait for a proxy."""
+        default = 10 if self.is_deployed else 0
+        return default if self.SHUTDOWN_DELAY_SECONDS is None else self.SHUTDOWN_DELAY_SECONDS
 
     def is_set(self, *names: str) -> bool:
         """Whether any of these settings has a value in the environment or in a file."""

@@ -19,6 +19,7 @@ from src import (
     # % endif
 )
 from src.core.config import Settings
+from src.core.shutdown import Shutdown
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +32,7 @@ class State(TypedDict):
     cache: cache.Cache
     # % endif
     database: db.Database
+    shutdown: Shutdown
     transaction: NotRequired[AsyncSession]  # set and committed by `IdempotencyMiddleware`
 
 
@@ -39,6 +41,7 @@ async def open_resources(settings: Settings) -> AsyncGenerator[State]:
     async with AsyncExitStack() as stack:
         state = State(
             settings=settings,
+            shutdown=Shutdown(),
             database=await stack.enter_async_context(
                 db.open_database(settings.database_url, pool_size=settings.DATABASE_POOL_SIZE)
             ),
@@ -74,7 +77,8 @@ def build_lifespan(settings: Settings) -> Lifespan[FastAPI]:
                 cache=settings.CACHE_BACKEND_TYPE,
                 # % endif
             )
-            yield state
+            async with state["shutdown"].on_sigterm(settings.shutdown_delay):
+                yield state
         log.info("api_stopped")
 
     return lifespan

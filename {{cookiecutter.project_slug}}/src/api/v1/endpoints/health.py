@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request, Response, status
 
 from src.api.deps import AppSettings
+from src.core.shutdown import is_stopping
 from src.schemas.health import AppInfo, Liveness, Readiness
 from src.services.health import ping_database, run_checks
 
@@ -19,14 +20,17 @@ async def live() -> Liveness:
     "/health/ready",
     tags=["health"],
     summary="Check Readiness",
-    responses={503: {"model": Readiness, "description": "A dependency is unavailable."}},
+    responses={503: {"model": Readiness, "description": "Send no requests to this process."}},
 )
 async def ready(request: Request, response: Response) -> Readiness:
     """Use this as the readiness probe: it fails while the database is unavailable.
 
-    The response arrives within two seconds.
+    It also fails while the process stops. The response arrives within two seconds.
     """
-    results = await run_checks({"database": ping_database(request.state.database)})
+    if is_stopping(request.scope):
+        results = {"server": False}
+    else:
+        results = await run_checks({"database": ping_database(request.state.database)})
     readiness = Readiness.of(results)
     if readiness.status != "ok":
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE

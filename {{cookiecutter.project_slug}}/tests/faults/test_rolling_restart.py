@@ -1,0 +1,159 @@
+"""Restarts of instances behind HAProxy, and what clients see of them."""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from httpx import AsyncClient, Limits, TransportError
+from sqlalchemy import URL
+
+from tests.fixtures.client import HEADERS
+from tests.fixtures.commands import LIMIT, Process, free_port
+from tests.fixtures.environment import API
+from tests.haproxy import haproxy, needs_haproxy
+
+pytestmark = pytest.mark.slow
+CLIENTS = 4
+
+
+class Instance:
+    def __init__(self, folder: Path, *flags: str, **variables: str) -> None:
+        self.port = free_port()
+        self._arguments = ("cli.py", "api", "--port", self.port, *flags)
+        self._log = folder / self.port
+        self._variables = variables
+
+    def start(self) -> None:
+        self._log.unlink(missing_ok=True)
+        self.process = Process(*self._arguments, log=self._log, **self._variables)
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+        await asyncio.to_thread(self.process.wait, LIMIT)
+        self.process.kill()
+
+
+class Load:
+    """Clients that send requests all the time, half of them on a new connection for each."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self.results: Counter[int | str] = Counter()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        tasks = [asyncio.create_task(self._send(number % 2)) for number in range(CLIENTS)]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _send(self, keep_alive: int) -> None:
+        limits = Limits(max_keepalive_connections=keep_alive)
+        async with AsyncClient(
+            base_url=self._address, headers=HEADERS, timeout=LIMIT, limits=limits
+        ) as client:
+            while True:
+                try:
+                    response = await client.get(f"{API}/health/live")
+                    self.results[response.status_code] += 1
+                except TransportError as error:
+                    self.results[repr(error)] += 1
+
+
+async def wait_for(address: str, server: str) -> None:
+    """Wait until HAProxy sends requests to the server."""
+    async with asyncio.timeout(LIMIT), AsyncClient(base_url=address, headers=HEADERS) as client:
+        while True:
+            with suppress(TransportError):  # HAProxy is not listening yet
+                response = await client.get(f"{API}/health/live")
+                if response.status_code == 200 and response.headers["x-server"] == server:
+                    return
+            await asyncio.sleep(0.05)
+
+
+@needs_haproxy
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_no_request_fails_in_a_rolling_restart(
+    workers: str, committing_url: URL, tmp_path: Path
+) -> None:
+    url = committing_url.render_as_string(hide_password=False)
+    variables = {"DATABASE_URL": url, "SHUTDOWN_DELAY_SECONDS": "6"}
+    instances = {
+        name: Instance(tmp_path, "--workers", workers, **variables) for name in ("api1", "api2")
+    }
+    try:
+        for instance in instances.values():
+            instance.start()
+        with haproxy(*(f"127.0.0.1:{each.port}" for each in instances.values())) as address:
+            load = Load(address)
+            for name in instances:
+                await wait_for(address, name)
+            async with load.running():
+                for name, instance in instances.items():
+                    await instance.stop()
+                    instance.start()
+                    await wait_for(address, name)
+    finally:
+        for instance in instances.values():
+            instance.process.kill()
+
+    assert load.results.keys() == {200}, load.results
+
+
+@pytest.mark.parametrize("path", ["/sleeping", "/in-thread", "/in-database", "/in-transaction"])
+async def test_requests_that_are_cut_off_get_a_problem(
+    path: str, committing_url: URL, tmp_path: Path
+) -> None:
+    url = committing_url.render_as_string(hide_password=False)
+    port = free_port()
+    arguments = ("-m", "uvicorn", "tests.faults.endless:app", "--port", port)
+    process = Process(
+        *arguments, "--timeout-graceful-shutdown", "1", log=tmp_path / "log", DATABASE_URL=url
+    )
+    try:
+        process.wait_for_log("Application startup complete")
+        async with AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=LIMIT) as client:
+            request = asyncio.create_task(client.get(path))
+            await asyncio.to_thread(process.wait_for_log, "endless_request_started")
+            process.send_signal(signal.SIGTERM)
+            response = await request
+        await asyncio.to_thread(process.wait, LIMIT)
+    finally:
+        process.kill()
+
+    assert response.status_code == 503, process.log_text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["connection"] == "close"
+    assert response.headers["retry-after"] == "1"
+
+
+async def test_readiness_fails_first_and_requests_succeed_until_the_end_of_the_delay(
+    committing_url: URL, tmp_path: Path
+) -> None:
+    url = committing_url.render_as_string(hide_password=False)
+    instance = Instance(tmp_path, DATABASE_URL=url, SHUTDOWN_DELAY_SECONDS="600")
+    instance.start()
+    try:
+        instance.process.wait_for_log("Application startup complete")
+        address = f"http://127.0.0.1:{instance.port}{API}/health"
+        async with AsyncClient(headers=HEADERS, timeout=LIMIT) as client:
+            assert (await client.get(f"{address}/ready")).status_code == 200
+
+            for _ in range(2):  # systemd sends SIGTERM twice
+                instance.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(instance.process.wait_for_log, "api_stopping")
+            ready = await client.get(f"{address}/ready")
+            live = await client.get(f"{address}/live")
+        await instance.stop(signal.SIGINT)  # Ctrl-C does not wait
+    finally:
+        instance.process.kill()
+
+    assert (ready.status_code, ready.json()["checks"]) == (503, {"server": "unavailable"})
+    assert (live.status_code, live.headers["connection"]) == (200, "close")
