@@ -23,7 +23,7 @@ from tests.subprocesses import run
 from tests.variants import Answers
 
 LIMIT = 60  # seconds for a program to end
-KEY = "k" * 32
+KEY = "0123456789abcdef" * 2
 NO_TASK = UUID(int=0)
 
 

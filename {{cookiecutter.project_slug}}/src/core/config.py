@@ -55,6 +55,7 @@ SECRETS_DIR = Path("/run/secrets")
 
 _DEFAULT_PASSWORD = "postgres"  # noqa: S105 - the default that production refuses
 _SHORTEST_API_KEY = 16
+_FEWEST_CHARACTERS = 8  # different ones in an API key
 
 
 def _split(value: object) -> object:
@@ -86,6 +87,11 @@ def _checked_by(parse: Callable[[str], object]) -> AfterValidator:
         return secret
 
     return AfterValidator(check)
+
+
+def _is_guessable(key: str) -> bool:
+    letters = key.lower().replace("-", "").replace("_", "")
+    return "changeme" in letters or len(set(key)) < _FEWEST_CHARACTERS
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -237,10 +243,17 @@ class Settings(BaseSettings):
         # % endif
         if "*" in self.CORS_ORIGINS:
             yield "CORS_ORIGINS must list the allowed origins instead of '*'"
+        if "*" in os.environ.get("FORWARDED_ALLOW_IPS", ""):  # uvicorn reads it
+            yield "FORWARDED_ALLOW_IPS must list the addresses of your proxies instead of '*'"
+        yield from self._api_key_errors()
+
+    def _api_key_errors(self) -> Iterator[str]:
         if not self.API_KEYS:
             yield "API_KEYS must contain at least one key"
         elif any(len(key.get_secret_value()) < _SHORTEST_API_KEY for key in self.API_KEYS):
             yield f"Each key in API_KEYS must have at least {_SHORTEST_API_KEY} characters"
+        elif any(_is_guessable(key.get_secret_value()) for key in self.API_KEYS):
+            yield "Each key in API_KEYS must be random, such as the output of `openssl rand -hex 32`"
 
     @property
     def is_deployed(self) -> bool:

@@ -33,6 +33,7 @@ from src.domain.errors import DomainError, IdempotencyKeyInUseError
 log = structlog.get_logger(__name__)
 
 Handler = Callable[[Any, Any], Awaitable[Response | None]]
+MAX_ERRORS = 100  # in one response
 MAX_REASON_BYTES = 123  # RFC 6455, section 5.5
 
 
@@ -110,7 +111,7 @@ async def _invalid_request(request: Request, error: RequestValidationError) -> J
         detail="The request has invalid fields; see `errors`.",
         errors=[
             InvalidField(location=".".join(map(str, fault["loc"])), detail=fault["msg"])
-            for fault in error.errors()
+            for fault in error.errors()[:MAX_ERRORS]
         ],
     )
 

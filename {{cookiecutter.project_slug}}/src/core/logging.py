@@ -34,14 +34,15 @@ _SECRET_NAME = re.compile(
         | (?:api|access|private|secret|signing|encryption)_?keys?
         | authorization | cookies? | credentials? )
     (?: _(?:code|confirm|confirmation|hash|hashed|header|json|key|new|old|plain|raw|repeat
-        |text|value|\d+) )* \d*$
+        |text|value|\d++) )* \d*$
     """,
     re.VERBOSE,
 )
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 _MAX_DEPTH = 8
 _PIPE_BYTES = 1024 * 1024  # at 300 bytes a line, more than a second of a busy process
-_URL_PASSWORD = re.compile(r"""(://[^:/\s"']*:)[^\s"']+@""")
+# Everything up to the next space is one match, so that no character is read twice.
+_URL_PASSWORD = re.compile(r"""(://[^:/\s"']*:)([^\s"']++)""")
 # Loggers that repeat other lines or say nothing useful.
 _SILENCED = (
     "alembic.runtime.plugins",
@@ -207,4 +208,9 @@ def _is_secret(name: str, value: Any) -> bool:
 
 def _mask_urls(_logger: object, _method: str, line: Any) -> Any:
     """Mask passwords in URLs anywhere in the rendered line, tracebacks included."""
-    return _URL_PASSWORD.sub(r"\1**********@", line) if "://" in line else line
+    return _URL_PASSWORD.sub(_mask_password, line) if "://" in line else line
+
+
+def _mask_password(url: re.Match[str]) -> str:
+    password, _, rest = url[2].rpartition("@")
+    return f"{url[1]}**********@{rest}" if password else url[0]

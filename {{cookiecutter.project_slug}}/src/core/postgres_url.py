@@ -47,7 +47,7 @@ _INSTEAD = {
     "statement_timeout": "write options=-c%20statement_timeout=MILLISECONDS",
 }
 _SEVERAL_HOSTS = re.compile(
-    r"(?P<start>[^:/]+://(?:[^:/@]*(?::[^@]*)?@)?)(?P<hosts>[^/?@]+,[^/?@]+)(?P<end>(?:[/?].*)?)"
+    r"(?P<start>[^:/]+://(?:[^:/@]*(?::[^@]*)?@)?)(?P<hosts>[^/?@,]+,[^/?@]+)(?P<end>(?:[/?].*)?)"
 )
 _EXAMPLE = "must be a URL like postgresql://user:password@host:5432/app"
 

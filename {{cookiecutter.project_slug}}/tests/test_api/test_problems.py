@@ -57,6 +57,20 @@ async def test_an_invalid_request_names_the_fields_but_not_their_values(
     assert "hunter2" not in response.text
 
 
+async def test_the_number_of_listed_errors_is_limited(
+    fresh_app: FastAPI, database: Database
+) -> None:
+    @fresh_app.post("/numbers")
+    async def add(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    async with connect(fresh_app, database) as client:
+        response = await client.post("/numbers", json=["x"] * 1000)
+
+    assert_problem(response, 422)
+    assert len(response.json()["errors"]) == 100
+
+
 UNFIT = [b"{", b"\xff", b"[" * 100_000, rb'{"text": "\ud800"}', rb'{"text": "\u0000"}']
 
 

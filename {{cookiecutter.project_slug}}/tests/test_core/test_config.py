@@ -188,6 +188,9 @@ class TestProduction:
             ("DATABASE_URL", "postgresql://me:s@db/a", "postgresql://me@db/a", "POSTGRES_PASSWORD"),
             ("POSTGRES_PASSWORD", "secret", "postgres", "POSTGRES_PASSWORD"),
             ("API_KEYS", "a-key-of-sixteen-characters", "short", "API_KEYS"),
+            ("API_KEYS", "8f14e45fceea167a5a36dedd4bea2543", "a" * 16, "API_KEYS must be random"),
+            ("API_KEYS", "8f14e45fceea167a", "Change-me-0123456789", "API_KEYS must be random"),
+            ("FORWARDED_ALLOW_IPS", "10.0.0.0/8", "*", "FORWARDED_ALLOW_IPS"),
         ],
     )
     def test_one_unsafe_value_is_enough(

@@ -90,6 +90,25 @@ def test_secrets_are_masked_at_any_depth(capsys: Captured, production: Settings)
     assert line["headers"]["Accept"] == "text/plain"
 
 
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("a://u:hunter2@h b://u:hun@ter2@h/p", "a://u:**********@h b://u:**********@h/p"),
+        ("http://h/?next=a://u:hunter2@h", "http://h/?next=a://u:**********@h"),
+        ("http://h:80/p 'a://u:@h'", "http://h:80/p 'a://u:@h'"),
+    ],
+)
+def test_passwords_in_urls_are_masked(
+    capsys: Captured, production: Settings, text: str, masked: str
+) -> None:
+    configure_logging(production)
+
+    structlog.get_logger("src.x").warning(text)
+
+    (line,) = lines(capsys)
+    assert line["event"] == masked
+
+
 def test_names_of_secrets(capsys: Captured, production: Settings) -> None:
     names = """
         password db_password dbpassword userPassword password2 password_hash token access_token

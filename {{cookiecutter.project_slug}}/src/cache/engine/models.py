@@ -99,7 +99,7 @@ def _invalidate_tables(session: Session, changed: set[Any]) -> None:
         )
     }
     tags = {tag for tag in templates if not _placeholders(tag)}
-    patterns = {tag_key(re.sub(r"{.*?}", "*", tag)) for tag in templates - tags}
+    patterns = {tag_key(re.sub(r"{[^{}]*}", "*", tag)) for tag in templates - tags}
     invalidate_after_commit(session, cache.invalidate, patterns, tags)
 
 
