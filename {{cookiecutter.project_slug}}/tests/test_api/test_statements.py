@@ -26,7 +26,6 @@ async def note(committing_client: AsyncClient) -> str:
         ("{note}", ["SELECT"]),
         (NOTES, ["SELECT"]),
         (f"{API}/health/live", []),
-        (f"{API}/health/ready", ["SELECT"]),
     ],
 )
 async def test_a_read_sends_one_statement(
