@@ -31,7 +31,8 @@ CREATED = re.compile(
 )
 NAME = re.compile(r"[A-Z][A-Z0-9_]+")
 READ_FROM = {".py", ".yml"}
-FOREIGN = re.compile(r"(FASTAPI_)?OTEL_\w+|UVICORN_\w+|WEB_CONCURRENCY")  # variables of other packages
+# Variables of other packages.
+FOREIGN = re.compile(r"(FASTAPI_)?OTEL_\w+|UVICORN_\w+|WEB_CONCURRENCY")
 UNLISTED = {"DRAMATIQ_BROKER"}  # a project has one broker; only the template can select
 COMMANDS = """\
 import json
