@@ -112,10 +112,12 @@ def relink_migrations(before):
 def sort_pins():
     """Restore uv's order: in the template, the pins of each feature are at the end."""
     for path in Path().glob("requirements*.txt"):
-        lines = path.read_bytes().splitlines(True)
-        pins = [line for line in lines if not line.startswith(b"#")]
-        pins.sort(key=lambda line: line.partition(b"==")[0])
-        path.write_bytes(b"".join([line for line in lines if line.startswith(b"#")] + pins))
+        text = path.read_bytes()
+        comments = re.findall(rb"^#.*\n", text, re.MULTILINE)
+        # The indented lines after a pin are its hashes.
+        pins = re.findall(rb"^[^#\s].*\n(?:[ \t].*\n)*", text, re.MULTILINE)
+        pins.sort(key=lambda pin: pin.partition(b"==")[0])
+        path.write_bytes(b"".join(comments + pins))
 
 
 def is_named_like_a_dependency():

@@ -43,12 +43,10 @@ def main() -> None:
             for condition, answers in FEATURES.items()
         }
         for name in FILES:
-            lines = (full / name).read_text("utf-8").splitlines()
             without = {
-                condition: set((project / name).read_text("utf-8").splitlines())
-                for condition, project in reduced.items()
+                condition: set(pins_of(project / name)) for condition, project in reduced.items()
             }
-            text = "\n".join(tagged(lines, without)) + "\n"
+            text = "".join(tagged(pins_of(full / name), without))
             (SERVICE / name).write_text(text, "utf-8")
     follow((SERVICE / "requirements-dev.txt").read_text("utf-8"))
 
@@ -70,13 +68,18 @@ def lock(folder: Path, answers: dict[str, str], constraints: Path | None = None)
     return project
 
 
-def tagged(lines: list[str], without: dict[str, set[str]]) -> list[str]:
+def pins_of(path: Path) -> list[str]:
+    """Return each comment, and each pin with the indented lines of its hashes."""
+    return re.findall(r"^\S.*\n(?: .*\n)*", path.read_text("utf-8"), re.MULTILINE)
+
+
+def tagged(pins: list[str], without: dict[str, set[str]]) -> list[str]:
     """Move the pins of each feature to the end, between its tags. The hook sorts them again."""
-    result, ends = lines, []
+    result, ends = pins, []
     for condition, remaining in without.items():
-        own = [line for line in result if line not in remaining]
-        result = [line for line in result if line in remaining]
-        ends += [f"# % if {condition}", *own, "# % endif"]
+        own = [pin for pin in result if pin not in remaining]
+        result = [pin for pin in result if pin in remaining]
+        ends += [f"# % if {condition}\n", *own, "# % endif\n"]
     return result + ends
 
 

@@ -146,7 +146,7 @@ def test_pins_are_in_the_order_of_uv(render: Bake) -> None:
     """So that `make lock` or an update bot changes only the lines of the packages that change."""
     for file in ("requirements.txt", "requirements-dev.txt"):
         lines = render().read_file(file).splitlines()
-        names = [line.partition("==")[0] for line in lines if not line.startswith("#")]
+        names = [line.partition("==")[0] for line in lines if not line.startswith(("#", " "))]
         assert names == sorted(names)
 
 
