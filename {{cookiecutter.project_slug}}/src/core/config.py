@@ -95,6 +95,8 @@ def _is_guessable(key: str) -> bool:
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+# A prefix of keys, and the name of a folder.
+Namespace = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class InvalidSettingsError(SystemExit):
@@ -152,10 +154,8 @@ class Settings(BaseSettings):
     REDIS_URL: Annotated[SecretStr, _checked_by(redis_url.parse)] | None = None
 
     # % endif
-    # % if cookiecutter.cache_backend in ["redis", "all"]
-    CACHE_NAMESPACE: str = Field(
-        default=_PROJECT["name"], pattern=redis_url.NAMESPACE, validate_default=False
-    )
+    # % if cookiecutter.cache_backend in ["redis", "file", "all"]
+    CACHE_NAMESPACE: Namespace | None = None
     # % endif
     # % if cookiecutter.cache_backend != "none"
     CACHE_BACKEND_TYPE: cache_type.CacheType = cache_type.DEFAULT
@@ -170,9 +170,7 @@ class Settings(BaseSettings):
     # % endif
     # % if cookiecutter.__queue_redis
     DRAMATIQ_REDIS_URL: Annotated[SecretStr, _checked_by(redis_url.parse)] | None = None
-    DRAMATIQ_NAMESPACE: str = Field(
-        default=f"{_PROJECT['name']}.tasks", pattern=redis_url.NAMESPACE, validate_default=False
-    )
+    DRAMATIQ_NAMESPACE: Namespace | None = None
     # % endif
     # % if cookiecutter.__queue_rabbitmq
     RABBITMQ_URL: Annotated[SecretStr, _checked_by(rabbitmq_url.check)] = SecretStr(
@@ -270,7 +268,24 @@ class Settings(BaseSettings):
         """Whether any of these settings has a value in the environment or in a file."""
         return not self.model_fields_set.isdisjoint(names)
 
+    @property
+    def namespace(self) -> str:
+        """Separates this service and ENV from others. Add what you store: `f"{namespace}.cache"`."""
+        return f"{_PROJECT['name']}.{self.ENV}"
+
+    # % if cookiecutter.cache_backend in ["redis", "file", "all"]
+    @property
+    def cache_namespace(self) -> str:
+        """`CACHE_NAMESPACE`, or the cache's part of `namespace`."""
+        return self.CACHE_NAMESPACE or f"{self.namespace}.cache"
+
+    # % endif
     # % if cookiecutter.__queue_redis
+    @property
+    def queue_namespace(self) -> str:
+        """`DRAMATIQ_NAMESPACE`, or the task queue's part of `namespace`."""
+        return self.DRAMATIQ_NAMESPACE or f"{self.namespace}.tasks"
+
     @cached_property
     def queue_redis_url(self) -> redis_url.RedisURL:
         """`DRAMATIQ_REDIS_URL`, or `redis_url` if it is not set."""
@@ -292,8 +307,8 @@ class Settings(BaseSettings):
     # % if cookiecutter.cache_backend in ["file", "all"]
     @property
     def cache_folder(self) -> Path:
-        """`CACHE_FILE_PATH`; a relative path starts at the project's root."""
-        return ROOT / self.CACHE_FILE_PATH
+        """The namespace's folder in `CACHE_FILE_PATH`, which starts at the project's root."""
+        return ROOT / self.CACHE_FILE_PATH / self.cache_namespace
 
     # % endif
     @cached_property

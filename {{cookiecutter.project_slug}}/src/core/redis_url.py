@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
-NAMESPACE = r"^[A-Za-z0-9._-]+$"  # a valid prefix of keys
 _PORTS = {"": 6379, "sentinel": 26379, "cluster": 6379}
 _TLS = {"ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}
 _LOCAL = {"localhost", "127.0.0.1", "::1"}

@@ -76,7 +76,7 @@ def create_broker(settings: Settings) -> TaskBroker:
 
         return RedisTaskBroker(
             settings.queue_redis_url,
-            namespace=settings.DRAMATIQ_NAMESPACE,
+            namespace=settings.queue_namespace,
             middleware=middleware(settings),
         )
     # % endif

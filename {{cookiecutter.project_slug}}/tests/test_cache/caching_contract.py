@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from src.cache import Cache, CacheBackend, cached, invalidate, invalidate_cache, use_cache
+from src.cache.backends.factory import create_backend
 from src.cache.engine import cache as cache_module
-from src.core.config import ROOT
+from src.core.config import ROOT, load_settings
+from tests.test_cache.contract import keys_of
 
 TIMEOUT_SECONDS = 20  # less than WAIT_SECONDS, after which a caller stops waiting
 Change = Callable[[CacheBackend], Awaitable[object]]
@@ -265,6 +267,32 @@ class SharedCachingContract(CachingContract):
             if process.returncode is None:
                 process.kill()
             await process.communicate()
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("ENV", "test"), ("CACHE_NAMESPACE", "a"), ("CACHE_NAMESPACE", "lease")]
+    )
+    async def test_services_and_environments_share_nothing(
+        self, env: pytest.MonkeyPatch, variables: dict[str, str], name: str, value: str
+    ) -> None:
+        """By default. To clear the cache of one does not affect the other."""
+        for setting in variables.keys() - {"CACHE_NAMESPACE"}:
+            env.setenv(setting, variables[setting])
+        async with create_backend(load_settings()) as ours:
+            env.setenv(name, value)
+            async with create_backend(load_settings()) as theirs:
+                await ours.flush()
+                await ours.set("key", "ours", 60)
+                assert await ours.acquire_lease("leased", "token", 60)
+                assert await theirs.get("key") is None
+                assert await keys_of(theirs) == []
+                assert (await theirs.info())["entries"] == 0
+
+                assert await theirs.delete("key", "leased") == 0
+                await theirs.flush()
+
+                assert await ours.get("key") == "ours"
+                assert (await ours.info())["entries"] == 1
+                assert await ours.set_if_leased("leased", "token", "value", 60)
 
     @pytest.mark.slow
     async def test_four_processes_compute_once(self, start: Start, tmp_path: Path) -> None:

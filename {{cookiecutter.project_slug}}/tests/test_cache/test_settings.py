@@ -24,6 +24,9 @@ async def test_every_choice_creates_a_backend(env: pytest.MonkeyPatch, choice: s
         ("CACHE_BACKEND_TYPE", "memcached"),
         ("CACHE_TTL_SECONDS", "0"),
         ("CACHE_MEMORY_MAX_MEGABYTES", "0"),
+        # % if cookiecutter.cache_backend != "memory"
+        *(("CACHE_NAMESPACE", each) for each in ("a:b", "a*", "{a}", "a/b", "..")),
+        # % endif
     ],
 )
 def test_error_names_the_invalid_setting(env: pytest.MonkeyPatch, name: str, value: str) -> None:

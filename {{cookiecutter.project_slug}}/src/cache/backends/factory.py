@@ -14,7 +14,7 @@ def create_backend(settings: Settings) -> CacheBackend:
         from src.cache.backends.redis import RedisBackend  # noqa: PLC0415 - loaded where it is used
         from src.cache.engine.circuit_breaker import CircuitBreakerBackend  # noqa: PLC0415 - as above
 
-        namespace = settings.CACHE_NAMESPACE
+        namespace = settings.cache_namespace
         return CircuitBreakerBackend(RedisBackend(settings.redis_url, namespace=namespace, ttl=ttl))
     # % endif
     # % if cookiecutter.cache_backend in ["file", "all"]

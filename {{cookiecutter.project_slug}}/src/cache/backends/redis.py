@@ -87,7 +87,9 @@ async def close_client(client: Client) -> None:
 
 
 class RedisBackend(CacheBackend):
-    """Values have the key `namespace:key`, leases have the key `lease:{namespace:key}`.
+    """Values have the key `namespace::key`, leases have the key `lease{namespace::key}`.
+
+    Other programs write `namespace:key`. The keys differ even if the namespaces are equal.
 
     In a Redis Cluster, the braces store a lease on the same node as its value, so that one script
     can use both. This does not work for a key that contains `}`: `set_if_leased` then needs two
@@ -100,7 +102,7 @@ class RedisBackend(CacheBackend):
         super().__init__(ttl=ttl)
         self._client = create_client(url)
         self._in_cluster = url.kind == "cluster"
-        self._prefix = f"{namespace}:"
+        self._prefix = f"{namespace}::"
         self._prefix_pattern = re.sub(r"([*?\[\]\\^-])", r"\\\1", self._prefix)
         # redis-py's BlockingConnectionPool makes each command a fifth slower.
         self._connection_slots = asyncio.Semaphore(MAX_CONNECTIONS)
@@ -282,7 +284,7 @@ class RedisBackend(CacheBackend):
 
 
 def _to_lease_key(name: str) -> str:
-    return "lease:{" + name + "}"
+    return "lease{" + name + "}"
 
 
 async def _execute_pipeline(pipeline: Pipeline | ClusterPipeline) -> list[Any]:

@@ -103,15 +103,14 @@ async def test_scripts_are_loaded_again_after_a_script_flush(
 async def test_keys_outside_the_namespace_are_not_scanned_or_deleted(
     backend: RedisBackend, server: Redis, namespace: str
 ) -> None:
-    await server.set(f"{namespace}x:key", "foreign")
-    await server.set(f"other:{namespace}:key", "foreign")
+    foreign = [f"{namespace}x::key", f"other:{namespace}::key", f"{namespace}:queue"]
+    await server.mset(dict.fromkeys(foreign, "foreign"))
     await backend.set("key", "ours")
 
     assert [key async for key in backend.scan()] == ["key"]
     await backend.flush()
 
-    assert await server.get(f"{namespace}x:key") == b"foreign"
-    assert await server.get(f"other:{namespace}:key") == b"foreign"
+    assert await server.mget(foreign) == [b"foreign"] * len(foreign)
 
 
 async def test_no_blocking_commands_are_sent(backend: RedisBackend, server: Redis) -> None:
@@ -130,8 +129,8 @@ async def test_no_blocking_commands_are_sent(backend: RedisBackend, server: Redi
 async def test_value_of_another_program_is_a_miss_or_an_error(
     backend: RedisBackend, server: Redis, namespace: str
 ) -> None:
-    await server.set(f"{namespace}:latin", "caf\xe9".encode("latin-1"))
-    await server.rpush(f"{namespace}:list", "x")
+    await server.set(f"{namespace}::latin", "caf\xe9".encode("latin-1"))
+    await server.rpush(f"{namespace}::list", "x")
 
     assert await backend.get("latin") is None
     assert await backend.get_many("latin", "list") == [None, None]

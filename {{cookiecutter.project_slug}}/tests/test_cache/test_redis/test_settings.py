@@ -1,6 +1,5 @@
 import pytest
 
-from src.core.config import InvalidSettingsError, load_settings
 from tests.fixtures.environment import settings_error
 
 
@@ -27,15 +26,3 @@ def test_production_requires_a_password_for_a_remote_server(
 
     env.setenv("CACHE_BACKEND_TYPE", "memory")
     assert "REDIS_PASSWORD" not in settings_error()
-
-
-@pytest.mark.parametrize("namespace", ["a:b", "a*", "{a}"])
-def test_namespace_must_not_contain_special_characters(
-    env: pytest.MonkeyPatch, namespace: str
-) -> None:
-    """Patterns, keys and Redis Cluster give these characters a meaning."""
-    assert load_settings().CACHE_NAMESPACE
-    env.setenv("CACHE_NAMESPACE", namespace)
-
-    with pytest.raises(InvalidSettingsError, match="CACHE_NAMESPACE"):
-        load_settings()

@@ -68,7 +68,7 @@ async def test_sentinels_return_the_new_server_after_a_failover() -> None:
             await sentinel.execute_command("SENTINEL", "REMOVE", "main")
             await sentinel.execute_command(*watch, second, 1)
             async with Redis(port=second) as other:
-                await other.set("test:key", "second")
+                await other.set("test::key", "second")
             # Stop the old server. A client from `from_url` does not retry the command.
             async with Redis.from_url(f"redis://127.0.0.1:{first}") as old:
                 await old.shutdown(nosave=True)
