@@ -1,16 +1,23 @@
 """`Idempotency-Key`: a repeated POST changes nothing and gets the response of the first one.
 
-The key, the endpoint's changes and the response commit in one transaction. If two requests with the
-same key run at the same time, the second one waits in PostgreSQL for the first. A failed request
-stores no key, so the client can retry it.
+The key, the endpoint's changes and the response commit in one transaction. All dependencies run
+first, so that a caller whom they reject leaves no key and gets no stored response. A request whose
+key is in use by another one gets 409. A failed request stores no key, so the client can retry it.
 """
 
+import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from functools import wraps
 from hashlib import sha256
 from typing import Any, cast
 
+from fastapi import params
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from fastapi.security import APIKeyHeader
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.exceptions import HTTPException
@@ -22,8 +29,9 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.api.deps import CREDENTIAL_HEADERS, HAS_COMPLETED
-from src.api.openapi import accepts_idempotency_key
+from src.api.openapi import accepts_idempotency_key, walk
 from src.core.events import State
+from src.db.models.idempotency import IdempotencyKey
 from src.db.session import DatabaseUnavailableError
 from src.domain.errors import IdempotencyKeyInUseError
 from src.repositories.idempotency import IdempotencyRepository
@@ -34,6 +42,7 @@ REPLAYED = "Idempotency-Replayed"
 _VISIBLE = re.compile(rb"[!-~]{1,255}")
 _BAD_KEY = f"{HEADER} must have 1 to 255 visible ASCII characters. Quotes around them are optional."
 _FIRST_ERROR_STATUS = 400
+_GUARDED = "acquires_idempotency_key"  # attribute of an endpoint
 
 
 class _CommitError(Exception):
@@ -56,7 +65,8 @@ class IdempotencyMiddleware:
         if scope["type"] == "http" and scope["method"] == "POST" and _keys_of(scope):
             route = _route_of(scope)
             if route is not None:
-                scope["route"] = route  # for the metrics: no router sees a replay
+                _guard(route.dependant)
+                scope["route"] = route  # for `_respond`, and the metrics of a request it rejects
                 app: ASGIApp = self._with_error_handlers
                 if route.max_body_size is not None:
                     app = RequestBodyLimitMiddleware(app, route.max_body_size)
@@ -65,44 +75,68 @@ class IdempotencyMiddleware:
         await self.app(scope, receive, send)
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        key = _hash_key(scope)
+        dependant: Dependant = scope["route"].dependant
+        key = _hash_key(scope, dependant)
         try:
             body = await Request(scope, receive).body()
         except ClientDisconnect as error:
             raise HTTPException(400, "Incomplete request body.") from error
-        content_type = [value for name, value in scope["headers"] if name == b"content-type"]
-        fingerprint = _digest(scope["query_string"], body, *content_type)
+        # A dependency may identify the caller by a header that it declares as a parameter.
+        declared = [
+            field.alias
+            for field in get_flat_params(dependant)
+            if isinstance(field.field_info, params.Header)
+        ]
+        given = _headers(scope, "content-type", *declared)
+        fingerprint = _digest(scope["query_string"], body, *given)
         state: State = scope["state"]
         async with state["database"].writes() as session:
-            stored = await IdempotencyRepository(session).acquire(key, fingerprint)
-            if stored is None:
-                response = _BufferedResponse(session, key, fingerprint, send)
-                scope["state"] = State(**{**state, "transaction": session})
-                scope.pop("extensions", None)  # they could send a response that cannot be stored
-                try:
-                    await self.app(scope, _replay_body(body, receive), response.buffer)
-                except _CommitError as error:
-                    raise error.args[0] from None
-                return
-        replay = Response(stored.body, cast(int, stored.status))
-        given = [(name.encode("latin-1"), text.encode("latin-1")) for name, text in stored.headers]
-        replay.raw_headers = [*given, (REPLAYED.lower().encode(), b"true")]
-        await replay(scope, receive, send)
+            request = _KeyedRequest(session, key, fingerprint, send)
+            scope["state"] = State(**{**state, "transaction": session})
+            scope.pop("extensions", None)  # they could send a response that cannot be stored
+            token = _current.set(request)
+            try:
+                await self.app(scope, _replay_body(body, receive), request.buffer)
+            except _CommitError as error:
+                raise error.args[0] from None
+            finally:
+                _current.reset(token)
 
 
-class _BufferedResponse:
-    """Buffers the response until it is stored and committed, then sends it.
+class _KeyedRequest:
+    """Acquires the key before the endpoint runs, and buffers the response until it is committed.
 
     `BackgroundTasks` run after that, as they do without an idempotency key.
     """
 
     def __init__(self, session: AsyncSession, key: bytes, fingerprint: bytes, send: Send) -> None:
         self.session = session
-        self.transaction = session.sync_session.get_transaction()
+        self.transaction: Any = None
         self.key = key
         self.fingerprint = fingerprint
         self.send = send
         self.messages: list[Message] = []
+        self.has_started = False
+        self.stored: IdempotencyKey | None = None
+        self.loop = asyncio.get_running_loop()
+
+    def run(self, endpoint: Callable[[], Any]) -> Any:
+        """Call the endpoint, unless a response is stored. FastAPI calls a `def` in a thread."""
+        self.has_started = True
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            is_new = asyncio.run_coroutine_threadsafe(self.acquire(), self.loop).result()
+            return endpoint() if is_new else Response()
+        return self._run(endpoint)
+
+    async def _run(self, endpoint: Callable[[], Any]) -> Any:
+        return await endpoint() if await self.acquire() else Response()
+
+    async def acquire(self) -> bool:
+        self.stored = await IdempotencyRepository(self.session).acquire(self.key, self.fingerprint)
+        self.transaction = self.session.sync_session.get_transaction()
+        return self.stored is None
 
     async def buffer(self, message: Message) -> None:
         self.messages.append(message)
@@ -119,6 +153,9 @@ class _BufferedResponse:
         start, *parts = self.messages
         repository = IdempotencyRepository(self.session)
         has_failed = start["status"] >= _FIRST_ERROR_STATUS
+        if self.stored is not None:
+            self.messages = self.messages if has_failed else _replay(self.stored)
+            return  # `close()` rolls back what dependencies have changed
         if has_failed and self.session.info.get(HAS_COMPLETED):
             # The endpoint returned the error instead of raising it, so its changes are wanted.
             await repository.release(self.key)
@@ -138,6 +175,35 @@ class _BufferedResponse:
             raise IdempotencyKeyInUseError  # another request has used it since
         await repository.store_response(self.key, start["status"], headers, body)
         await self.session.commit()
+
+
+_current: ContextVar[_KeyedRequest | None] = ContextVar("keyed_request", default=None)
+
+
+def _guard(dependant: Dependant) -> None:
+    """Make the endpoint acquire the key first. FastAPI calls it if no dependency rejects."""
+    endpoint = cast(Callable[..., Any], dependant.call)
+    if hasattr(endpoint, _GUARDED):
+        return
+
+    @wraps(endpoint)
+    def guarded(**values: Any) -> Any:
+        request = _current.get()
+        if request is None or request.has_started:  # the endpoint may send a request to another
+            return endpoint(**values)
+        return request.run(lambda: endpoint(**values))
+
+    setattr(guarded, _GUARDED, True)
+    dependant.call = guarded
+
+
+def _replay(stored: IdempotencyKey) -> list[Message]:
+    given = [(name.encode("latin-1"), text.encode("latin-1")) for name, text in stored.headers]
+    headers = [*given, (REPLAYED.lower().encode(), b"true")]
+    return [
+        {"type": "http.response.start", "status": stored.status, "headers": headers},
+        {"type": "http.response.body", "body": stored.body},
+    ]
 
 
 def _route_of(scope: Scope) -> RouteContext | None:
@@ -166,7 +232,7 @@ def _keys_of(scope: Scope) -> list[bytes]:
     return [value for name, value in scope["headers"] if name == b"idempotency-key"]
 
 
-def _hash_key(scope: Scope) -> bytes:
+def _hash_key(scope: Scope, dependant: Dependant) -> bytes:
     """Hash the path, the key and the caller's credentials, so that each caller has separate keys.
 
     The IETF draft has quotes around the key; many clients omit them.
@@ -176,8 +242,16 @@ def _hash_key(scope: Scope) -> bytes:
         key = key[1:-1]
     if others or not _VISIBLE.fullmatch(key):
         raise HTTPException(400, _BAD_KEY)
-    caller = [part for each in scope["headers"] if each[0] in CREDENTIAL_HEADERS for part in each]
+    calls: list[Any] = [each.call for each in walk(dependant)]
+    schemes = [call.model.name for call in calls if isinstance(call, APIKeyHeader)]
+    caller = _headers(scope, *(name.decode() for name in CREDENTIAL_HEADERS), *schemes)
     return _digest(scope["path"].encode(), key, *caller)
+
+
+def _headers(scope: Scope, *names: str) -> list[bytes]:
+    """Return the names and values of the headers with these names."""
+    wanted = {name.lower().encode() for name in names}
+    return [part for header in scope["headers"] if header[0] in wanted for part in header]
 
 
 def _digest(*parts: bytes) -> bytes:

@@ -1,8 +1,9 @@
 """The OpenAPI document, with the error responses that follow from each operation's parameters."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
@@ -113,6 +114,9 @@ def walk(dependant: Dependant) -> Iterator[Dependant]:
 
 
 def accepts_idempotency_key(dependant: Dependant) -> bool:
+    call = inspect.unwrap(cast(Callable[..., Any], dependant.call))
+    if inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call):
+        return False  # the response is a stream
     return all(each.call is not deps.ignore_idempotency_key for each in walk(dependant))
 
 

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 import pytest
-from fastapi import BackgroundTasks, FastAPI, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
+from fastapi.security import APIKeyHeader
 from httpx import AsyncClient, Response
 from sqlalchemy import func, select, text
 
@@ -16,7 +17,6 @@ from src.api.deps import DbSession, NoIdempotencyKey
 from src.core.config import Settings
 from src.db.models.idempotency import IdempotencyKey
 from src.db.session import Database
-from src.repositories import idempotency
 from tests.fixtures.client import connect
 from tests.fixtures.environment import API
 from tests.fixtures.notes import NOTES, Note
@@ -25,12 +25,6 @@ from tests.fixtures.statements import recorded
 WORK = "/work"
 TIMEOUT_SECONDS = 60
 LAMP = {"text": "Lamp"}
-
-
-@pytest.fixture(autouse=True)
-def _long_lock_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine, the first of two requests may be slow."""
-    monkeypatch.setattr(idempotency, "LOCK_TIMEOUT_SECONDS", TIMEOUT_SECONDS)
 
 
 def keyed(key: str | None = None) -> dict[str, str]:
@@ -128,11 +122,16 @@ class TestReplay:
         async def work() -> None:
             calls.append(WORK)
 
-        for path, status in (("/stream", 200), (WORK, 204)):
+        @fresh_app.post("/threaded", status_code=204)
+        def work_in_a_thread() -> None:
+            calls.append("/threaded")
+
+        for path, status in (("/stream", 200), (WORK, 204), ("/threaded", 204)):
             first, second = await post_twice(client, path)
             assert (first.status_code, second.status_code) == (status, status)
             assert first.content == second.content
-        assert calls == [WORK]
+            assert is_replay(second)
+        assert calls == [WORK, "/threaded"]
 
     async def test_expires_after_a_day(self, client: AsyncClient, database: Database) -> None:
         headers = keyed()
@@ -172,7 +171,7 @@ class TestRejection:
         [
             {"json": {"text": "Light"}},
             {"json": LAMP, "params": {"loud": "1"}},
-            {"content": b'{"text":"Lamp"}', "headers": {"Content-Type": "text/plain"}},
+            {"content": b'{"text":"Lamp"}', "headers": {"Content-Type": "application/x+json"}},
         ],
         ids=["body", "query", "content-type"],
     )
@@ -251,78 +250,155 @@ class TestCallers:
         assert again.json()["id"] == first.json()["id"]
 
 
-class TestConcurrentRequests:
-    async def test_run_once_and_get_the_same_response(
-        self, client: AsyncClient, database: Database
+class Gate:
+    """A dependency that rejects callers when it is closed."""
+
+    status: int | None = None
+
+    async def __call__(self) -> None:
+        if self.status:
+            raise HTTPException(self.status)
+
+
+PLACES = ["application", "include", "router", "route", "parameter"]
+
+
+def add_work(app: FastAPI, place: str, gate: Any) -> None:
+    """Add an endpoint with the dependency."""
+    at = {each: [Depends(gate)] if each == place else [] for each in PLACES}
+    app.router.dependencies += at["application"]
+    router = APIRouter(dependencies=at["router"])
+
+    @router.post(WORK, dependencies=at["route"])
+    async def work(db: DbSession, _: Annotated[None, WORK, *at["parameter"]] = None) -> UUID:
+        note = Note(**LAMP)
+        db.add(note)
+        await db.flush()
+        return note.id
+
+    app.include_router(router, dependencies=at["include"])
+
+
+class TestDependencies:
+    @pytest.mark.parametrize("place", PLACES)
+    @pytest.mark.parametrize("status", [401, 403, 429])
+    async def test_that_reject_the_caller_return_no_stored_response(
+        self, fresh_app: FastAPI, database: Database, place: str, status: int
     ) -> None:
-        headers = keyed()
+        gate, headers = Gate(), keyed()
+        add_work(fresh_app, place, gate)
+        client = connect(fresh_app, database)
+        first = await client.post(WORK, headers=headers)
+        gate.status = status
 
-        responses = await asyncio.gather(
-            *(client.post(NOTES, json=LAMP, headers=headers) for _ in range(6))
-        )
+        with recorded(database) as sent:
+            second = await client.post(WORK, headers=headers)
+            other = await client.post(WORK, headers=keyed())
+        gate.status = None
 
-        assert [response.status_code for response in responses] == [201] * 6
-        assert len({response.content for response in responses}) == 1
-        assert sorted(map(is_replay, responses)) == [False] + [True] * 5
-        assert await count(database) == 1
+        assert first.status_code == 200
+        for each in (second, other):
+            assert_problem(each, status)
+            assert not is_replay(each)
+        assert sent == []
+        assert is_replay(await client.post(WORK, headers=headers))
 
-    async def test_run_again_if_the_first_fails(
+    async def test_that_miss_a_header_return_no_stored_response(
+        self, fresh_app: FastAPI, database: Database
+    ) -> None:
+        async def check(x_token: Annotated[str, Header()]) -> None:
+            pass
+
+        add_work(fresh_app, "route", check)
+        client, headers = connect(fresh_app, database), keyed()
+        one = await client.post(WORK, headers=headers | {"X-Token": "one"})
+        other = await client.post(WORK, headers=headers | {"X-Token": "other"})
+
+        assert one.status_code == 200
+        assert_problem(other, 422, "urn:problem-type:idempotency-key-reused")
+        assert "errors" in (await client.post(WORK, headers=headers)).json()
+
+    async def test_may_change_data(self, fresh_app: FastAPI, database: Database) -> None:
+        async def audit(db: DbSession) -> None:
+            db.add(Note(text="audit"))
+
+        add_work(fresh_app, "router", audit)
+
+        first, second = await post_twice(connect(fresh_app, database), WORK)
+
+        assert is_replay(second)
+        assert second.json() == first.json()
+        assert await count(database) == 2
+
+    async def test_separate_the_callers_of_each_scheme(
+        self, fresh_app: FastAPI, database: Database
+    ) -> None:
+        add_work(fresh_app, "include", APIKeyHeader(name="X-Partner"))
+        client, headers = connect(fresh_app, database), keyed()
+
+        one = await client.post(WORK, headers=headers | {"X-Partner": "one"})
+        other = await client.post(WORK, headers=headers | {"X-Partner": "other"})
+
+        assert one.status_code == other.status_code == 200
+        assert one.json() != other.json()
+        assert not is_replay(other)
+
+
+class TestConcurrentRequests:
+    async def test_get_409_without_waiting(
         self, client: AsyncClient, fresh_app: FastAPI, database: Database
     ) -> None:
-        second_waits = asyncio.Event()
-        calls = []
+        """Otherwise each of them occupies a database connection until the first one ends."""
+        started, done = asyncio.Event(), asyncio.Event()
+
+        @fresh_app.post(WORK, status_code=201)
+        async def work(db: DbSession) -> UUID:
+            note = Note(**LAMP)
+            db.add(note)
+            await db.flush()
+            started.set()
+            await done.wait()
+            return note.id
+
+        headers = keyed()
+        first = asyncio.create_task(client.post(WORK, headers=headers))
+        await started.wait()
+        repeats = await asyncio.gather(*(client.post(WORK, headers=headers) for _ in range(20)))
+        done.set()
+
+        for each in repeats:
+            assert_problem(each, 409, "urn:problem-type:idempotency-key-in-use")
+            assert each.headers["retry-after"] == "1"
+        assert (await first).status_code == 201
+        again = await client.post(WORK, headers=headers)
+        assert is_replay(again)
+        assert again.json() == first.result().json()
+        assert await count(database) == 1
+
+    async def test_may_repeat_it_after_the_first_failed(
+        self, client: AsyncClient, fresh_app: FastAPI, database: Database
+    ) -> None:
+        started, done = asyncio.Event(), asyncio.Event()
 
         @fresh_app.post(WORK, status_code=201)
         async def work(db: DbSession) -> None:
             db.add(Note(**LAMP))
             await db.flush()
-            calls.append(WORK)
-            if len(calls) == 1:
-                await second_waits.wait()
+            if not done.is_set():
+                started.set()
+                await done.wait()
                 raise RuntimeError
-
-        headers = keyed()
-        both = [asyncio.create_task(client.post(WORK, headers=headers)) for _ in range(2)]
-        await wait_for_lock(database)
-        second_waits.set()
-
-        responses = await asyncio.gather(*both)
-
-        assert sorted(response.status_code for response in responses) == [201, 500]
-        assert len(calls) == 2
-        assert await count(database) == 1
-
-    async def test_wait_no_longer_than_the_lock_timeout(
-        self, client: AsyncClient, fresh_app: FastAPI, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(idempotency, "LOCK_TIMEOUT_SECONDS", 0.05)
-        started, done = asyncio.Event(), asyncio.Event()
-        limits = []
-
-        @fresh_app.post(WORK, status_code=201)
-        async def work(db: DbSession) -> None:
-            limits.append(await db.scalar(text("SHOW lock_timeout")))
-            started.set()
-            await done.wait()
 
         headers = keyed()
         first = asyncio.create_task(client.post(WORK, headers=headers))
         await started.wait()
         second = await client.post(WORK, headers=headers)
         done.set()
+        statuses = [(await first).status_code, second.status_code]
 
-        assert_problem(second, 409, "urn:problem-type:idempotency-key-in-use")
-        assert second.headers["retry-after"] == "1"
-        assert (await first).status_code == 201
-        assert is_replay(await client.post(WORK, headers=headers))
-        assert limits == ["0"]  # the endpoint has no lock timeout
-
-
-async def wait_for_lock(database: Database) -> None:
-    waiting = text("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
-    async with database.reads() as session, asyncio.timeout(TIMEOUT_SECONDS):
-        while not await session.scalar(waiting):  # noqa: ASYNC110 - the lock is in PostgreSQL
-            await asyncio.sleep(0.01)
+        assert statuses == [500, 409]
+        assert (await client.post(WORK, headers=headers)).status_code == 201
+        assert await count(database) == 1
 
 
 class TestFailure:
@@ -461,7 +537,7 @@ async def test_work_after_the_response_sees_the_commit(
     assert found == [(1, 1)]
 
 
-async def test_a_key_adds_four_statements(client: AsyncClient, database: Database) -> None:
+async def test_a_key_adds_two_statements(client: AsyncClient, database: Database) -> None:
     headers = keyed()
     await client.post(NOTES, json=LAMP, headers=keyed())  # warms up the connection
     with recorded(database) as without:
@@ -472,8 +548,8 @@ async def test_a_key_adds_four_statements(client: AsyncClient, database: Databas
         await client.post(NOTES, json=LAMP, headers=headers)
 
     assert without == ["BEGIN", "INSERT", "COMMIT"]
-    assert first == ["BEGIN", "SET", "INSERT", "SET", "INSERT", "WITH", "COMMIT"]
-    assert again == ["BEGIN", "SET", "INSERT", "SELECT", "ROLLBACK"]
+    assert first == ["BEGIN", "INSERT", "INSERT", "WITH", "COMMIT"]
+    assert again == ["BEGIN", "INSERT", "SELECT", "ROLLBACK"]
 
 
 @pytest.mark.parametrize(
