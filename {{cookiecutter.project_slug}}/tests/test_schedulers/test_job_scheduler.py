@@ -9,6 +9,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.calendarinterval import CalendarIntervalTrigger
 from apscheduler.triggers.combining import AndTrigger, OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
@@ -20,6 +22,7 @@ from src.schedulers.engine.job_scheduler import InvalidJobError
 from src.schedulers.scheduler import build_scheduler, open_scheduler
 
 BERLIN = "Europe/Berlin"
+HOUR = timedelta(hours=1)
 crontab = CronTrigger.from_crontab
 
 
@@ -163,7 +166,7 @@ def test_valid_jobs_are_accepted() -> None:
     assert len(scheduler.get_jobs()) == 6
 
 
-def ticks(trigger: CronTrigger, start: datetime, count: int) -> list[datetime]:
+def ticks(trigger: BaseTrigger, start: datetime, count: int) -> list[datetime]:
     found: list[datetime] = []
     previous = None
     for _ in range(count):
@@ -173,18 +176,72 @@ def ticks(trigger: CronTrigger, start: datetime, count: int) -> list[datetime]:
     return found
 
 
-def test_daily_job_runs_once_on_both_daylight_saving_changes() -> None:
-    """02:30 does not exist on 2027-03-28, and exists twice on 2027-10-31."""
-    trigger = crontab("30 2 * * *", timezone=BERLIN)
+@pytest.mark.parametrize(
+    ("zone", "day"),
+    [
+        (BERLIN, "2027-03-28"),
+        (BERLIN, "2027-10-31"),
+        ("America/Sao_Paulo", "2018-11-04"),  # from 00:00 to 01:00
+        ("America/Sao_Paulo", "2018-02-17"),  # from 00:00 to 23:00
+        ("Africa/Cairo", "2027-04-30"),
+        ("Atlantic/Azores", "2027-10-31"),
+        ("Australia/Lord_Howe", "2027-04-04"),  # half an hour
+        ("Australia/Lord_Howe", "2027-10-03"),
+        ("Antarctica/Troll", "2027-03-28"),  # two hours
+        ("Pacific/Apia", "2011-12-29"),  # the next day did not exist
+    ],
+)
+@pytest.mark.parametrize("kind", [CronTrigger, CalendarIntervalTrigger])
+def test_daily_job_runs_once_a_day_across_a_change_of_the_clocks(
+    zone: str, day: str, kind: type[BaseTrigger]
+) -> None:
+    """At each time of day, and also if a new leader starts to count at any time."""
+    start = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone)) - timedelta(days=2)
+    days = [start.date() + timedelta(days=n) for n in range(6)]
+    if zone == "Pacific/Apia":
+        days[3:] = [each + timedelta(days=1) for each in days[3:]]
+    for quarter in range(96):
+        options = {"days": 1, "start_date": str(start.date())} if kind is not CronTrigger else {}
+        hour, minute = divmod(quarter * 15, 60)
+        trigger = kind(hour=hour, minute=minute, timezone=zone, **options)
+        found = ticks(trigger, start, 6)
+        assert [tick.astimezone(ZoneInfo(zone)).date() for tick in found] == days
+        if kind is CronTrigger:
+            restarted = [trigger.get_next_fire_time(None, tick - HOUR) for tick in found]
+            assert restarted == found
 
-    assert ticks(trigger, datetime(2027, 3, 27, 12, tzinfo=UTC), 2) == [
-        datetime(2027, 3, 28, 1, 30, tzinfo=UTC),  # 03:30 in summer
-        datetime(2027, 3, 29, 0, 30, tzinfo=UTC),
-    ]
-    assert ticks(trigger, datetime(2027, 10, 30, 12, tzinfo=UTC), 2) == [
-        datetime(2027, 10, 31, 0, 30, tzinfo=UTC),  # the first 02:30
-        datetime(2027, 11, 1, 1, 30, tzinfo=UTC),
-    ]
+
+@pytest.mark.parametrize(
+    ("fields", "day", "expected"),
+    [
+        ({"hour": 2, "minute": 30}, "2027-03-28", "03:30:00+02:00"),
+        ({"hour": 2, "minute": 30}, "2027-10-31", "02:30:00+02:00"),
+        ({"hour": "2,3", "minute": "0,30"}, "2027-03-28", "03:00:00+02:00 03:30:00+02:00"),
+        ({"hour": "*/12", "day_of_week": "sun"}, "2027-03-28", "00:00:00+01:00 12:00:00+02:00"),
+        ({"day": "last sun", "hour": "23,0"}, "2027-10-31", "00:00:00+02:00 23:00:00+01:00"),
+        ({"month": 2, "day": "last", "hour": 0}, "2028-02-29", "00:00:00+01:00"),
+        ({"week": 53, "hour": 23, "minute": 59}, "2026-12-31", "23:59:00+01:00"),
+        (
+            {"hour": 2, "minute": "10,35", "timezone": "Australia/Lord_Howe"},
+            "2027-10-03",
+            "02:35:00+11:00 02:40:00+11:00",
+        ),
+    ],
+)
+def test_cron_fields_on_special_days(fields: dict[str, Any], day: str, expected: str) -> None:
+    trigger = CronTrigger(**{"timezone": BERLIN} | fields)
+    start = datetime.fromisoformat(day).replace(tzinfo=trigger.timezone)
+    found = [tick.astimezone(trigger.timezone) for tick in ticks(trigger, start, 3)]
+    times = [tick.isoformat()[11:] for tick in found if tick.date() == start.date()]
+
+    assert " ".join(times) == expected
+
+
+def test_interval_job_continues_through_a_repeated_hour() -> None:
+    trigger = IntervalTrigger(hours=1, start_date="2027-10-31 00:30:00", timezone=BERLIN)
+    first = datetime(2027, 10, 30, 22, 30, tzinfo=UTC)
+
+    assert ticks(trigger, first, 5) == [first + n * HOUR for n in range(5)]
 
 
 @pytest.mark.parametrize("jitter", [None, 5])

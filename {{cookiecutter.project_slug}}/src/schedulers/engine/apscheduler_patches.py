@@ -1,12 +1,12 @@
 """Fixes for APScheduler 3.11. The comment on each one says when it can be removed."""
 
-import random
 import re
-from datetime import UTC, datetime, timedelta, tzinfo
+from copy import copy
+from datetime import UTC, datetime, time, timedelta, tzinfo
 from typing import Any
 
 from apscheduler.triggers import calendarinterval, cron, date, interval
-from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.calendarinterval import CalendarIntervalTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.cron.expressions import (
     LastDayOfMonthExpression,
@@ -16,15 +16,18 @@ from apscheduler.triggers.cron.expressions import (
 )
 from apscheduler.triggers.cron.fields import DayOfWeekField
 from apscheduler.triggers.interval import IntervalTrigger
-from apscheduler.util import datetime_utc_add
+from apscheduler.util import datetime_ceil
 
 from src.core.config import get_settings
 from src.schedulers.engine.job_scheduler import InvalidJobError
 
 _next_fire_time = CronTrigger.get_next_fire_time
+_next_date = CalendarIntervalTrigger.get_next_fire_time
 _compile_weekday = DayOfWeekField.compile_expression
 _read_crontab = CronTrigger.from_crontab
 _create_interval = IntervalTrigger.__init__
+
+_MAX_CHANGE = timedelta(hours=3)  # changes for daylight saving time are at most two hours
 
 
 def apply_patches() -> None:
@@ -41,10 +44,10 @@ def apply_patches() -> None:
     for module in (calendarinterval, cron, date, interval):
         module.get_localzone = _default_timezone
     DayOfWeekField.compile_expression = _compile_weekday_name
-    CronTrigger.get_next_fire_time = _without_repeated_hour
+    CronTrigger.get_next_fire_time = _next_cron_tick
+    CalendarIntervalTrigger.get_next_fire_time = _next_calendar_tick
     CronTrigger.from_crontab = staticmethod(_from_crontab)
     IntervalTrigger.__init__ = _positive_interval
-    BaseTrigger._apply_jitter = _apply_jitter  # noqa: SLF001 - no public method
 
 
 def _default_timezone() -> tzinfo:
@@ -88,27 +91,57 @@ def _positive_interval(
     if interval <= timedelta():
         raise InvalidJobError("An interval must be positive, for example `hours=1`.")
     _create_interval(trigger, seconds=interval.total_seconds(), **options)
+    trigger.timezone = UTC  # of its ticks; comparisons in one time zone ignore a repeated hour
 
 
-# Remove when a job at 02:30 runs once when daylight saving ends, as with cron. It runs twice.
-def _without_repeated_hour(
+# Remove when a job at a set time runs once a day. APScheduler skips days on which the clocks go
+# forward, and runs 02:30 twice when they go back.
+def _next_cron_tick(
     trigger: CronTrigger, previous: datetime | None, now: datetime
 ) -> datetime | None:
-    """Skip the repeated hour, except for a job that runs every hour."""
-    tick: datetime | None = _next_fire_time(trigger, previous, now)
-    hour = next(str(field) for field in trigger.fields if field.name == "hour")
-    while tick is not None and tick.fold and hour != "*":
-        tick = _next_fire_time(trigger, None, tick.astimezone(UTC) + timedelta(seconds=1))
-    return tick
+    """Search in local times, and return the tick in UTC.
+
+    A skipped local time is later by the length of the gap. A repeated one counts once, except for
+    jobs that run every hour.
+    """
+    start = max(now, trigger.start_date or now, key=datetime.timestamp)
+    if previous is not None:
+        start = previous + timedelta(microseconds=1)
+    start = datetime_ceil(start.astimezone(UTC))
+    local = copy(trigger)
+    local.timezone, local.start_date, local.end_date, local.jitter = UTC, None, None, None
+    hours = next(field for field in trigger.fields if field.name == "hour")
+    is_hourly = all(hours.get_next_value(time(hour)) == hour for hour in range(24))
+
+    def offset(at: datetime) -> timedelta:
+        return at.astimezone(trigger.timezone).utcoffset() or timedelta()
+
+    tick: datetime | None = None
+    # Around a change, the order of local times is not the order of ticks.
+    wall = start + min(offset(start - _MAX_CHANGE), offset(start), offset(start + _MAX_CHANGE))
+    while (wall := _next_fire_time(local, None, wall)) is not None:
+        first, second = (
+            wall.replace(tzinfo=trigger.timezone, fold=fold).astimezone(UTC) for fold in (0, 1)
+        )
+        for found in (first, second) if is_hourly and second > first else (first,):
+            if found >= start and (tick is None or found < tick):
+                tick = found
+        if tick and wall >= tick + max(offset(tick - _MAX_CHANGE), offset(tick)):
+            break
+        wall += timedelta(seconds=1)
+    if tick is None or (trigger.end_date and tick > trigger.end_date):
+        return None
+    tick = trigger._apply_jitter(tick, trigger.jitter, now)  # noqa: SLF001 - no public method
+    return min(tick, trigger.end_date or tick).astimezone(UTC)
 
 
-# Remove when jitter is added in UTC. In a repeated hour it moves a tick back by an hour, and
-# APScheduler then loops forever.
-def _apply_jitter(
-    _: BaseTrigger, tick: datetime | None, jitter: float | None, _now: datetime
+# Remove when a day is not skipped because the clocks go forward.
+def _next_calendar_tick(
+    trigger: CalendarIntervalTrigger, previous: datetime | None, now: datetime
 ) -> datetime | None:
-    if tick is None or not jitter:
-        return tick
-    delay = timedelta(seconds=random.uniform(0, jitter))  # noqa: S311 - not a secret
-    jittered: datetime = datetime_utc_add(tick, delay)
-    return jittered
+    local = copy(trigger)
+    local.timezone, local._time = UTC, trigger._time.replace(tzinfo=UTC)  # noqa: SLF001 - see above
+    wall: datetime | None = _next_date(
+        local, previous and previous.astimezone(trigger.timezone), now
+    )
+    return wall and wall.replace(tzinfo=trigger.timezone).astimezone(UTC)
