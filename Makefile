@@ -7,7 +7,7 @@ BIN = .venv/bin
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick variants check docs pictures audit bench soak setup lock
+.PHONY: help demo test quick variants check docs pictures audit bench soak faults setup lock
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
@@ -51,6 +51,9 @@ bench: setup ## Compare the cost of reads, the cache and tasks with minimal impl
 
 soak: setup ## Test that killed processes lose no task: make soak BROKER=rabbitmq
 	@$(BIN)/python benchmarks/soak.py $(or $(BROKER),redis)
+
+faults: setup ## Let servers and processes of the service fail under load, and print a table; WRITE=1 updates its page
+	@$(MAKE) --no-print-directory --directory '$(SERVICE)' faults BIN=../.venv/bin $(if $(WRITE),WRITE=1) --assume-old=setup
 
 setup: .venv/.installed ## Create .venv with the packages for all targets
 

@@ -2,22 +2,21 @@
 
 import asyncio
 import signal
-from collections import Counter
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from httpx import AsyncClient, Limits, TransportError
+from httpx import AsyncClient, Response, TransportError
 from sqlalchemy import URL
 
+from tests.faults.conftest import Report
+from tests.faults.load import Load
 from tests.fixtures.client import HEADERS
 from tests.fixtures.commands import LIMIT, Process, free_port
 from tests.fixtures.environment import API
 from tests.haproxy import haproxy, needs_haproxy
 
 pytestmark = pytest.mark.slow
-CLIENTS = 4
 
 
 class Instance:
@@ -37,34 +36,8 @@ class Instance:
         self.process.kill()
 
 
-class Load:
-    """Clients that send requests all the time, half of them on a new connection for each."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self.results: Counter[int | str] = Counter()
-
-    @asynccontextmanager
-    async def running(self) -> AsyncGenerator[None]:
-        tasks = [asyncio.create_task(self._send(number % 2)) for number in range(CLIENTS)]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _send(self, keep_alive: int) -> None:
-        limits = Limits(max_keepalive_connections=keep_alive)
-        async with AsyncClient(
-            base_url=self._address, headers=HEADERS, timeout=LIMIT, limits=limits
-        ) as client:
-            while True:
-                try:
-                    response = await client.get(f"{API}/health/live")
-                    self.results[response.status_code] += 1
-                except TransportError as error:
-                    self.results[repr(error)] += 1
+async def live(client: AsyncClient) -> Response:
+    return await client.get(f"{API}/health/live")
 
 
 async def wait_for(address: str, server: str) -> None:
@@ -81,7 +54,7 @@ async def wait_for(address: str, server: str) -> None:
 @needs_haproxy
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_no_request_fails_in_a_rolling_restart(
-    workers: str, committing_url: URL, tmp_path: Path
+    workers: str, committing_url: URL, tmp_path: Path, report: Report
 ) -> None:
     url = committing_url.render_as_string(hide_password=False)
     variables = {"DATABASE_URL": url, "SHUTDOWN_DELAY_SECONDS": "6"}
@@ -92,7 +65,7 @@ async def test_no_request_fails_in_a_rolling_restart(
         for instance in instances.values():
             instance.start()
         with haproxy(*(f"127.0.0.1:{each.port}" for each in instances.values())) as address:
-            load = Load(address)
+            load = Load(address, live)
             for name in instances:
                 await wait_for(address, name)
             async with load.running():
@@ -105,6 +78,7 @@ async def test_no_request_fails_in_a_rolling_restart(
             instance.process.kill()
 
     assert load.results.keys() == {200}, load.results
+    report(f"Rolling restart of two instances, {workers} API processes each", load)
 
 
 @pytest.mark.parametrize("path", ["/sleeping", "/in-thread", "/in-database", "/in-transaction"])
