@@ -6,20 +6,35 @@ import structlog
 from alembic import context
 from alembic.script.revision import MultipleHeads, ResolutionError
 from alembic.util import CommandError
-from sqlalchemy import Connection, pool, text
+from sqlalchemy import Connection, event, pool, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from src.core import postgres_url
 from src.core.config import get_settings
 from src.core.logging import configure_logging
 from src.db import autogenerate
 from src.db.base import Base
-from src.db.session import DatabaseUnavailableError, create_engine
+from src.db.session import DatabaseUnavailableError, LockTimeoutError, create_engine
 
 # If replicas start together, one gets this lock and migrates. The others wait, and then find nothing
 # to migrate. The number is arbitrary; other uses of advisory locks must choose other numbers.
 ADVISORY_LOCK = 7_246_193_048
 LOCK_POLL_SECONDS = 0.1
+# While a statement such as ALTER TABLE waits for a lock, it blocks all later queries of the table. So
+# it waits only shortly, and these queries run in the pause before the next attempt.
+TABLE_LOCK_SECONDS = 1
+PAUSE_SECONDS = 4
+ATTEMPTS = 60
+# `lock_timeout` follows BEGIN, as behind a pooler: it must not apply in `autocommit_block()`, where
+# CREATE INDEX CONCURRENTLY waits for long transactions without blocking others.
+OPTIONS = {
+    postgres_url.POOLER: "true",
+    "command_timeout": "0",
+    "lock_timeout": f"{TABLE_LOCK_SECONDS}s",
+    "idle_in_transaction_session_timeout": "0",
+    "transaction_timeout": "0",
+}
 log = structlog.get_logger(__name__)
 MERGE = """
 Two migrations follow the same one. Run `alembic merge heads -m merge`, or change `down_revision`."""
@@ -57,17 +72,35 @@ def _hint(cause: BaseException | None) -> str:
 async def connect_and_run() -> None:
     settings = get_settings()
     url = context.config.attributes.get("url", settings.database_url)
-    engine = create_engine(url.update_query_dict({"command_timeout": "0"}), poolclass=pool.NullPool)
+    engine = create_engine(url.update_query_dict(OPTIONS), poolclass=pool.NullPool)
     try:
         async with engine.connect() as lock, engine.connect() as connection:
             await _acquire(lock)
-            await connection.run_sync(run_migrations)
+            await _migrate(connection)
+    except LockTimeoutError as error:
+        raise CommandError(f"{error} See docs/migrations.md.\n{ROLLED_BACK}") from error
     except DatabaseUnavailableError as error:
         # Alembic prints a CommandError without a traceback.
         hint = "" if settings.is_set("DATABASE_URL", "POSTGRES_HOST") else f"\n{HINT}"
         raise CommandError(f"{error}{hint}") from error
     finally:
         await engine.dispose()
+
+
+async def _migrate(connection: AsyncConnection) -> None:
+    """Run the migrations, again after a pause if another transaction holds a lock."""
+    commits: list[object] = []  # of `autocommit_block()`; what is before it must not run twice
+    event.listen(connection.sync_connection, "commit", commits.append)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            await connection.run_sync(run_migrations)
+        except LockTimeoutError:
+            if commits or attempt == ATTEMPTS:
+                raise
+        else:
+            return
+        log.warning("migration_waiting_for_lock", attempt=attempt, retry_seconds=PAUSE_SECONDS)
+        await asyncio.sleep(PAUSE_SECONDS)
 
 
 async def _acquire(connection: AsyncConnection) -> None:
@@ -86,8 +119,8 @@ async def _acquire(connection: AsyncConnection) -> None:
         while not await connection.scalar(attempt, {"key": ADVISORY_LOCK}):
             await connection.rollback()
             await asyncio.sleep(LOCK_POLL_SECONDS)
-    for timeout in ("idle_in_transaction_session_timeout", "transaction_timeout"):
-        await connection.execute(text(f"SET LOCAL {timeout} = 0"))
+    # Until the next statement, the SELECT keeps its snapshot, for which CREATE INDEX CONCURRENTLY waits.
+    await connection.execute(text("SET LOCAL lock_timeout = 0"))
 
 
 def run_offline() -> None:

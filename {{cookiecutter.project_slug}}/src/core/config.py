@@ -145,6 +145,8 @@ class Settings(BaseSettings):
     DATABASE_URL: Annotated[SecretStr, _checked_by(postgres_url.parse)] | None = None
     DATABASE_POOL_SIZE: int = Field(default=20, ge=1)
     DATABASE_POOLER: bool = False
+    DATABASE_LOCK_TIMEOUT_SECONDS: float = Field(default=3, ge=0)
+    DATABASE_IDLE_TRANSACTION_SECONDS: float = Field(default=60, ge=0)
 
     # % if cookiecutter.__redis
     REDIS_HOST: str = "localhost"
@@ -313,7 +315,10 @@ class Settings(BaseSettings):
     # % endif
     @cached_property
     def database_url(self) -> URL:
-        """`DATABASE_URL`, or the URL of `POSTGRES_HOST` and the other parts, for asyncpg."""
+        """`DATABASE_URL`, or the URL of `POSTGRES_HOST` and the other parts, for asyncpg.
+
+        It also has the other settings of connections.
+        """
         url = URL.create(
             "postgresql+asyncpg",
             username=self.POSTGRES_USER,
@@ -324,7 +329,13 @@ class Settings(BaseSettings):
         )
         if self.DATABASE_URL is not None:
             url = postgres_url.parse(self.DATABASE_URL.get_secret_value())
-        return url.update_query_dict({postgres_url.POOLER: "true"}) if self.DATABASE_POOLER else url
+        options = {
+            "lock_timeout": f"{self.DATABASE_LOCK_TIMEOUT_SECONDS}s",
+            "idle_in_transaction_session_timeout": f"{self.DATABASE_IDLE_TRANSACTION_SECONDS}s",
+        }
+        if self.DATABASE_POOLER:
+            options[postgres_url.POOLER] = "true"
+        return url.update_query_dict(options)
 
 
 def load_settings(*, dev_server: bool = True) -> Settings:

@@ -1,5 +1,6 @@
 """Connections of asyncpg with the options of `src/core/postgres_url.py`."""
 
+import select
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +21,8 @@ COMMAND_TIMEOUT_SECONDS = 30
 IDLE_CHECK_SECONDS = 0.5
 PING_TIMEOUT_SECONDS = 1.0  # less than the limits of readiness checks
 CLOSE_TIMEOUT_SECONDS = 0.5
+# Options that the service adds to the URL. PostgreSQL has the same names.
+TIMEOUTS = ("lock_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
 _NAMES = {  # of the operating system; macOS and Windows lack some
     "keepalives_idle": "TCP_KEEPIDLE",
     "keepalives_interval": "TCP_KEEPINTVL",
@@ -40,9 +43,22 @@ class DatabaseUnavailableError(Exception):
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    at_begin = ""  # statements that follow BEGIN in the same message
+
     def __init__(self, protocol: Any, transport: Any, *arguments: Any) -> None:
         super().__init__(protocol, transport, *arguments)
         self.socket = transport.get_extra_info("socket")
+
+    async def execute(
+        self,
+        query: str,
+        *args: Any,
+        timeout: float | None = None,  # noqa: ASYNC109 - as inherited
+    ) -> str:
+        if query.startswith("BEGIN"):
+            query += self.at_begin
+        status: str = await super().execute(query, *args, timeout=timeout)
+        return status
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as inherited
         """Wait only shortly for the server, which may be gone: a process must be able to stop."""
@@ -71,6 +87,8 @@ def split(url: URL) -> tuple[URL, dict[str, Any]]:
     }
     if options.get("sslrootcert") == postgres_url.SYSTEM:
         arguments["ssl"] = True
+    given = options.get("options", "")  # a timeout of the user has priority
+    timeouts = {name: options[name] for name in TIMEOUTS if name in options and name not in given}
     size = options.get("prepared_statement_cache_size")
     if options.get(postgres_url.POOLER) == "true" or size == "0":
         # An unnamed statement is parsed and executed in one message, so by one server.
@@ -78,14 +96,18 @@ def split(url: URL) -> tuple[URL, dict[str, Any]]:
             "statement_cache_size": 0,
             "prepared_statement_cache_size": 0,
             "prepared_statement_name_func": str,
+            # A pooler refuses settings when the connection starts, and shares its sessions.
+            "at_begin": "".join(f"; SET LOCAL {each} = '{timeouts[each]}'" for each in timeouts),
         }
-    elif size:
-        arguments["prepared_statement_cache_size"] = int(size)
+    else:
+        arguments["server_settings"] = timeouts
+        if size:
+            arguments["prepared_statement_cache_size"] = int(size)
     location = {name: value for name, value in url.query.items() if name in {"host", "port"}}
     return url.set(query=location), arguments
 
 
-async def connect(*, tcp: Mapping[str, int], **options: Any) -> Connection:
+async def connect(*, tcp: Mapping[str, int], at_begin: str = "", **options: Any) -> Connection:
     """Raises DatabaseUnavailableError."""
     try:
         connection: Connection = await asyncpg.connect(connection_class=Connection, **options)
@@ -94,7 +116,10 @@ async def connect(*, tcp: Mapping[str, int], **options: Any) -> Connection:
         nodes = zip(host, port, strict=True) if isinstance(host, list) else [(host, port)]
         where = ", ".join(f"{name}:{number}" for name, number in nodes)
         reason = str(error) or "no response in time"
+        if "startup parameter" in reason:
+            reason += ". Behind a connection pooler, set DATABASE_POOLER=true."
         raise DatabaseUnavailableError(f"PostgreSQL at {where} is unavailable: {reason}") from error
+    connection.at_begin = at_begin
     _set_tcp_options(connection.socket, tcp)
     return connection
 
@@ -116,12 +141,15 @@ def start_idling(_connection: object, record: Any) -> None:
 def check_idle(connection: Any, record: Any, _proxy: object) -> None:
     """Listen for the pool's event `checkout`: replace a connection that does not work any more.
 
-    A NAT, load balancer or firewall may drop an idle connection without a message.
+    A NAT, load balancer or firewall may drop an idle connection without a message. A server that
+    restarts closes it, which the event loop may not have read yet.
     """
     driver: Connection = connection.driver_connection
     idle_since = record.info.get("idle_since")
     if not driver.is_closed():
-        if idle_since is None or monotonic() - idle_since < IDLE_CHECK_SECONDS:
+        if idle_since is None:
+            return
+        if monotonic() - idle_since < IDLE_CHECK_SECONDS and not _has_unread_data(driver.socket):
             return
         try:
             connection.run_async(lambda it: it.execute("SELECT 1", timeout=PING_TIMEOUT_SECONDS))
@@ -130,3 +158,12 @@ def check_idle(connection: Any, record: Any, _proxy: object) -> None:
         else:
             return
     raise DisconnectionError
+
+
+def _has_unread_data(connected: socket.socket) -> bool:
+    """Return whether the server sent something, or closed the connection, while it was idle."""
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([connected], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(connected, select.POLLIN)
+    return bool(poll.poll(0))

@@ -1,6 +1,7 @@
 """The engine, with sessions for transactions and sessions for reads only."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from datetime import datetime
 from typing import Any, Self, cast
 
 import asyncpg
-from sqlalchemy import URL, Connection, DateTime, Dialect, event
+from sqlalchemy import URL, Connection, DateTime, Dialect, SelectBase, UpdateBase, event
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgDateTime
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import IllegalStateChangeError, InvalidRequestError, StatementError
@@ -22,6 +23,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
+from sqlalchemy.sql.visitors import iterate
 from sqlalchemy.util import await_only
 
 from src.db import connection
@@ -35,6 +37,7 @@ POOL_TIMEOUT_SECONDS = 5
 DEADLOCK = "40P01"
 SERIALIZATION_FAILURE = "40001"
 QUERY_CANCELED = "57014"
+LOCK_NOT_AVAILABLE = "55P03"
 IN_FAILED_TRANSACTION = "25P02"
 DATA_EXCEPTION = "22000"
 NUMERIC_VALUE_OUT_OF_RANGE = "22003"
@@ -46,12 +49,25 @@ INVALID_STATEMENT_NAME = "26000"
 _CONFLICT = "The transaction conflicted with another one."
 _POOLER = "Prepared statements got lost. Behind a connection pooler, set DATABASE_POOLER=true."
 _TEMPORARY = {
-    DEADLOCK: _CONFLICT,
     SERIALIZATION_FAILURE: _CONFLICT,
     QUERY_CANCELED: "PostgreSQL canceled a statement, for example after statement_timeout.",
     DUPLICATE_PREPARED_STATEMENT: _POOLER,
     INVALID_STATEMENT_NAME: _POOLER,
+    "53": "PostgreSQL has no more connections, memory or disk space.",  # a class of SQLSTATEs
+    "58": "PostgreSQL has an I/O error.",
 }
+# The connection is broken, was idle in a transaction for too long, or leads to a server that stops,
+# starts, or is read-only, such as a standby after a failover.
+_LOST = re.compile(r"08...|25006|25P0[34]|57P0[1-5]")
+_TIMEOUT_ROUTINE = "ProcessInterrupts"  # of PostgreSQL; NOWAIT has others
+
+
+class ConnectionLostError(DatabaseUnavailableError):
+    pass
+
+
+class LockTimeoutError(DatabaseUnavailableError):
+    """Another transaction held a lock for longer than `lock_timeout`, or it was a deadlock."""
 
 
 class NaiveDatetimeError(ValueError):
@@ -133,6 +149,23 @@ class ReadOnlySession(OwnedSession):
         if self.new or self.dirty or self.deleted:
             raise ReadOnlySessionError("This session is read-only. Use `DbSession` to write.")
         super().flush(objects)
+
+    def _execute_internal(self, statement: Any, *args: Any, **options: Any) -> Any:
+        """Repeat a SELECT once if its connection turns out to be lost."""
+        try:
+            return super()._execute_internal(statement, *args, **options)
+        except ConnectionLostError:
+            connection = self.connection()
+            lost = connection.get_transaction()
+            if lost is None or not _is_autocommit(connection) or not _only_reads(statement):
+                raise
+            lost.close()
+        return super()._execute_internal(statement, *args, **options)
+
+
+def _only_reads(statement: Any) -> bool:
+    is_select = isinstance(statement, SelectBase)
+    return is_select and not any(isinstance(part, UpdateBase) for part in iterate(statement))
 
 
 class ReadOnlyAsyncSession(AsyncSession):
@@ -248,13 +281,19 @@ def _map_error(context: ExceptionContext) -> Exception | None:
         return None  # a cancellation, which SQLAlchemy treats as a disconnect
     if isinstance(error, TimeoutError):
         return DatabaseUnavailableError("A statement took longer than command_timeout.")
+    sqlstate = getattr(error, "sqlstate", None) or ""
+    if _LOST.fullmatch(sqlstate):
+        context.is_disconnect = True  # SQLAlchemy then replaces all connections of the pool
     if context.is_disconnect:
-        return DatabaseUnavailableError("The connection to PostgreSQL was lost.")
-    sqlstate = getattr(error, "sqlstate", None)
-    if sqlstate in _TEMPORARY:
-        return DatabaseUnavailableError(_TEMPORARY[sqlstate])
+        return ConnectionLostError("The connection to PostgreSQL was lost, or is of no more use.")
+    routine = getattr(error.__cause__, "server_source_function", None)
+    if sqlstate == DEADLOCK or (sqlstate, routine) == (LOCK_NOT_AVAILABLE, _TIMEOUT_ROUTINE):
+        return LockTimeoutError("Another transaction held a lock for too long.")
+    message = _TEMPORARY.get(sqlstate) or _TEMPORARY.get(sqlstate[:2])
     if isinstance(error.__cause__, asyncpg.InvalidCachedStatementError):
-        return DatabaseUnavailableError("A migration has just changed the table. Try again.")
+        message = "A migration has just changed the table. Try again."
+    if message:
+        return DatabaseUnavailableError(message)
     return SessionUseError(_FAILED) if sqlstate == IN_FAILED_TRANSACTION else None
 
 
@@ -297,8 +336,11 @@ def _note_failure(context: ExceptionContext) -> None:
     error = context.original_exception.__cause__
     is_from_server = getattr(error, "severity", None) is not None  # the driver refuses values too
     if connection is not None and is_from_server and not context.is_disconnect:
-        level = connection.get_execution_options().get("isolation_level")
-        connection.info[_FAILED_KEY] = level != "AUTOCOMMIT"
+        connection.info[_FAILED_KEY] = not _is_autocommit(connection)
+
+
+def _is_autocommit(connection: Connection) -> bool:
+    return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
 
 
 def _forget_failure(connection: Connection, *_: object) -> None:

@@ -2,16 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from threading import Thread
 from typing import cast
 from uuid import UUID, uuid4
 
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
-from sqlalchemy import URL, QueuePool, text
+from sqlalchemy import URL, QueuePool, case, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from src.api.deps import DbSession
+from src.api.deps import DbSession, ReadSession
 from src.db import connection
 from src.db import session as db_session
 from src.db.session import Database, open_database
@@ -168,17 +169,77 @@ async def test_an_exhausted_pool_returns_503_and_readiness_passes(
         assert (await client.get(f"{API}/health/ready")).status_code == 200
 
 
-async def test_a_lost_connection_fails_at_most_one_request(
-    client: AsyncClient, committing_database: Database
-) -> None:
-    await client.get(NOTES)
-    async with committing_database.reads() as session:
-        await session.execute(
-            text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-        )
+OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
-    assert (await client.get(NOTES)).status_code in {200, 503}
-    assert (await client.get(NOTES)).status_code == 200
+
+@pytest.mark.parametrize("event_loop_runs", [True, False], ids=["seen", "unseen"])
+@pytest.mark.parametrize("idle_seconds", [0, 60], ids=["idle", "just used"])
+async def test_no_request_fails_after_a_restart_while_the_service_is_idle(
+    app: FastAPI,
+    committing_url: URL,
+    monkeypatch: pytest.MonkeyPatch,
+    idle_seconds: int,
+    *,
+    event_loop_runs: bool,
+) -> None:
+    monkeypatch.setattr(connection, "IDLE_CHECK_SECONDS", idle_seconds)
+    async with open_database(committing_url, pool_size=4) as database:
+        client = connect(app, database)
+
+        async def send() -> list[int]:
+            writes = [client.post(NOTES, json={"text": "Lamp"}) for _ in range(2)]
+            reads = [client.get(NOTES) for _ in range(2)]
+            return [each.status_code for each in await asyncio.gather(*writes, *reads)]
+
+        await send()
+        if event_loop_runs:
+            await asyncio.to_thread(terminate, committing_url)
+        else:
+            thread = Thread(target=terminate, args=(committing_url,))
+            thread.start()
+            thread.join()
+        assert await send() == [201, 201, 200, 200]
+
+
+def terminate(url: URL) -> None:
+    """Close all connections of the database, as a restart does, and wait for their end."""
+
+    async def run() -> None:
+        async with open_database(url, pool_size=1) as other, other.reads() as session:
+            await session.execute(text(f"SELECT pg_terminate_backend(pid, 60000) {OTHERS}"))
+
+    asyncio.run(run())
+
+
+ATTEMPTS = text("SELECT last_value FROM attempt")
+
+
+@pytest.mark.parametrize(("path", "status"), [("/read", 200), ("/insert", 503), ("/write", 503)])
+async def test_only_a_select_is_repeated_if_its_connection_is_lost(
+    fresh_app: FastAPI, fresh_url: URL, path: str, status: int
+) -> None:
+    end = func.pg_terminate_backend(func.pg_backend_pid())
+    end_once = select(case((func.nextval("attempt") == 1, end)), func.pg_sleep(0.1))
+
+    @fresh_app.post("/read")
+    async def read(db: ReadSession) -> bool:
+        return (await db.execute(end_once)).one()[0] is None
+
+    @fresh_app.post("/insert")
+    async def insert_note(db: ReadSession) -> None:
+        note = insert(Note).values(text="Lamp", version=1).returning(Note.id).cte()
+        await db.execute(end_once.add_columns(select(note.c.id).scalar_subquery()))
+
+    @fresh_app.post("/write")
+    async def write(db: DbSession) -> None:
+        await db.execute(end_once)
+
+    async with open_database(fresh_url, pool_size=2) as database:
+        async with database.transaction() as session:
+            await session.execute(text("CREATE SEQUENCE attempt"))
+
+        response = await connect(fresh_app, database).post(path)
+
+        assert response.status_code == status
+        async with database.reads() as session:
+            assert await session.scalar(ATTEMPTS) == (2 if status == 200 else 1)

@@ -12,12 +12,13 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import URL, text
+from sqlalchemy import URL, select, text
 from sqlalchemy.exc import DBAPIError
 
 from src.core.config import ROOT
-from src.db.session import open_database
+from src.db.session import Database, open_database
 from src.db.setup import create_database, drop_database
+from tests.fixtures.notes import Note
 
 REPLICAS = 10
 
@@ -85,6 +86,62 @@ async def test_failed_migration_changes_nothing(fresh_url: URL, tmp_path: Path) 
 
     assert "rolled back" in caught.value.__notes__[0]
     assert await applied(fresh_url) == head()
+
+
+ADD_COLUMN = """
+from alembic import op
+revision, down_revision, branch_labels, depends_on = "column", None, None, None
+def upgrade():
+    op.execute("CREATE TABLE first ()")
+    op.execute("ALTER TABLE test.note ADD COLUMN added int")
+"""
+CREATE_INDEX = """
+from alembic import op
+revision, down_revision, branch_labels, depends_on = "index", None, None, None
+def upgrade():
+    with op.get_context().autocommit_block():
+        op.execute("CREATE INDEX CONCURRENTLY added ON test.note (text)")
+"""
+WAITING = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+
+
+async def until(database: Database, *, waiting: bool) -> None:
+    async with database.reads() as session:
+        while bool(await session.scalar(WAITING)) is not waiting:
+            pass
+
+
+@pytest.mark.slow
+async def test_migration_that_waits_for_a_lock_lets_other_queries_run(
+    fresh_url: URL, tmp_path: Path
+) -> None:
+    (tmp_path / "column.py").write_text(ADD_COLUMN)
+    async with open_database(fresh_url, pool_size=3) as database:
+        async with database.streams() as reader:
+            await reader.execute(select(Note))
+            migrating = asyncio.create_task(alembic("upgrade", fresh_url, "column", more=tmp_path))
+            for _ in range(2):
+                await until(database, waiting=True)
+                await until(database, waiting=False)
+            async with database.reads() as session:
+                assert (await session.scalars(select(Note))).all() == []
+        await migrating
+        async with database.reads() as session:
+            assert await session.scalar(text("SELECT count(added) FROM test.note, first")) == 0
+
+
+@pytest.mark.slow
+async def test_an_index_is_created_concurrently_behind_a_long_transaction(
+    fresh_url: URL, tmp_path: Path
+) -> None:
+    (tmp_path / "index.py").write_text(CREATE_INDEX)
+    async with open_database(fresh_url, pool_size=3) as database:
+        async with database.streams() as reader:
+            await reader.execute(select(Note))
+            migrating = asyncio.create_task(alembic("upgrade", fresh_url, "index", more=tmp_path))
+            await until(database, waiting=True)
+            await asyncio.sleep(1.5)  # longer than the limit for other locks
+        await migrating
 
 
 @pytest.mark.slow

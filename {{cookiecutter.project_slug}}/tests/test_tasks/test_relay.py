@@ -91,13 +91,11 @@ async def test_another_relay_sends_the_messages_of_a_killed_one(
 
 @pytest.mark.slow
 async def test_postgresql_ends_the_transaction_of_a_frozen_relay(
-    committing_database: Database,
-    broker: TaskBroker,
-    queue_settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
+    committing_database: Database, broker: TaskBroker, queue_settings: Settings
 ) -> None:
     """Until then, another relay sends the later messages."""
-    monkeypatch.setattr(relays, "IDLE_TRANSACTION_SECONDS", 1.0)
+    short = {"idle_in_transaction_session_timeout": "1000"}
+    url = queue_settings.database_url.update_query_dict(short)
     await send(committing_database, broker, "note", "path", "taken")
     has_taken, thawed = asyncio.Event(), asyncio.Event()
 
@@ -107,7 +105,7 @@ async def test_postgresql_ends_the_transaction_of_a_frozen_relay(
             await thawed.wait()
 
     publisher = FakePublisher()
-    async with open_database(queue_settings.database_url, pool_size=2) as database:
+    async with open_database(url, pool_size=2) as database:
         frozen = asyncio.create_task(Relay(database, FrozenPublisher()).send_batch())
         await has_taken.wait()
         await send(committing_database, broker, "note", "path", "later")

@@ -19,7 +19,6 @@ from src.core.config import Settings
 from src.core.failures import Outage
 from src.db import Database, open_database
 from src.db.session import DatabaseUnavailableError
-from src.repositories.sql import set_idle_in_transaction_timeout
 from src.repositories.task import OutboxRepository
 from src.tasks.engine.brokers.base import BrokerUnavailableError, Publisher, TaskBroker
 from src.tasks.outbox import HAS_MESSAGES
@@ -29,7 +28,6 @@ log = structlog.get_logger(__name__)
 SENT = Counter("tasks_sent_total", "Messages sent from the outbox to the broker.")
 BATCH = 500
 POLL_SECONDS = 1.0
-IDLE_TRANSACTION_SECONDS = 60.0  # then PostgreSQL ends the transaction of a frozen relay
 STOP_SECONDS = 5.0
 
 
@@ -88,7 +86,6 @@ class Relay:
         async with self._database.transaction() as db:
             bodies = await OutboxRepository(db).take(limit=BATCH)
             if bodies:
-                await set_idle_in_transaction_timeout(db, seconds=IDLE_TRANSACTION_SECONDS)
                 await self._publisher.publish([Message.decode(body) for body in bodies])
         SENT.inc(len(bodies))
         return len(bodies)
