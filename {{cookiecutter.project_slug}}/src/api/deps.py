@@ -4,7 +4,8 @@ import asyncio
 import re
 import secrets
 from collections.abc import AsyncGenerator
-from typing import Annotated, cast
+from contextlib import asynccontextmanager
+from typing import Annotated, TypeVar, cast
 
 from fastapi import Depends, Header, HTTPException, Request, Security, status
 from fastapi.security import APIKeyHeader
@@ -24,6 +25,8 @@ from src.db.session import (
     explain,
     lend,
 )
+
+R = TypeVar("R", bound=ReadOnlyAsyncSession)
 
 HAS_COMPLETED = "endpoint_has_completed"  # key in `session.info`
 # Headers that identify the caller.
@@ -99,10 +102,8 @@ async def get_db_session(
 DbSession = Annotated[AsyncSession, Depends(get_db_session, scope="function")]
 
 
-async def get_read_session(connection: HTTPConnection) -> AsyncGenerator[ReadOnlyAsyncSession]:
-    """Open a session for reads only. Each statement runs by itself, without a transaction."""
-    session = _state_of(connection)["database"].reads()
-    _commit_between_messages(connection, session)
+@asynccontextmanager
+async def _reading(session: R) -> AsyncGenerator[R]:
     try:
         yield session
         session.sync_session.flush()  # refuses changes, which would be lost
@@ -110,21 +111,41 @@ async def get_read_session(connection: HTTPConnection) -> AsyncGenerator[ReadOnl
         explain(error)
         raise
     finally:
-        # FastAPI already shields this from cancellation. `async with` would add a task to do it.
+        # FastAPI already shields this from cancellation. `async with session` would add a task.
         await close(session)
+
+
+async def get_read_session(connection: HTTPConnection) -> AsyncGenerator[ReadOnlyAsyncSession]:
+    """Open a session for reads only. Each statement runs by itself, without a transaction."""
+    async with _reading(_state_of(connection)["database"].reads()) as session:
+        _commit_between_messages(connection, session)
+        yield session
 
 
 ReadSession = Annotated[ReadOnlyAsyncSession, Depends(get_read_session, scope="function")]
 
 
+async def get_expensive_read_session(
+    connection: HTTPConnection,
+) -> AsyncGenerator[ReadOnlyAsyncSession]:
+    """Open a session for reads that may be slow: few at the same time, each with a time limit.
+
+    Requests beyond these limits get 503. See EXPENSIVE_READS in `src/db/session.py`.
+    """
+    async with _reading(_state_of(connection)["database"].expensive()) as session:
+        _commit_between_messages(connection, session)
+        yield session
+
+
+ExpensiveReadSession = Annotated[
+    ReadOnlyAsyncSession, Depends(get_expensive_read_session, scope="function")
+]
+
+
 async def get_stream_session(connection: HTTPConnection) -> AsyncGenerator[StreamingAsyncSession]:
     """Open a session to stream a response from. It holds a connection until the response ends."""
-    session = _state_of(connection)["database"].streams()
-    try:
+    async with _reading(_state_of(connection)["database"].streams()) as session:
         yield session
-        session.sync_session.flush()
-    finally:
-        await close(session)
 
 
 StreamSession = Annotated[StreamingAsyncSession, Depends(get_stream_session, scope="request")]

@@ -37,6 +37,7 @@ _ERRORS_OF_BODY = (400, 413)
 _ERRORS_OF_DEPENDENCY: dict[Callable[..., Any], tuple[type[DomainError] | int, ...]] = {
     deps.get_db_session: (409, 503),
     deps.get_expected_versions: (StaleVersionError,),
+    deps.get_expensive_read_session: (503,),
     deps.get_read_session: (503,),
     deps.require_api_key: (401,),
 }

@@ -30,7 +30,13 @@ from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute
 from starlette.types import Scope
 
-from src.api.deps import CREDENTIAL_HEADERS, get_app_settings, get_database, get_read_session
+from src.api.deps import (
+    CREDENTIAL_HEADERS,
+    get_app_settings,
+    get_database,
+    get_expensive_read_session,
+    get_read_session,
+)
 from src.api.openapi import walk
 from src.cache import current_cache, get_cache
 from src.cache.engine.keys import (
@@ -56,7 +62,13 @@ _NOT_ON_A_CACHED_ROUTE = (
     " `APIRouter(route_class=CachedRoute)`."
 )
 # These dependencies read only the `state` of the request, which does not depend on the caller.
-_STATE_ONLY_DEPENDENCIES = (get_app_settings, get_cache, get_database, get_read_session)
+_STATE_ONLY_DEPENDENCIES = (
+    get_app_settings,
+    get_cache,
+    get_database,
+    get_expensive_read_session,
+    get_read_session,
+)
 _BYPASS_HEADERS = [(b"cache-control", b"private, no-cache")]
 _HEADERS_OF_304 = frozenset({b"cache-control", b"content-location", b"etag", b"expires", b"vary"})
 

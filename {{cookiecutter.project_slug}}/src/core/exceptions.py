@@ -139,6 +139,6 @@ async def _database_unavailable(request: Request, error: Exception) -> JSONRespo
     return problem_response(
         request.scope,
         HTTPStatus.SERVICE_UNAVAILABLE,
-        detail="The database is unavailable. Try again later.",
+        detail="The database is unavailable or busy. Try again later.",
         headers=RETRY_AFTER,
     )

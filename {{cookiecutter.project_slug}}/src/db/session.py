@@ -32,6 +32,9 @@ from src.db.connection import DatabaseUnavailableError
 __all__ = ["Database", "DatabaseUnavailableError", "create_engine", "open_database"]
 
 POOL_TIMEOUT_SECONDS = 5
+# For reads that may be slow: how many run at the same time in a process, and each one's limit.
+EXPENSIVE_READS = 3
+EXPENSIVE_READ_SECONDS = 3
 
 # SQLSTATEs
 DEADLOCK = "40P01"
@@ -203,21 +206,27 @@ class Database:
     reads: async_sessionmaker[ReadOnlyAsyncSession]
     streams: async_sessionmaker[StreamingAsyncSession]
     probes: async_sessionmaker[ReadOnlyAsyncSession]
+    expensive: async_sessionmaker[ReadOnlyAsyncSession]
 
     @classmethod
     def bound_to(
-        cls, write: AsyncEngine | AsyncConnection, probe: AsyncEngine | None = None, **options: Any
+        cls, write: AsyncEngine | AsyncConnection, *reads: AsyncEngine, **options: Any
     ) -> Self:
         """Create sessions on engines, or, for tests, all on one connection."""
-        read = write
+        binds: list[AsyncEngine | AsyncConnection] = [write] * 3
         if isinstance(write, AsyncEngine):
-            read = write.execution_options(isolation_level="AUTOCOMMIT")
+            level = {"isolation_level": "AUTOCOMMIT"}
+            binds = [each.execution_options(**level) for each in (write, *reads)]
         options = {"expire_on_commit": False, **options}
+        read, probe, expensive = (
+            async_sessionmaker(bind, class_=ReadOnlyAsyncSession, **options) for bind in binds
+        )
         return cls(
             writes=async_sessionmaker(write, sync_session_class=OwnedSession, **options),
-            reads=async_sessionmaker(read, class_=ReadOnlyAsyncSession, **options),
+            reads=read,
             streams=async_sessionmaker(write, class_=StreamingAsyncSession, **options),
-            probes=async_sessionmaker(probe or read, class_=ReadOnlyAsyncSession, **options),
+            probes=probe,
+            expensive=expensive,
         )
 
     @asynccontextmanager
@@ -413,13 +422,16 @@ async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]
     connection that was idle is tested before its use, since that costs a round trip. The connection
     that was used last is used first, so that few are idle under load. Readiness has a separate
     connection: an instance whose pool is in use is busy, and without it others become busier.
+    Expensive reads have separate ones too, so that other requests need not wait for them.
     """
     engine, probe = (_create_pool(url, size) for size in (pool_size, 1))
+    limited = url.update_query_dict({"command_timeout": str(EXPENSIVE_READ_SECONDS)})
+    expensive = _create_pool(limited, EXPENSIVE_READS)
     try:
-        yield Database.bound_to(engine, probe.execution_options(isolation_level="AUTOCOMMIT"))
+        yield Database.bound_to(engine, probe, expensive)
     finally:
-        await engine.dispose()
-        await probe.dispose()
+        for each in (engine, probe, expensive):
+            await each.dispose()
 
 
 def _create_pool(url: URL, size: int) -> AsyncEngine:

@@ -1,8 +1,10 @@
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.orm import aliased
 
 from src.db.models.item import SEARCH_CONFIG, SEARCH_DOCUMENT, Item
 from src.domain.item import ItemSort, ItemStatus
@@ -15,6 +17,11 @@ _SORT_COLUMNS = {
     ItemSort.NAME: Item.name,
     ItemSort.NAME_DESCENDING: Item.name,
 }
+
+MAX_WORDS = 10  # in a search
+MAX_MATCHES = 1000
+# Words, and hosts, emails and numbers like 1.5: other text could become an expensive phrase.
+_WORD = re.compile(r"[^\s\x00-/:-@\[-`{-~]+(?:[./@][^\s\x00-/:-@\[-`{-~]+){0,3}")
 
 
 @dataclass(frozen=True)
@@ -60,20 +67,25 @@ class ItemRepository(Repository[Item]):
         return await self.session.scalar(statement) or 0
 
     async def search(self, text: str, *, offset: int, limit: int) -> Sequence[Item]:
-        """Return items with all words of `text`, best match first. The last word may be a prefix."""
-        query = func.to_tsquery(SEARCH_CONFIG, _prefix_query(text))
-        statement = (
-            select(Item)
+        """Return items with all words of `text`, best match first. The last word may be a prefix.
+
+        Only MAX_MATCHES items are ranked: the rank of an item with a long text is expensive.
+        """
+        query = func.to_tsquery(SEARCH_CONFIG, prefix_query(text))
+        matches = (
+            select(Item, SEARCH_DOCUMENT)
             .where(SEARCH_DOCUMENT.op("@@")(query))
-            .order_by(func.ts_rank(SEARCH_DOCUMENT, query).desc(), Item.id.desc())
-            .offset(offset)
-            .limit(limit)
+            .limit(MAX_MATCHES)
+            .subquery()
         )
+        item = aliased(Item, matches)
+        rank = func.ts_rank(matches.c.search, query)
+        statement = select(item).order_by(rank.desc(), item.id.desc()).offset(offset).limit(limit)
         return (await self.session.scalars(statement)).all()
 
 
-def _prefix_query(text: str) -> str:
-    """Convert words to a `tsquery`. Quotes prevent words from being operators."""
-    # There may be no word: Python strips some characters that Pydantic does not.
-    words = [word.replace("\\", "\\\\").replace("'", "''") for word in text.split()]
-    return " & ".join(f"'{word}'" for word in words) + (":*" if words else "")
+def prefix_query(text: str) -> str:
+    """Convert the words, each once, to a `tsquery`. Quotes prevent words from being operators."""
+    words = [f"'{word}'" for word in _WORD.findall(text)]
+    unique = list({word.lower(): word for word in reversed(words)}.values())
+    return " & ".join([f"{last}:*" for last in unique[:1]] + unique[1:MAX_WORDS])

@@ -42,7 +42,7 @@ async def assert_unavailable(client: AsyncClient) -> None:
         assert response.status_code == 503
         assert response.headers["content-type"] == "application/problem+json"
         assert response.headers["retry-after"] == "1"
-        assert response.json()["detail"] == "The database is unavailable. Try again later."
+        assert response.json()["detail"] == "The database is unavailable or busy. Try again later."
 
 
 async def test_an_outage_returns_503_until_the_server_has_recovered(

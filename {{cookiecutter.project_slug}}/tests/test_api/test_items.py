@@ -6,6 +6,7 @@ import pytest
 from httpx import AsyncClient
 
 from src.db.session import Database
+from src.repositories.item import prefix_query
 from tests.fixtures.environment import API
 from tests.fixtures.statements import recorded
 
@@ -181,6 +182,25 @@ class TestSearch:
         self, client: AsyncClient, text: str
     ) -> None:
         assert await names(client, SEARCH, q=text) == []
+
+    @pytest.mark.parametrize(
+        "text", ["example.com", "lamp, 1.5-inch (LAMP)", "ann@example.c", "लैंप", "LAMP " * 40]
+    )
+    async def test_punctuation_separates_words(self, client: AsyncClient, text: str) -> None:
+        await create(client, "Lamp, लैंप", description="1.5 inch: ann@example.com, example.com")
+
+        assert len(await names(client, SEARCH, q=text)) == 1
+
+    @pytest.mark.parametrize("text", ["lamp lamp " * 20, "lamp,Lamp;" * 20, "a@./_-" * 30])
+    def test_repeated_words_do_not_make_a_query_expensive(self, text: str) -> None:
+        query = prefix_query(text)
+
+        assert query in {"'lamp':*", "'Lamp':*", "'a':*"}
+
+    def test_a_query_has_at_most_ten_words(self) -> None:
+        query = prefix_query(" ".join(map(str, range(100))))
+
+        assert query.split(" & ") == ["'99':*", *(f"'{number}'" for number in range(98, 89, -1))]
 
     @pytest.mark.parametrize("query", [{}, {"q": ""}, {"q": "  "}, {"q": "\x00"}])
     async def test_requires_a_word(self, client: AsyncClient, query: dict[str, str]) -> None:

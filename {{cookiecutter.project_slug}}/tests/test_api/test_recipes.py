@@ -103,6 +103,12 @@ def test_application_that_has_not_started_says_so(
     assert "use the fixture `client` or `sync_client`" in caplog.text
 
 
+async def test_expensive_read(client: AsyncClient, fresh_app: FastAPI) -> None:
+    fresh_app.include_router(run_page("recipes.md", only="ExpensiveReadSession")["router"])
+
+    assert (await client.get("/reports/totals")).json() > 0
+
+
 def test_http_client_is_open_while_the_application_runs(fresh_app: FastAPI) -> None:
     names = run_page("recipes.md", only="httpx")
     fresh_app.include_router(names["router"])

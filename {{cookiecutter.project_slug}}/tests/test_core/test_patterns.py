@@ -29,7 +29,7 @@ def _patterns() -> Iterator[tuple[str | bytes, int, str]]:
                     flags = sum(getattr(re, name) for name in names)
                     if method in {"compile", "sub"}:
                         name = source.splitlines()[node.lineno - 1].partition(" ")[0]
-                        used = re.escape(name) + r"\.(search|sub|finditer|split)\("
+                        used = re.escape(name) + r"\.(search|sub|findall|finditer|split)\("
                         is_searched = method == "sub" or re.search(used, source)
                         method = "search" if is_searched else "fullmatch"
                     yield pattern, int(flags), method

@@ -12,7 +12,7 @@ from src.api import (
     response_cache,
     # % endif
 )
-from src.api.deps import ApiKey, DbSession, ExpectedVersions, ReadSession
+from src.api.deps import ApiKey, DbSession, ExpectedVersions, ExpensiveReadSession, ReadSession
 from src.db.models.item import Item
 from src.domain.item import ItemArchivedError, ItemNotFoundError, ItemTransitionError
 from src.schemas.item import (
@@ -80,12 +80,12 @@ async def list_items(query: Annotated[ItemListQuery, Query()], db: ReadSession) 
     # % endif
 )
 async def search_items(
-    query: Annotated[ItemSearchQuery, Query()], db: ReadSession
+    query: Annotated[ItemSearchQuery, Query()], db: ExpensiveReadSession
 ) -> dict[str, Sequence[Item]]:
     """Search names and descriptions, best match first.
 
     An item matches if it contains every word of `q`. The last word also matches as a prefix, which
-    allows search-as-you-type.
+    allows search-as-you-type. If more than 1,000 items match, only 1,000 of them are ranked.
     """
     return {"items": await ItemService.search_items(db, query)}
 
