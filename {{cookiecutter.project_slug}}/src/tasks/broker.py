@@ -14,7 +14,7 @@ from dramatiq.middleware import (
 )
 
 from src.core.config import Settings, get_settings
-from src.tasks.engine.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import CheckedEncoder, TaskBroker
 from src.tasks.engine.dramatiq_patches import DaemonAsyncIO
 from src.tasks.engine.middleware import (
     # % if cookiecutter.cache_backend != "none"
@@ -85,3 +85,4 @@ def create_broker(settings: Settings) -> TaskBroker:
 
 broker = create_broker(get_settings())
 dramatiq.set_broker(broker)
+dramatiq.set_encoder(CheckedEncoder())

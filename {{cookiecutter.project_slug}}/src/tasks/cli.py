@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 from uuid import UUID
 
@@ -52,7 +53,7 @@ def list_dead(
         letters = broker.dead_letters(queue, limit=limit)
         typer.echo(f"Dead letters in queue {queue}: {broker.queue_state(queue).dead}")
         for letter in letters:
-            typer.echo(f"  {letter.id}  {_time(letter)}  {letter.message}  {_error(letter)}")
+            _echo(f"  {letter.id}  {_time(letter)}  {letter.message}  {_error(letter)}")
 
 
 @dead.command()
@@ -70,8 +71,8 @@ def show(
     typer.echo(f"args: {json.dumps(message.args)}")
     typer.echo(f"kwargs: {json.dumps(message.kwargs)}")
     typer.echo(f"attempts: {max(1, message.options.get('retries', 0))}")
-    typer.echo(f"error: {_error(letter)}")
-    typer.echo(message.options.get("traceback", ""))
+    _echo(f"error: {_error(letter)}")
+    _echo(message.options.get("traceback", ""))
 
 
 @dead.command()
@@ -112,7 +113,10 @@ def _select(ids: Sequence[str] | None) -> Sequence[DeadLetter]:
 
 
 async def _mark_requeued(messages: Sequence[Message[object]]) -> None:
-    keys = [UUID(message.message_id) for message in messages]
+    keys = []
+    for message in messages:
+        with suppress(ValueError):  # not the id of a task
+            keys.append(UUID(message.message_id))
     async with (
         open_database(get_settings().database_url, pool_size=1) as database,
         database.transaction() as db,
@@ -130,3 +134,8 @@ def _time(letter: DeadLetter) -> str:
 
 def _error(letter: DeadLetter) -> str:
     return str(letter.message.options.get(ERROR, "-"))
+
+
+def _echo(text: object) -> None:
+    """Print text that UTF-8 may not be able to represent."""
+    typer.echo(str(text).encode(errors="backslashreplace").decode())

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dramatiq import Message
 
 from dev import stack
 from src.core.config import Settings
@@ -102,6 +103,34 @@ async def test_show_prints_the_error_and_requeue_resets_the_retries(
     assert (result.status, result.out) == (0, "Requeued: 1.\n")
     assert (queued.status, queued.problem, queued.finished_at) == (TaskStatus.QUEUED, None, None)
     assert (task.status, task.result, task.attempts) == (TaskStatus.SUCCEEDED, "result", 5)
+
+
+async def test_letters_that_other_programs_wrote_are_shown_and_purged(
+    broker: TaskBroker, dead: Dead
+) -> None:
+    """Only the one that can be decoded is requeued. Its id is not that of a task."""
+    queue = queue_of(broker)
+    broker.add_dead_letter(queue, "strange", b"\xff garbage")
+    message = Message[None](
+        queue,
+        "note",
+        ("\ud800",),
+        {"\ud801": 1},
+        {"error": "\ud802", "traceback": 1},
+        message_id="x",
+    )
+    broker.add_dead_letter(queue, "x", message.encode())
+    (strange,) = {each.id for each in broker.dead_letters(queue, limit=9)} - {"x"}
+    listed = await asyncio.to_thread(dead, "list")
+    shown = [await asyncio.to_thread(dead, "show", each) for each in (strange, "x")]
+    requeued = await asyncio.to_thread(dead, "requeue", "--all")
+    purged = await asyncio.to_thread(dead, "purge", strange)
+
+    assert listed.out.startswith(f"Dead letters in queue {queue}: 2\n")
+    for output in (listed.out, shown[0].out):
+        assert "The message cannot be decoded. It is not JSON" in output
+    assert "error: \\ud802\n1" in shown[1].out
+    assert (requeued.out, purged.out) == ("Requeued: 1.\n", "Purged: 1.\n")
 
 
 @pytest.mark.parametrize("command", ["requeue", "purge"])

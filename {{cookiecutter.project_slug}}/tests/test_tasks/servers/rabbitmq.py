@@ -7,6 +7,7 @@ from functools import cache
 from urllib.parse import urlsplit
 
 import pytest
+from dramatiq.common import q_name
 
 from dev.rabbitmq import embedded_rabbitmq
 from dev.server import ServerError
@@ -59,7 +60,7 @@ def create(url: str, _namespace: str) -> RabbitmqTaskBroker:
 
 def put_raw(broker: RabbitmqTaskBroker, queue: str, body: bytes) -> None:
     """Put raw bytes on the queue."""
-    broker.declare_queue(queue, ensure=True)
+    broker.declare_queue(q_name(queue), ensure=True)
     broker.channel.basic_publish("", queue, body)
 
 

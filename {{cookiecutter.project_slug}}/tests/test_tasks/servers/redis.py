@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from uuid import uuid4
 
 import pytest
 
@@ -36,8 +37,9 @@ def create(url: str, namespace: str) -> RedisTaskBroker:
 
 def put_raw(broker: RedisTaskBroker, queue: str, body: bytes) -> None:
     """Put raw bytes on the queue."""
-    broker.client.hset(f"{broker.namespace}:{queue}.msgs", "strange", body)
-    broker.client.rpush(f"{broker.namespace}:{queue}", "strange")
+    key = uuid4().hex
+    broker.client.hset(f"{broker.namespace}:{queue}.msgs", key, body)
+    broker.client.rpush(f"{broker.namespace}:{queue}", key)
 
 
 def variables(url: str, name: str) -> dict[str, str]:

@@ -1,8 +1,11 @@
 """The behavior of every broker."""
 
 import asyncio
+import json
+import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import dramatiq
 import pytest
@@ -21,7 +24,7 @@ from tests.test_tasks.test_brokers.messages import (
     take,
     wait_for,
 )
-from tests.test_tasks.workers import eventually, working
+from tests.test_tasks.workers import Logs, events, eventually, working
 
 SENTENCE = r"^\w+ is unavailable: .*$"
 
@@ -135,19 +138,69 @@ async def test_closing_does_not_need_the_server(
 # --- dead letters -----------------------------------------------------------------------------
 
 
-async def test_message_without_an_actor_becomes_a_dead_letter(
-    broker: TaskBroker, server: Server, queue: str
+VALID: dict[str, Any] = message_to("default").asdict() | {"args": ["from elsewhere"]}
+CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"args": "abc"}, "Its args is missing or invalid."),
+    ({"kwargs": []}, "Its kwargs is missing or invalid."),
+    ({"options": None}, "Its options is missing or invalid."),
+    ({"actor_name": ["act"]}, "Its actor_name is missing or invalid."),
+    ({"actor_name": "\ud800\n"}, "Its actor_name is missing or invalid."),
+    ({"message_id": 7}, "Its message_id is missing or invalid."),
+    ({"message_timestamp": "now"}, "Its message_timestamp is missing or invalid."),
+    ({"message_timestamp": 10**400}, "Its message_timestamp is invalid."),
+    ({"options": {"time_limit": "x"}}, "Its option time_limit is invalid."),
+    ({"options": {"retries": []}}, "Its option retries is invalid."),
+    ({"options": {"eta": math.nan}}, "Its option eta is invalid."),
+    ({"options": {"died_at": 1e300}}, "Its option died_at is invalid."),
+    ({"options": {"throws": "ValueError"}}, "Its option throws is invalid"),
+    ({"from_a_newer_release": 1}, "unexpected keyword argument 'from_a_newer_release'"),
+]
+REJECTED: list[tuple[bytes, str]] = [
+    (b"\xff garbage", "It is not JSON: 'utf-8' codec"),
+    (b"", "It is not JSON: Expecting value"),
+    (b"[" * 100_000, "It is not JSON: maximum recursion depth"),
+    (b"null", "It is not a JSON object."),
+    (b"[1, 2]", "It is not a JSON object."),
+    (b'{"task": "act", "id": "1", "args": []}', "Its queue_name is missing or invalid."),
+    *((json.dumps(VALID | change).encode(), cause) for change, cause in CHANGES),
+]
+
+
+@pytest.mark.parametrize("name_of", [str, dq_name], ids=["queue", "delayed queue"])
+async def test_entry_that_is_not_a_message_becomes_a_dead_letter(
+    broker: TaskBroker, server: Server, queue: str, name_of: Callable[[str], str], logs: Logs
 ) -> None:
-    """Either the actor is unknown, or the body cannot be decoded."""
-    broker.enqueue(message_to(queue))
-    server.module.put_raw(broker, queue, b"\xff garbage")
-    async with working(broker):
-        wait_for(broker, queue, waiting=0, dead=2)
-    letters = {each.message.actor_name: each for each in broker.dead_letters(queue, limit=10)}
-    assert letters.keys() == {"act", "?"}
-    assert "garbage" in letters["?"].message.options[ERROR]
-    assert broker.requeue_dead(queue, [letters["?"].id]) == 0
-    assert broker.purge_dead(queue, [letters["?"].id]) == 1
+    """The others run in their order. The dead letters have the cause, and can only be purged."""
+    done: list[object] = []
+    dramatiq.actor(broker=broker, queue_name=queue, actor_name="act")(done.append)
+    for number, (body, _) in enumerate(REJECTED):
+        broker.enqueue(message_to(queue, number))
+        server.module.put_raw(broker, name_of(queue), body)
+    server.module.put_raw(broker, name_of(queue), json.dumps(VALID).encode())
+    async with working(broker, threads=1):
+        await asyncio.to_thread(wait_for, broker, queue, waiting=0, delayed=0, dead=len(REJECTED))
+
+    assert [each for each in done if each != "from elsewhere"] == [*range(len(REJECTED))]
+    assert done.count("from elsewhere") == 1
+    assert len(events(logs, "message_rejected")) == len(REJECTED)
+    assert not any("Consumer encountered" in str(entry["event"]) for entry in logs)
+    letters = broker.dead_letters(queue, limit=100)
+    errors = [str(letter.message.options[ERROR]) for letter in letters]
+    for body, cause in REJECTED:
+        assert any(cause in error and repr(body[:200]) in error for error in errors), cause
+    assert broker.requeue_dead(queue) == 0
+    assert broker.purge_dead(queue, [letters[0].id]) == 1
+    assert broker.purge_dead(queue) == len(REJECTED) - 1
+
+
+def test_body_that_cannot_be_decoded_is_stored_as_a_dead_letter(
+    broker: TaskBroker, queue: str
+) -> None:
+    """Twice, if the relay dies in between, but with the same id."""
+    for _ in range(2):
+        broker.add_dead_letter(queue, "one", b"garbage")
+    wait_for(broker, queue, waiting=0)
+    assert len({letter.id for letter in broker.dead_letters(queue, limit=9)}) == 1
 
 
 def test_newest_dead_letters_come_first_each_time(broker: TaskBroker, queue: str) -> None:

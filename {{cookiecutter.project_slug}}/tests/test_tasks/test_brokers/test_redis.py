@@ -1,5 +1,7 @@
 """The Redis broker redelivers messages of dead workers, and live workers lose none."""
 
+import asyncio
+
 import pytest
 import redis
 from dramatiq import Message
@@ -7,7 +9,7 @@ from dramatiq.common import current_millis, dq_name
 from dramatiq.errors import BrokerConnectionError
 from structlog.testing import capture_logs
 
-from src.tasks.engine.brokers.base import QueueState
+from src.tasks.engine.brokers.base import ERROR, QueueState
 from src.tasks.engine.brokers.redis import RedisTaskBroker
 from tests.test_tasks.test_brokers.conftest import MakeBroker
 from tests.test_tasks.test_brokers.messages import (
@@ -16,7 +18,9 @@ from tests.test_tasks.test_brokers.messages import (
     message_to,
     numbers,
     take,
+    wait_for,
 )
+from tests.test_tasks.workers import working
 
 pytestmark = pytest.mark.parametrize("server", ["redis"], indirect=True)
 
@@ -81,14 +85,14 @@ def test_messages_of_a_lost_reply_are_requeued(
     consumer = broker.consume(queue, prefetch=1)
     taken = take(consumer)
     consumer.prefetch = 2
-    fetch = broker.do_fetch
+    fetch = broker.fetch
 
     def lose_reply(*arguments: object) -> None:
         fetch(*arguments)
         raise redis.TimeoutError
 
     with monkeypatch.context() as patch:
-        patch.setattr(broker, "do_fetch", lose_reply, raising=False)
+        patch.setattr(broker, "fetch", lose_reply)
         with pytest.raises(BrokerConnectionError):
             next(consumer)
     again = broker.consume(queue, prefetch=2)
@@ -117,6 +121,24 @@ def test_closing_requeues_messages_that_are_not_started(
 
     assert {take(other).args[0], take(other).args[0]} == {"b", "c"}
     assert next(other) is None
+
+
+async def test_entry_without_a_body_or_with_a_binary_id_becomes_a_dead_letter(
+    broker: RedisTaskBroker, queue: str
+) -> None:
+    name = f"{broker.namespace}:{queue}"
+    broker.client.hset(f"{name}.msgs", b"\xff", message_to(queue).encode())
+    broker.client.rpush(name, "without", b"\xff")
+    broker.client.zadd(f"{name}.XQ", {"dead without": 1})
+    async with working(broker):
+        await asyncio.to_thread(wait_for, broker, queue, waiting=0, dead=3)
+
+    errors = {
+        each.id: str(each.message.options.get(ERROR))
+        for each in broker.dead_letters(queue, limit=9)
+    }
+    assert all("not JSON" in errors[key] for key in ("without", "dead without"))
+    assert broker.purge_dead(queue) == 3
 
 
 def test_queue_state_has_the_age_of_the_oldest_message(broker: RedisTaskBroker, queue: str) -> None:

@@ -1,30 +1,48 @@
-"""The broker interface: publishing in batches, dead letters and queue state."""
+"""The broker interface: decoding, publishing in batches, dead letters and queue state."""
 
 import inspect
+import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from dramatiq import Actor, DecodeError, Message
+import structlog
+from dramatiq import Actor, DecodeError, JSONEncoder, Message
 from dramatiq.broker import Broker, MessageProxy
-from dramatiq.common import current_millis
+from dramatiq.common import current_millis, dq_name, q_name
+
+log = structlog.get_logger(__name__)
 
 # Message options that record a failure. Dramatiq sets the last three of FAILURE_OPTIONS.
 ERROR = "error"
 DIED_AT = "died_at"
 FAILURE_OPTIONS = frozenset({ERROR, DIED_AT, "retries", "traceback", "requeue_timestamp"})
-# Smallest values of the options of actors that are numbers
-_MINIMUM = {
-    "priority": -math.inf,
-    "max_retries": 0,
-    "min_backoff": 0,
-    "max_backoff": 0,
-    "max_age": 0,
-    "time_limit": 1,
+# Smallest and largest values of the options of actors and messages that are numbers
+_LAST_TIME = 253_402_300_799_999  # milliseconds, the end of the year 9999
+_RANGES = {
+    "priority": (-math.inf, math.inf),
+    "max_retries": (0, math.inf),
+    "min_backoff": (0, math.inf),
+    "max_backoff": (0, math.inf),
+    "max_age": (0, math.inf),
+    "time_limit": (1, math.inf),
+    "retries": (0, math.inf),
+    "eta": (0, _LAST_TIME),
+    "requeue_timestamp": (0, _LAST_TIME),
+    DIED_AT: (0, _LAST_TIME),
+}
+_FIELDS = {
+    "queue_name": str,
+    "actor_name": str,
+    "message_id": str,
+    "message_timestamp": int,
+    "args": list,
+    "kwargs": dict,
+    "options": dict,
 }
 UNREADABLE = "?"  # actor name of a dead letter whose body cannot be decoded
 
@@ -90,6 +108,10 @@ class TaskBroker(Broker, ABC):
     def queue_state(self, queue_name: str) -> QueueState: ...
 
     @abstractmethod
+    def add_dead_letter(self, queue_name: str, letter_id: str, body: bytes) -> None:
+        """Store a message, or a body that cannot be decoded, as a dead letter."""
+
+    @abstractmethod
     def dead_letters(self, queue_name: str, *, limit: int) -> Sequence[DeadLetter]:
         """Return the newest dead letters, newest first."""
 
@@ -113,25 +135,82 @@ def _problems(actor: Actor[Any, Any]) -> Iterator[str]:
     if inspect.isgeneratorfunction(actor.fn) or inspect.isasyncgenfunction(actor.fn):
         yield "contains `yield`, so a worker would not run it: use `return`"
     options = {"priority": actor.priority, **actor.options}
-    for name in options.keys() & _MINIMUM.keys():
+    for name in _invalid_numbers(options):
         value = options[name]
-        if value is None and name in {"max_retries", "max_age"}:
-            continue  # no limit
-        if not isinstance(value, int | float) or value < _MINIMUM[name]:
-            yield f"has {name}={value!r}: pass a positive number, in milliseconds if it is a time"
+        yield f"has {name}={value!r}: pass a positive number, in milliseconds if it is a time"
     throws = options.get("throws", ())
     errors = throws if isinstance(throws, tuple) else (throws,)
     if not all(isinstance(error, type) for error in errors):
         yield f"has throws={throws!r}: pass an exception class or a tuple of them"
 
 
+def _invalid_numbers(options: Mapping[str, Any]) -> Iterator[str]:
+    for name in options.keys() & _RANGES.keys():
+        value, (smallest, largest) = options[name], _RANGES[name]
+        if value is None and name in {"max_retries", "max_age"}:
+            continue  # no limit
+        if not isinstance(value, int | float) or not smallest <= value <= largest:
+            yield name
+
+
+class CheckedEncoder(JSONEncoder):
+    """Also rejects messages that a worker could neither run nor make a dead letter."""
+
+    def decode(self, data: bytes) -> dict[str, Any]:
+        try:
+            fields = json.loads(data.decode())
+        except (ValueError, RecursionError) as error:
+            raise DecodeError(f"It is not JSON: {error}", data, error) from None
+        for problem in _faults(fields):
+            raise DecodeError(problem, data, None)
+        return fields  # type: ignore[no-any-return]  # a dict, as _faults has checked
+
+
+def _faults(fields: Any) -> Iterator[str]:
+    if not isinstance(fields, dict):
+        yield "It is not a JSON object."
+        return
+    for name, kind in _FIELDS.items():
+        value = fields.get(name)
+        is_valid = isinstance(value, kind)
+        if not is_valid or (isinstance(value, str) and not (value and value.isprintable())):
+            yield f"Its {name} is missing or invalid."
+            return
+    if not 0 <= fields["message_timestamp"] <= _LAST_TIME:
+        yield "Its message_timestamp is invalid."
+    for name in _invalid_numbers(fields["options"]):
+        yield f"Its option {name} is invalid."
+    if fields["options"].get("throws"):
+        yield "Its option throws is invalid: it cannot be JSON."
+
+
+def read_entry(body: bytes, queue_name: str) -> Message[Any] | None:
+    """Decode an entry of a queue of the broker. Return None if it is not a message.
+
+    The queue may differ from the one in the message, because someone has moved the entry. Dramatiq
+    looks for the consumer in the message.
+    """
+    try:
+        message = Message.decode(body)
+    except DecodeError as error:
+        log.warning("message_rejected", queue=queue_name, cause=fault(error))
+        return None
+    due = {"eta": 0} if queue_name == dq_name(q_name(queue_name)) else {}
+    return replace(message, queue_name=queue_name, options={**due, **message.options})
+
+
 def read_message(body: bytes, queue_name: str, message_id: str) -> Message[Any]:
     """Decode a message. If that fails, return a substitute with the actor name UNREADABLE."""
     try:
         return Message.decode(body)
-    except (DecodeError, KeyError, TypeError):  # not JSON, or not a message
-        options = {ERROR: f"The body is not a Dramatiq message: {body[:200]!r}"}
+    except DecodeError as error:
+        options = {ERROR: f"{fault(error)} {body[:200]!r}"}
         return Message(queue_name, UNREADABLE, (), {}, options, message_id=message_id)
+
+
+def fault(error: DecodeError) -> str:
+    """Say why a message cannot be decoded, without its content."""
+    return f"The message cannot be decoded. {error.error or error}"
 
 
 def is_selected(letter: DeadLetter, ids: Collection[str] | None) -> bool:

@@ -25,7 +25,12 @@ import pika
 import structlog
 from dramatiq import Middleware
 from dramatiq.broker import MessageProxy
-from dramatiq.brokers.rabbitmq import DEAD_MESSAGE_TTL, RabbitmqBroker, _RabbitmqConsumer
+from dramatiq.brokers.rabbitmq import (
+    DEAD_MESSAGE_TTL,
+    RabbitmqBroker,
+    _RabbitmqConsumer,
+    _RabbitmqMessage,
+)
 from dramatiq.common import current_millis, dq_name, q_name, xq_name
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from pika.exceptions import AMQPChannelError, AMQPConnectionError, AMQPError, ChannelClosedByBroker
@@ -38,6 +43,7 @@ from src.tasks.engine.brokers.base import (
     QueueState,
     TaskBroker,
     is_selected,
+    read_entry,
     read_message,
     without_failure_metadata,
 )
@@ -96,10 +102,23 @@ class RabbitmqConsumer(_RabbitmqConsumer):
             super().__init__(*arguments)
 
     def __next__(self) -> MessageProxy | None:
-        message = super().__next__()
-        if message is not None:
-            message.consumer = self
-        return message  # type: ignore[no-any-return]  # untyped in Dramatiq
+        """Return the next message, or None after a time-out. Others are set aside."""
+        try:
+            method, _, body = next(self.iterator)
+        except (AssertionError, AMQPConnectionError, AMQPChannelError) as error:
+            if getattr(error, "reply_code", None) == _NOT_FOUND:
+                self.broker.queues_pending.add(q_name(self.queue_name))
+            raise ConnectionClosed(error) from None
+        if method is None:
+            return None
+        message = read_entry(body, self.queue_name)
+        if message is None:
+            self._nack(method.delivery_tag)  # RabbitMQ makes it a dead letter as it is
+            return None
+        self.known_tags.add(method.delivery_tag)
+        delivered = _RabbitmqMessage(method.redelivered, method.delivery_tag, message)
+        delivered.consumer = self  # type: ignore[attr-defined]  # read by _has_delivered
+        return delivered
 
     def ack(self, message: MessageProxy) -> None:
         if self._has_delivered(message):
@@ -225,6 +244,14 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
                     raise ConnectionClosed(reason(error)) from error
             else:
                 return
+
+    def add_dead_letter(self, queue_name: str, letter_id: str, body: bytes) -> None:
+        with self._session() as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            for name, arguments in self.declarations(queue_name).items():
+                channel.queue_declare(name, durable=True, arguments=dict(arguments))
+            send(channel, xq_name(queue_name), letter_id, body)
 
     def dead_letters(self, queue_name: str, *, limit: int) -> Sequence[DeadLetter]:
         """Read all dead letters, because RabbitMQ does not keep their order; return the newest."""

@@ -9,6 +9,7 @@ has fetched and not finished. This module works on the same keys.
 # The base class, Dramatiq's broker, has no annotations.
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -22,7 +23,7 @@ from dramatiq import Message, Middleware
 from dramatiq.broker import MessageProxy
 from dramatiq.brokers.redis import RedisBroker as DramatiqRedisBroker
 from dramatiq.brokers.redis import _RedisConsumer
-from dramatiq.common import current_millis, dq_name, q_name, xq_name
+from dramatiq.common import compute_backoff, current_millis, dq_name, q_name, xq_name
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -36,6 +37,7 @@ from src.tasks.engine.brokers.base import (
     QueueState,
     TaskBroker,
     is_selected,
+    read_entry,
     read_message,
     without_failure_metadata,
 )
@@ -47,6 +49,20 @@ HEARTBEAT_TIMEOUT = 15_000  # milliseconds without a heartbeat before a worker c
 IDLE_POLL = 200  # maximum milliseconds between polls of an empty queue
 REDELIVERED = "redelivered"
 
+# Dramatiq's script returns no ids. The id in a body can be missing or wrong.
+_FETCH = """
+redis.call("zadd", KEYS[4], ARGV[2], ARGV[3])
+local entries = {}
+for number = 1, tonumber(ARGV[1]) do
+    local id = redis.call("lpop", KEYS[1])
+    if not id then
+        break
+    end
+    redis.call("sadd", KEYS[2], id)
+    entries[number] = {id, redis.call("hget", KEYS[3], id)}
+end
+return entries
+"""
 _REDELIVER = """
 if redis.call("srem", KEYS[1], ARGV[1]) == 0 or redis.call("hexists", KEYS[3], ARGV[1]) == 0 then
     return 0
@@ -105,11 +121,27 @@ class RedisConsumer(_RedisConsumer):
     broker: "RedisTaskBroker"
 
     def __next__(self) -> MessageProxy | None:
+        """Return the next message, or None after a pause. Entries without one are set aside."""
+        room = self.prefetch - self.outstanding_message_count
         with connection_errors(redis.RedisError):
-            message: MessageProxy | None = super().__next__()
-        if message is not None:
-            self.broker.in_flight[self.queue_name].add(_redis_id(message))
-        return message
+            if not self.message_cache and room > 0:
+                self.message_cache = self.broker.fetch(self.queue_name, room)
+            if not self.message_cache:
+                self.misses, pause = compute_backoff(self.misses, max_backoff=self.timeout)
+                time.sleep(pause / 1000)
+                return None
+            self.misses = 0
+            key, body = self.message_cache.pop(0)
+            redis_id = key.decode(errors="replace")
+            is_text = redis_id.encode() == key  # JSON has no bytes
+            message = read_entry(body or b"", self.queue_name) if is_text else None
+            if message is None:
+                self.broker.set_aside(self.queue_name, key, body)
+                return None
+        message.options["redis_message_id"] = redis_id
+        self.queued_message_ids.add(message.message_id)
+        self.broker.in_flight[self.queue_name].add(redis_id)
+        return MessageProxy(message)
 
     def ack(self, message: MessageProxy) -> None:
         with connection_errors(redis.RedisError):
@@ -151,6 +183,7 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
             # mark the messages that it requeues. `maintain` replaces it.
             maintenance_chance=0,
         )
+        self._fetch = self.client.register_script(_FETCH)
         self._redeliver = self.client.register_script(_REDELIVER)
         self._move_to_dead = self.client.register_script(_MOVE_TO_DEAD)
         self._requeue_dead = self.client.register_script(_REQUEUE_DEAD)
@@ -178,16 +211,29 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         """
         with connection_errors(redis.RedisError):
             taken: set[bytes] = self.client.smembers(self._acks_key(queue_name))
-            orphaned = [key for key in taken if key.decode() not in self.in_flight[queue_name]]
-            if not orphaned:
-                return 0
-            bodies = self.client.hmget(self._messages_key(queue_name), orphaned)
-            for key, body in zip(orphaned, bodies, strict=True):
-                if read_message(body or b"", "", "").actor_name == UNREADABLE:
-                    self.do_nack(queue_name, key)  # else it would be requeued forever
-                else:
-                    self.do_requeue(queue_name, key)
+            orphaned = taken - {key.encode() for key in self.in_flight[queue_name]}
+            if orphaned:
+                self.do_requeue(queue_name, *orphaned)
             return len(orphaned)
+
+    def fetch(self, queue_name: str, count: int) -> list[tuple[bytes, bytes | None]]:
+        """Take entries from the queue: their ids and bodies."""
+        keys = [
+            self._key(queue_name),
+            self._acks_key(queue_name),
+            self._messages_key(queue_name),
+            self._key("__heartbeats__"),
+        ]
+        entries: list[tuple[bytes, bytes | None]] = self._fetch(
+            keys=keys, args=[count, current_millis(), self.broker_id]
+        )
+        return entries
+
+    def set_aside(self, queue_name: str, key: bytes, body: bytes | None) -> None:
+        """Make an entry that is not a message a dead letter as it is."""
+        if body is None:  # the server has lost it
+            self.client.hset(self._messages_key(queue_name), key, b"")
+        self.do_nack(queue_name, key)
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
         with connection_errors(redis.RedisError):
@@ -285,6 +331,14 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         ]
         self._move_to_dead(keys=keys, args=[_redis_id(message), message.encode(), current_millis()])
 
+    def add_dead_letter(self, queue_name: str, letter_id: str, body: bytes) -> None:
+        dead = self._key(xq_name(queue_name))
+        with _unavailable():
+            pipeline = self.client.pipeline()
+            pipeline.hset(f"{dead}.msgs", letter_id, body)
+            pipeline.zadd(dead, {letter_id: current_millis()})
+            pipeline.execute()
+
     def dead_letters(self, queue_name: str, *, limit: int) -> Sequence[DeadLetter]:
         with _unavailable():
             return [letter for _, letter in self._find_dead(queue_name, limit)]
@@ -311,10 +365,10 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         bodies = self.client.hmget(f"{dead}.msgs", [key for key, _ in found]) if found else []
         letters = []
         for (key, died), body in zip(found, bodies, strict=True):
-            if body is not None:  # else another command has requeued or purged it
-                message = read_message(body, queue_name, key.decode())
-                died_at = datetime.fromtimestamp(died / 1000, UTC)
-                letters.append((key, DeadLetter(message.message_id, message, died_at)))
+            letter_id = key.decode(errors="backslashreplace")
+            message = read_message(body or b"", queue_name, letter_id)
+            died_at = datetime.fromtimestamp(died / 1000, UTC)
+            letters.append((key, DeadLetter(message.message_id, message, died_at)))
         return letters
 
     def _delete_dead(self, dead: str, keys: Sequence[bytes]) -> int:
