@@ -22,6 +22,7 @@ from src import (
 )
 from src.core import config
 from src.core.logging import configure_logging
+from src.core.ports import check_port
 from src.db.setup import create_database
 
 # Below the 30 seconds that orchestrators usually grant between SIGTERM and SIGKILL.
@@ -96,6 +97,7 @@ def api(
     if settings.SCHEDULER_ENABLED:
         schedulers.cli.check_jobs(settings)
     # % endif
+    check_port(settings, "METRICS_PORT")
     with _metrics_folder() if workers > 1 else nullcontext():
         uvicorn.run(
             "main:app",
@@ -169,7 +171,7 @@ def worker(
     with _metrics_folder():
         from src import worker as workers  # noqa: PLC0415 - no other command needs Dramatiq
 
-        workers.check_health_port(settings)
+        check_port(settings, "DRAMATIQ_HEALTH_PORT")
         run = workers.run_with_reload if reload else workers.run
         status = run(
             processes=processes or settings.DRAMATIQ_PROCESSES,

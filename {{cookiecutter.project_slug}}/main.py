@@ -14,7 +14,7 @@ from src.api import (
     response_cache_middleware,
     # % endif
 )
-from src.api.metrics import MetricsMiddleware, metrics
+from src.api.metrics import MetricsMiddleware
 from src.api.middleware import (
     BodyLimitMiddleware,
     HeadMiddleware,
@@ -28,11 +28,13 @@ from src.core.config import Settings, get_settings
 from src.core.events import build_lifespan
 from src.core.exceptions import add_exception_handlers
 from src.core.logging import configure_logging
+from src.core.metrics_server import metrics
 
 
 def create_application(settings: Settings | None = None) -> FastAPI:
     settings = settings or get_settings()
     configure_logging(settings)
+    has_docs = "docs" in settings.public_pages
     app = openapi.ProblemOpenAPI(
         title=settings.PROJECT_NAME,
         description=settings.PROJECT_DESCRIPTION,
@@ -40,17 +42,19 @@ def create_application(settings: Settings | None = None) -> FastAPI:
         debug=settings.DEBUG,
         docs_url=f"{settings.API_PREFIX}/docs",
         redoc_url=f"{settings.API_PREFIX}/redoc",
-        openapi_url=f"{settings.API_PREFIX}/openapi.json",
+        openapi_url=f"{settings.API_PREFIX}/openapi.json" if has_docs else None,
         swagger_ui_oauth2_redirect_url=None,
         lifespan=build_lifespan(settings),
     )
     add_middleware(app, settings)
     add_exception_handlers(app)
     app.include_router(v1_router, prefix=f"{settings.API_PREFIX}/v1")
-    app.add_api_route("/metrics", metrics, include_in_schema=False)
-    # Serve the assets of Swagger UI and ReDoc from this process instead of a CDN.
-    StandaloneDocs(app)
-    if settings.ENV == "development":
+    if "metrics" in settings.public_pages:
+        app.add_api_route("/metrics", metrics, include_in_schema=False)
+    if has_docs:
+        # Serve the assets of Swagger UI and ReDoc from this process instead of a CDN.
+        StandaloneDocs(app)
+    if has_docs and settings.ENV == "development":
         redirect_to_docs(app, settings.API_PREFIX)
     return app
 

@@ -6,25 +6,13 @@ processes would inherit the broker without its threads, and it would not work.
 
 import os
 import signal
-import socket
 from collections.abc import Sequence
 from typing import Any
 
 from dramatiq import cli
 from watchfiles import PythonFilter, run_process
 
-from src.core.config import ROOT, Settings
-
-
-def check_health_port(settings: Settings) -> None:
-    """Raise SystemExit if the health port is not free, before any worker process starts."""
-    port = settings.DRAMATIQ_HEALTH_PORT
-    try:
-        if port is not None:
-            socket.create_server((settings.HOST, port)).close()
-    except OSError as error:
-        address = f"{settings.HOST}:{port}"
-        raise SystemExit(f"DRAMATIQ_HEALTH_PORT: cannot listen on {address}: {error}") from None
+from src.core.config import ROOT
 
 
 def run(*, processes: int, threads: int, queues: Sequence[str], shutdown_seconds: int) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from sqlalchemy import make_url
 from src.core.config import ROOT
 from src.db.setup import drop_database
 from tests.fixtures.client import HEADERS
-from tests.fixtures.commands import LIMIT, Run, serving
+from tests.fixtures.commands import LIMIT, Run, free_port, serving
 from tests.fixtures.database import TEMPLATE_URL
 from tests.fixtures.environment import API
 
@@ -45,6 +46,26 @@ def test_metrics_include_all_workers() -> None:
         for _ in range(20):  # each is a new connection to a random worker
             metrics = httpx.get(f"{address}/metrics", headers=HEADERS, timeout=LIMIT).text
             assert f'route="{API}/health/live",status="200"}} 1.0' in metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_metrics_can_have_a_separate_port(workers: str) -> None:
+    port = free_port()
+    with serving("--workers", workers, METRICS_PORT=port) as (_, address):
+        response = httpx.get(f"{address}/metrics", headers=HEADERS, timeout=LIMIT)
+        metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=LIMIT).text
+
+    assert response.status_code == 404
+    assert 'route="unmatched",status="404"} 1.0' in metrics
+
+
+def test_a_port_in_use_is_reported(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        result = run("api", "--port", "0", METRICS_PORT=port)
+
+    assert f"METRICS_PORT: cannot listen on 127.0.0.1:{port}" in result.err
 
 
 def test_reload_does_not_wait_for_open_streams(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,26 +4,15 @@ The label `route` is the route's template (`/api/v1/notes/{note_id}`). With the 
 clients could create an unlimited number of time series.
 """
 
-import os
 from time import perf_counter
 
 import structlog
 from fastapi.routing import APIRoute, iter_route_contexts
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    REGISTRY,
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
-from starlette.responses import Response
+from prometheus_client import Counter, Histogram, disable_created_metrics
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.core.logging import ACCESS_LOGGER
-from src.core.process_metrics import SHARED_FOLDER, register_processes
 
 access_log = structlog.get_logger(ACCESS_LOGGER)
 
@@ -113,12 +102,3 @@ def route_template(scope: Scope) -> str:
         route = context
     template = getattr(route, "path_format", None) or getattr(route, "path", None)
     return str(template or "unmatched")
-
-
-def metrics() -> Response:
-    """Return the metrics; of all processes if `PROMETHEUS_MULTIPROC_DIR` is set."""
-    registry = REGISTRY
-    if SHARED_FOLDER in os.environ:
-        registry = CollectorRegistry()
-        register_processes(registry)
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -97,6 +97,7 @@ def _is_guessable(key: str) -> bool:
 Port = Annotated[int, Field(ge=0, le=65535)]
 # A prefix of keys, and the name of a folder.
 Namespace = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Page = Literal["app-info", "docs", "metrics"]
 
 
 class InvalidSettingsError(SystemExit):
@@ -134,6 +135,8 @@ class Settings(BaseSettings):
         list[str], NoDecode, BeforeValidator(_split), AfterValidator(origins.normalize)
     ] = []
     API_KEYS: Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)] = []
+    DISABLED_PAGES: Annotated[list[Page], NoDecode, BeforeValidator(_split)] = []
+    METRICS_PORT: Port | None = None
     MAX_BODY_SIZE: Annotated[ByteSize, Field(ge=1)] = ByteSize(1024 * 1024)
     SHUTDOWN_DELAY_SECONDS: float | None = Field(default=None, ge=0)
 
@@ -142,6 +145,7 @@ class Settings(BaseSettings):
     POSTGRES_USER: str = "postgres"
     POSTGRES_PASSWORD: SecretStr = SecretStr(_DEFAULT_PASSWORD)
     POSTGRES_DB: str = "app"
+    POSTGRES_SSLMODE: postgres_url.SSLMode | None = None
     DATABASE_URL: Annotated[SecretStr, _checked_by(postgres_url.parse)] | None = None
     DATABASE_POOL_SIZE: int = Field(default=20, ge=1)
     DATABASE_POOLER: bool = False
@@ -241,6 +245,11 @@ class Settings(BaseSettings):
         if not rabbitmq_url.is_protected(rabbitmq) and self.DRAMATIQ_BROKER == "rabbitmq":
             yield "RABBITMQ_URL must have a user and a password that is not the default"
         # % endif
+        if not postgres_url.selects_encryption(url):
+            yield (
+                "POSTGRES_SSLMODE, or sslmode in DATABASE_URL, must be verify-full or require for a"
+                " database on another machine; or disable, if you trust the network"
+            )
         if "*" in self.CORS_ORIGINS:
             yield "CORS_ORIGINS must list the allowed origins instead of '*'"
         if "*" in os.environ.get("FORWARDED_ALLOW_IPS", ""):  # uvicorn reads it
@@ -259,6 +268,12 @@ class Settings(BaseSettings):
     def is_deployed(self) -> bool:
         """Whether the process refuses to start with unsafe settings."""
         return self.ENV in {"staging", "production"}
+
+    @property
+    def public_pages(self) -> set[Page]:
+        """The pages on the port of the API that need no key."""
+        pages = set(get_args(Page)).difference(self.DISABLED_PAGES)
+        return pages if self.METRICS_PORT is None else pages - {"metrics"}
 
     @property
     def shutdown_delay(self) -> float:
@@ -327,6 +342,8 @@ class Settings(BaseSettings):
             port=self.POSTGRES_PORT,
             database=self.POSTGRES_DB,
         )
+        if self.POSTGRES_SSLMODE:
+            url = url.set(query=postgres_url.parse_options({"sslmode": self.POSTGRES_SSLMODE}))
         if self.DATABASE_URL is not None:
             url = postgres_url.parse(self.DATABASE_URL.get_secret_value())
         options = {

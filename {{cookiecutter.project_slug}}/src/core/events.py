@@ -19,6 +19,7 @@ from src import (
     # % endif
 )
 from src.core.config import Settings
+from src.core.metrics_server import open_metrics_server
 from src.core.shutdown import Shutdown
 
 log = structlog.get_logger(__name__)
@@ -69,6 +70,12 @@ def build_lifespan(settings: Settings) -> Lifespan[FastAPI]:
             # % endif
             if not settings.API_KEYS:
                 log.warning("api_unauthenticated", reason="API_KEYS is empty: no key is needed")
+            if settings.is_deployed and settings.public_pages:
+                log.warning(
+                    "pages_public",
+                    pages=sorted(settings.public_pages),
+                    reason="Anyone can read them: see DISABLED_PAGES and METRICS_PORT",
+                )
             log.info(
                 "api_started",
                 env=settings.ENV,
@@ -77,6 +84,7 @@ def build_lifespan(settings: Settings) -> Lifespan[FastAPI]:
                 cache=settings.CACHE_BACKEND_TYPE,
                 # % endif
             )
+            await stack.enter_async_context(open_metrics_server(settings))
             async with state["shutdown"].on_sigterm(settings.shutdown_delay):
                 yield state
         log.info("api_stopped")

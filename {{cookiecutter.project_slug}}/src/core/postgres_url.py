@@ -6,13 +6,16 @@ them to asyncpg.
 
 import re
 from collections.abc import Mapping
+from typing import Literal, get_args
 from urllib.parse import unquote
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 _Value = str | tuple[str, ...]
+SSLMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 POOLER = "pgbouncer"  # the name of Prisma and Supabase
 SYSTEM = "system"  # a value of sslrootcert: the certificates of the operating system
 FILES = ("sslrootcert", "sslcert", "sslkey")
@@ -34,7 +37,7 @@ TCP = {
 }
 _NUMBERS = ("connect_timeout", "command_timeout", "prepared_statement_cache_size", *TCP)
 _CHOICES = {
-    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "sslmode": get_args(SSLMode),
     "channel_binding": ("disable", "prefer", "require"),
     POOLER: ("true", "false"),
 }
@@ -65,7 +68,7 @@ def parse(text: str) -> URL:
         ) from None
     if url.get_backend_name() not in {"postgres", "postgresql"}:
         raise ValueError(f"must be a PostgreSQL URL: {_EXAMPLE}")
-    url = url.set(drivername="postgresql+asyncpg", query=_parse_options(url.query))
+    url = url.set(drivername="postgresql+asyncpg", query=parse_options(url.query))
     try:
         url.get_dialect()().create_connect_args(url)
     except (ArgumentError, TypeError, ValueError):
@@ -76,6 +79,18 @@ def parse(text: str) -> URL:
 def has_credentials(url: URL) -> bool:
     """Whether the URL has a password or a client certificate."""
     return bool(url.password) or "sslcert" in url.query
+
+
+def selects_encryption(url: URL) -> bool:
+    """Whether the server is on this machine, or `sslmode` says if the connection is encrypted.
+
+    The modes `allow` and `prefer`, the default, accept an unencrypted connection.
+    """
+    host = url.query.get("host", url.host or "localhost")
+    # Several hosts have ports; a path is a socket.
+    hosts = [host] if isinstance(host, str) else [node.rpartition(":")[0] for node in host]
+    is_local = all(each in LOCAL_HOSTS or each.startswith("/") for each in hosts)
+    return is_local or url.query.get("sslmode", "prefer") not in {"allow", "prefer"}
 
 
 def _parse_hosts(text: str) -> URL:
@@ -91,7 +106,7 @@ def _parse_hosts(text: str) -> URL:
     return url.update_query_dict({"host": host, "port": port}) if "/" in host else url
 
 
-def _parse_options(options: Mapping[str, _Value]) -> dict[str, _Value]:
+def parse_options(options: Mapping[str, _Value]) -> dict[str, _Value]:
     found = dict(options)
     if "ssl" in found:  # asyncpg's name
         found["sslmode"] = found.pop("ssl")

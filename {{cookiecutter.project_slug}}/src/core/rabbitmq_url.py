@@ -2,8 +2,9 @@
 
 from urllib.parse import urlsplit
 
+from src.core.postgres_url import LOCAL_HOSTS
+
 DEFAULT = "amqp://guest:guest@localhost:5672"
-_LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
 def check(text: str) -> None:
@@ -20,4 +21,4 @@ def check(text: str) -> None:
 def is_protected(text: str) -> bool:
     """Whether the server is on this machine, or the URL has a password other than the default."""
     parts = urlsplit(text)
-    return parts.hostname in _LOCAL or (parts.password or "") not in {"", "guest"}
+    return parts.hostname in LOCAL_HOSTS or (parts.password or "") not in {"", "guest"}

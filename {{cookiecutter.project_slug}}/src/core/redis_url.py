@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
+from src.core.postgres_url import LOCAL_HOSTS
+
 _PORTS = {"": 6379, "sentinel": 26379, "cluster": 6379}
 _TLS = {"ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}
-_LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def _parse_hosts(parts: SplitResult, kind: str, options: dict[str, str]) -> Redi
     if not db.isdecimal() or (kind == "cluster" and int(db)):
         raise ValueError("the database must be a number; a Cluster only has database 0")
     server = parts._replace(netloc=user + at + hosts.partition(",")[0], path=f"/{db}").geturl()
-    is_local = not kind and nodes[0][0] in _LOCAL
+    is_local = not kind and nodes[0][0] in LOCAL_HOSTS
     has_secret = bool(parts.password or options.get("password") or options.get("ssl_certfile"))
     return RedisURL(
         server=server,

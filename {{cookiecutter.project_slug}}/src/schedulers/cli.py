@@ -9,6 +9,7 @@ import typer
 
 from src.core.config import Settings, get_settings, override_setting
 from src.core.logging import configure_logging
+from src.core.ports import check_port
 from src.db import open_database
 from src.schemas.scheduler import SchedulerInfo
 from src.services.scheduler import SchedulerService
@@ -32,7 +33,7 @@ def run(
     ] = None,
     metrics_port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Port for Prometheus metrics; none by default."),
+        typer.Option(min=1, max=65535, help="Port for Prometheus.  [METRICS_PORT]"),
     ] = None,
 ) -> None:
     """Run scheduled jobs.
@@ -43,6 +44,7 @@ def run(
     if context.invoked_subcommand is not None:
         return
     override_setting("SCHEDULER_ENABLED", enabled)
+    override_setting("METRICS_PORT", metrics_port)
     settings = get_settings()
     if not settings.SCHEDULER_ENABLED:
         message = "The scheduler is disabled. Set SCHEDULER_ENABLED=true or pass --enabled."
@@ -50,9 +52,10 @@ def run(
         return
     configure_logging(settings)
     check_jobs(settings)
+    check_port(settings, "METRICS_PORT")
     from src.schedulers.engine import process  # noqa: PLC0415 - it imports the services of jobs
 
-    asyncio.run(process.run(settings, drain=DRAIN_SECONDS, metrics_port=metrics_port))
+    asyncio.run(process.run(settings, drain=DRAIN_SECONDS))
 
 
 def check_jobs(settings: Settings) -> None:

@@ -21,6 +21,7 @@ from tests.fixtures.notes import NOTES
 
 KEY = "a-key-of-sixteen-characters"
 LIVE = f"{API}/health/live"
+DOCUMENTATION = ("/api/docs", "/api/redoc", "/api/openapi.json")
 NOTE = NOTES + "{note_id}"
 
 
@@ -40,6 +41,14 @@ class TestHealth:
             "version": settings.VERSION,
             "environment": "test",
         }
+
+    async def test_pages_can_be_disabled(self, settings: Settings, database: Database) -> None:
+        pages = ["app-info", "docs", "metrics"]
+        changed = settings.model_copy(update={"DISABLED_PAGES": pages})
+        client = connect(create_application(changed), database, changed)
+
+        for path in (f"{API}/app-info", "/metrics", *DOCUMENTATION):
+            assert (await client.get(path)).status_code == 404, path
 
 
 class TestRequestId:

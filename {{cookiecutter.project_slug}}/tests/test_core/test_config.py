@@ -190,6 +190,9 @@ class TestProduction:
             ("API_KEYS", "a-key-of-sixteen-characters", "short", "API_KEYS"),
             ("API_KEYS", "8f14e45fceea167a5a36dedd4bea2543", "a" * 16, "API_KEYS must be random"),
             ("API_KEYS", "8f14e45fceea167a", "Change-me-0123456789", "API_KEYS must be random"),
+            ("DATABASE_URL", "postgresql://db/a?sslmode=require", "postgresql://db/a", "SSLMODE"),
+            ("DATABASE_URL", "postgresql:///a?host=/tmp", "postgresql://localhost,db/a", "SSLMODE"),
+            ("POSTGRES_HOST", "localhost", "10.0.0.7", "SSLMODE"),
             ("FORWARDED_ALLOW_IPS", "10.0.0.0/8", "*", "FORWARDED_ALLOW_IPS"),
         ],
     )
@@ -207,6 +210,12 @@ class TestProduction:
         options = "sslmode=verify-full&sslrootcert=/ca.pem&sslcert=/c.pem"
         env.setenv("DATABASE_URL", f"postgresql://me@db/shop?{options}")
         assert "DATABASE_URL" not in settings_error()
+
+    def test_an_unencrypted_connection_can_be_selected(self, env: pytest.MonkeyPatch) -> None:
+        env.setenv("ENV", "production")
+        env.setenv("POSTGRES_HOST", "db")
+        env.setenv("POSTGRES_SSLMODE", "disable")
+        assert "SSLMODE" not in settings_error()
 
     def test_applies_to_settings_made_in_code(self) -> None:
         with pytest.raises(ValidationError, match="API_KEYS must contain"):

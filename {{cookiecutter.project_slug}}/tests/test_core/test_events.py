@@ -1,15 +1,21 @@
+from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy import URL
+from structlog.testing import capture_logs
 
 from main import create_application
 from src.core.config import Settings
+from src.core.events import build_lifespan
 from tests.fixtures.client import connect
 from tests.fixtures.environment import API
 
 
+def settings_for(url: URL) -> Settings:
+    return Settings(ENV="test", DATABASE_URL=SecretStr(url.render_as_string(hide_password=False)))
+
+
 async def test_the_lifespan_opens_the_database(committing_url: URL) -> None:
-    url = SecretStr(committing_url.render_as_string(hide_password=False))
-    settings = Settings(ENV="test", DATABASE_URL=url)
+    settings = settings_for(committing_url)
     app = create_application(settings)
 
     async with app.router.lifespan_context(app) as state:
@@ -17,3 +23,16 @@ async def test_the_lifespan_opens_the_database(committing_url: URL) -> None:
         ready = await connect(app, state["database"], settings).get(f"{API}/health/ready")
 
     assert ready.status_code == 200
+
+
+async def test_the_log_of_production_lists_public_pages(committing_url: URL) -> None:
+    production = settings_for(committing_url).model_copy(
+        update={"ENV": "production", "METRICS_PORT": 0}
+    )
+
+    with capture_logs() as logs:
+        async with build_lifespan(production)(FastAPI()):
+            pass
+
+    [warning] = [log for log in logs if log["event"] == "pages_public"]
+    assert warning["pages"] == ["app-info", "docs"]

@@ -4,28 +4,25 @@ import asyncio
 import signal
 
 import structlog
-from prometheus_client import start_http_server
 
 from src.core.config import Settings
 from src.core.events import open_resources
+from src.core.metrics_server import open_metrics_server
 from src.schedulers.jobs import setup_jobs
 from src.schedulers.scheduler import Setup, open_scheduler
 
 log = structlog.get_logger(__name__)
 
 
-async def run(
-    settings: Settings, *, drain: float, metrics_port: int | None = None, setup: Setup = setup_jobs
-) -> None:
+async def run(settings: Settings, *, drain: float, setup: Setup = setup_jobs) -> None:
     """Run the scheduler until SIGTERM or Ctrl-C."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         # Windows does not have `loop.add_signal_handler`.
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopping.set))
-    if metrics_port is not None:
-        start_http_server(metrics_port)
     async with (
+        open_metrics_server(settings),
         open_resources(settings) as resources,
         open_scheduler(settings, resources["database"], setup=setup, drain=drain),
     ):

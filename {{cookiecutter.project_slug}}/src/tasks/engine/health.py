@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from starlette.routing import Route
 
 from src.core.config import Settings, get_settings
 from src.core.logging import configure_logging
+from src.core.ports import listen
 from src.core.process_metrics import SHARED_FOLDER, register_processes
 from src.db import Database, open_database
 from src.db.session import DatabaseUnavailableError
@@ -44,7 +44,7 @@ def serve() -> int:
     configure_logging(settings)
     load_actors()  # declares the queues
     app = create_app(settings, cast(TaskBroker, get_broker()))
-    with socket.create_server((settings.HOST, settings.DRAMATIQ_HEALTH_PORT or 0)) as listener:
+    with listen(settings.HOST, settings.DRAMATIQ_HEALTH_PORT or 0) as listener:
         log.info("health_server_started", url=f"http://{settings.HOST}:{listener.getsockname()[1]}")
         config = uvicorn.Config(
             app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=1

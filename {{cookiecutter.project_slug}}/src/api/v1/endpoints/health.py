@@ -1,6 +1,6 @@
 """Liveness and readiness probes, and information about the service."""
 
-from fastapi import APIRouter, Request, Response, status
+from fastapi import APIRouter, HTTPException, Request, Response, status
 
 from src.api.deps import AppSettings
 from src.core.shutdown import is_stopping
@@ -40,6 +40,8 @@ async def ready(request: Request, response: Response) -> Readiness:
 @router.get("/app-info", tags=["service"], summary="Get Service Information")
 async def app_info(settings: AppSettings) -> AppInfo:
     """Return the name, version and environment of the service."""
+    if "app-info" not in settings.public_pages:
+        raise HTTPException(status.HTTP_404_NOT_FOUND)
     return AppInfo(
         name=settings.PROJECT_NAME,
         description=settings.PROJECT_DESCRIPTION,

@@ -1,0 +1,24 @@
+"""Ports on which processes listen, apart from that of the API.
+
+This module must not import prometheus_client, which reads PROMETHEUS_MULTIPROC_DIR at its import.
+"""
+
+import socket
+
+from src.core.config import Settings
+
+
+def check_port(settings: Settings, name: str) -> None:
+    """Raise SystemExit if the port of this setting is not free, before any process starts."""
+    port = getattr(settings, name)
+    try:
+        if port is not None:
+            listen(settings.HOST, port).close()
+    except OSError as error:
+        address = f"{settings.HOST}:{port}"
+        raise SystemExit(f"{name}: cannot listen on {address}: {error}") from None
+
+
+def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, reuse_port=reuse_port)
