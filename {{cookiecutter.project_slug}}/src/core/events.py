@@ -51,6 +51,7 @@ async def open_resources(settings: Settings) -> AsyncGenerator[State]:
             # % endif
         )
         # % if cookiecutter.__queue
+        tasks.load_actors()  # so that the relay knows all queues
         await stack.enter_async_context(tasks.open_relay(settings, tasks.broker))
         # % endif
         yield state

@@ -5,7 +5,8 @@ Importing this package sets Dramatiq's global broker, on which actors are declar
 """
 
 from src.tasks.broker import broker
+from src.tasks.engine.actors import load_actors
 from src.tasks.engine.relay import open_relay
 from src.tasks.outbox import enqueue, enqueue_message
 
-__all__ = ["broker", "enqueue", "enqueue_message", "open_relay"]
+__all__ = ["broker", "enqueue", "enqueue_message", "load_actors", "open_relay"]

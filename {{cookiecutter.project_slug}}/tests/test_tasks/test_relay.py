@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,16 @@ from dramatiq import Message
 
 from src.core.config import Settings, get_settings
 from src.db.session import Database, DatabaseUnavailableError, open_database
+from src.repositories.task import OutboxRepository
 from src.tasks.broker import create_broker
 from src.tasks.engine import relay as relays
-from src.tasks.engine.brokers.base import BrokerUnavailableError, Publisher, TaskBroker
+from src.tasks.engine.brokers.base import (
+    ERROR,
+    PATIENCE,
+    BrokerUnavailableError,
+    Publisher,
+    TaskBroker,
+)
 from src.tasks.engine.relay import Relay, open_relay
 from tests import proxy
 from tests.fixtures.commands import Process
@@ -29,6 +37,7 @@ from tests.test_tasks.workers import (
     count_unsent,
     events,
     eventually,
+    queue_of,
     receive,
     send,
     settings_for,
@@ -106,10 +115,10 @@ async def test_postgresql_ends_the_transaction_of_a_frozen_relay(
 
     publisher = FakePublisher()
     async with open_database(url, pool_size=2) as database:
-        frozen = asyncio.create_task(Relay(database, FrozenPublisher()).send_batch())
+        frozen = asyncio.create_task(Relay(database, broker, FrozenPublisher()).send_batch())
         await has_taken.wait()
         await send(committing_database, broker, "note", "path", "later")
-        other = Relay(database, publisher)
+        other = Relay(database, broker, publisher)
         for _ in range(2):
             await eventually(other.send_batch, "a message")
         thawed.set()
@@ -127,7 +136,7 @@ async def test_concurrent_relays_send_each_message_once(
     publishers = [FakePublisher() for _ in range(4)]
 
     async def drain(publisher: FakePublisher) -> None:
-        relay = Relay(committing_database, publisher)
+        relay = Relay(committing_database, broker, publisher)
         while await relay.send_batch():
             pass
 
@@ -141,6 +150,8 @@ async def test_concurrent_relays_send_each_message_once(
 async def test_a_relay_that_fails_pauses_and_tries_again(
     committing_database: Database,
     broker: TaskBroker,
+    open_broker: OpenBroker,
+    *,
     monkeypatch: pytest.MonkeyPatch,
     logs: Logs,
     error: Exception,
@@ -149,7 +160,7 @@ async def test_a_relay_that_fails_pauses_and_tries_again(
     monkeypatch.setattr(relays, "POLL_SECONDS", 0.2)
     publisher = FakePublisher()
     publisher.error = error
-    relay = Relay(committing_database, publisher)
+    relay = Relay(committing_database, open_broker(port=1), publisher)
     running = asyncio.create_task(relay.run())
     started = time.monotonic()
     numbers = await fill(committing_database, broker, 20)
@@ -217,13 +228,76 @@ async def test_a_relay_stops_in_time_if_the_broker_is_unavailable(
     assert await count_unsent(committing_database) == 1
 
 
+async def add_rows(database: Database, *bodies: bytes) -> None:
+    async with database.transaction() as db:
+        await OutboxRepository(db).add_all(bodies)
+
+
+async def test_row_that_cannot_be_decoded_becomes_a_dead_letter(
+    committing_database: Database, broker: TaskBroker, queue_settings: Settings, logs: Logs
+) -> None:
+    """The others are sent in their order."""
+    rows = [b"", b"\xff garbage", b'{"options": null}', b"[]", b"garbage" * 100_000]
+    for number, row in enumerate(rows):
+        await add_rows(committing_database, row)
+        await send(committing_database, broker, "note", "path", str(number))
+    async with open_relay(queue_settings, broker):
+        messages = await receive(broker, len(rows))
+        await eventually(
+            lambda: len(events(logs, "outbox_message_rejected")) == len(rows), "all rows"
+        )
+
+    assert [message.args[1] for message in messages] == [*"01234"]
+    assert await count_unsent(committing_database) == 0
+    letters = await asyncio.to_thread(broker.dead_letters, queue_of(broker), limit=9)
+    assert len(letters) == len(rows)
+    assert all("cannot be decoded" in str(letter.message.options[ERROR]) for letter in letters)
+    assert events(logs, "outbox_stalled") == []
+
+
+async def test_message_that_cannot_be_sent_waits_and_then_becomes_a_dead_letter(
+    committing_database: Database, broker: TaskBroker, logs: Logs
+) -> None:
+    """The broker refuses it, or it has a queue of another release. The others are sent."""
+
+    class RefusingPublisher(FakePublisher):
+        async def publish(self, messages: Sequence[Message[Any]]) -> None:
+            if any(message.args[1] == "refused" for message in messages):
+                raise ZeroDivisionError
+            await super().publish(messages)
+
+    publisher = RefusingPublisher()
+    relay = Relay(committing_database, broker, publisher)
+    refused = broker.get_actor("note").message("path", "refused")
+    unknown = Message[None]("unknown", "note", ("path", "unknown"), {}, {})
+    for age in (0, PATIENCE):
+        for message in (refused, unknown):
+            timestamp = message.message_timestamp - age
+            body = replace(message, message_timestamp=timestamp).encode()
+            await add_rows(committing_database, body)
+            await send(committing_database, broker, "note", "path", "good")
+    assert await relay.send_batch() == 8
+    assert await relay.send_batch() == 0
+
+    assert publisher.sent == ["good"] * 4
+    assert await count_unsent(committing_database) == 2
+    letters = await asyncio.to_thread(broker.dead_letters, queue_of(broker), limit=9)
+    assert {(each.id, each.message.options[ERROR]) for each in letters} == {
+        (refused.message_id, "It cannot be sent: ZeroDivisionError: "),
+        (unknown.message_id, "No actor uses the queue unknown."),
+    }
+    assert len(events(logs, "outbox_message_postponed")) == 2
+
+
 async def send_batch_and_die() -> None:
     settings = get_settings()
+    broker = create_broker(settings)
+    broker.declare_queue(os.environ["TEST_QUEUE"])
     async with (
         open_database(settings.database_url, pool_size=1) as database,
-        create_broker(settings).open_publisher() as publisher,
+        broker.open_publisher() as publisher,
     ):
-        await Relay(database, KillingPublisher(publisher)).send_batch()
+        await Relay(database, broker, KillingPublisher(publisher)).send_batch()
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ _FIELDS = {
     "kwargs": dict,
     "options": dict,
 }
+# Milliseconds in which a message of another release waits for a process that can send or run it
+PATIENCE = 3_600_000
 UNREADABLE = "?"  # actor name of a dead letter whose body cannot be decoded
 
 
