@@ -22,6 +22,8 @@ class Proxy:
         self._tls = tls
         self._thawed = asyncio.Event()
         self.port = 0
+        self.delay: Callable[[bytes], float] = lambda _: 0  # seconds until a request is forwarded
+        self.requests = 0
         self._reserved: socket.socket | None = None
 
     async def start(self) -> None:
@@ -69,18 +71,29 @@ class Proxy:
             server = await self._connect()
             writers.append(server[1])
             await asyncio.gather(
-                self._pump(client[0], server[1], thawed), self._pump(server[0], client[1], thawed)
+                self._pump(client[0], server[1], thawed, self._wait),
+                self._pump(server[0], client[1], thawed),
             )
         finally:
             for writer in writers:
                 writer.transport.abort()
 
+    async def _wait(self, request: bytes) -> None:
+        self.requests += 1
+        await asyncio.sleep(self.delay(request))
+
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, thawed: asyncio.Event
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        thawed: asyncio.Event,
+        wait: Callable[[bytes], Awaitable[None]] | None = None,
     ) -> None:
         with suppress(ConnectionError):
             while chunk := await reader.read(65536):
                 await thawed.wait()
+                if wait:
+                    await wait(chunk)
                 writer.write(chunk)
                 await writer.drain()
         writer.close()

@@ -1,6 +1,7 @@
 """The circuit breaker, around a backend that fails on demand."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -21,6 +22,7 @@ UNAVAILABLE = CacheUnavailableError("connection refused")
 READ_ONLY = CacheError("read-only replica")
 Logs = list[MutableMapping[str, Any]]
 Call = Callable[[CacheBackend], Awaitable[object]]
+Wait = Callable[[], Awaitable[None]]
 # Each operation, and what it returns while the circuit is open.
 NON_DELETIONS: dict[str, tuple[Call, object]] = {
     "get": (lambda backend: backend.get("key"), None),
@@ -53,6 +55,7 @@ class FaultyBackend(MemoryBackend):
         self.outage: CacheUnavailableError | None = None
         self.errors: dict[str, Exception] = {}
         self.gates: dict[str, asyncio.Event] = {}
+        self.slow: dict[str, Wait] = {}
         for operation in (*(NON_DELETIONS.keys() - {"scan"}), *DELETIONS, "ping"):
             setattr(self, operation, self._faulty(operation))
 
@@ -70,6 +73,8 @@ class FaultyBackend(MemoryBackend):
         self.calls.append((operation, *args))
         if gate := self.gates.get(operation):
             await gate.wait()
+        if wait := self.slow.get(operation):
+            await wait()
         if error := self.errors.get(operation, self.outage):
             raise error
 
@@ -119,6 +124,7 @@ async def backend(inner: FaultyBackend) -> AsyncGenerator[Breaker]:
         inner.outage = None
         inner.errors.clear()
         inner.gates.clear()
+        inner.slow.clear()
     assert other_tasks() <= before
 
 
@@ -168,6 +174,89 @@ async def test_outage_opens_the_circuit(
     assert await call(backend) == default
 
     assert inner.requests == [operation]
+
+
+@pytest.fixture
+def _small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(circuit_breaker, "SLOW_SECONDS", 0.01)
+
+
+async def slow() -> None:
+    await asyncio.sleep(10 * circuit_breaker.SLOW_SECONDS)
+
+
+async def fast() -> None:
+    pass
+
+
+async def busy() -> None:
+    time.sleep(10 * circuit_breaker.SLOW_SECONDS)  # noqa: ASYNC251 - blocks the event loop
+
+
+def each_fifth(rare: Wait, usual: Wait) -> Wait:
+    number = 0
+
+    async def wait() -> None:
+        nonlocal number
+        number += 1
+        await (usual if number % circuit_breaker.SLOW_PINGS else rare)()
+
+    return wait
+
+
+async def open_slowly(backend: Breaker, inner: FaultyBackend, operation: str = "get") -> None:
+    inner.slow = {operation: slow, "ping": slow}
+
+    async def is_open() -> bool:
+        await CALLS[operation][0](backend)
+        return not backend.available
+
+    await until(is_open)
+
+
+@pytest.mark.usefixtures("_small_limit")
+@pytest.mark.parametrize("operation", ["get", "set", "acquire_lease"])
+async def test_slow_backend_opens_the_circuit(
+    operation: str, backend: Breaker, inner: FaultyBackend
+) -> None:
+    """A fast one closes it. If a deletion was missed, the cache is flushed before."""
+    await open_slowly(backend, inner, operation)
+    assert inner.called("ping") >= circuit_breaker.SLOW_PINGS
+    inner.calls.clear()
+
+    await backend.delete("other")
+    await until(lambda: inner.called("ping") > circuit_breaker.SLOW_PINGS)
+    assert inner.requests == []
+    inner.slow.clear()
+    await recover(backend, inner)
+
+    assert await backend.get("other") is None
+
+
+@pytest.mark.usefixtures("_small_limit")
+@pytest.mark.parametrize("ping", [fast, busy, each_fifth(fast, slow)])
+async def test_some_slow_operations_do_not_open_the_circuit(
+    ping: Wait, backend: Breaker, inner: FaultyBackend
+) -> None:
+    """A pause, a large value, jitter, or a busy event loop of this process."""
+    inner.slow = {"get": slow, "ping": ping}
+    while inner.called("ping") <= 2 * circuit_breaker.SLOW_PINGS:
+        await backend.get("key")
+
+    assert backend.available
+
+
+@pytest.mark.usefixtures("_small_limit")
+async def test_some_fast_pings_do_not_close_the_circuit(
+    backend: Breaker, inner: FaultyBackend
+) -> None:
+    await open_slowly(backend, inner)
+    inner.slow["ping"] = each_fifth(slow, fast)
+    inner.calls.clear()
+
+    await until(lambda: inner.called("ping") > 4 * circuit_breaker.SLOW_PINGS)
+
+    assert not backend.available
 
 
 @pytest.mark.parametrize("operation", NON_DELETIONS)

@@ -38,7 +38,7 @@ _UNAVAILABLE = (
 COMMON_OPTIONS: Final[dict[str, Any]] = {
     "protocol": 2,  # version 3 sends three more commands for each new connection
     "driver_info": None,
-    "max_connections": MAX_CONNECTIONS,
+    "max_connections": MAX_CONNECTIONS + 1,  # and a ping
     "socket_connect_timeout": SOCKET_SECONDS,
     "socket_timeout": SOCKET_SECONDS,
 }
@@ -187,7 +187,11 @@ class RedisBackend(CacheBackend):
         await self._call(self._release_script, [self._lease_key(key)], [token])
 
     async def ping(self) -> None:
-        await self._execute("PING")
+        """Write a key that expires. Do not wait while all connections are in use."""
+        try:
+            await self._client.set(self._lease_key("") + "ping", "", px=1)
+        except (*_UNAVAILABLE, RedisError) as error:
+            raise _cache_error(error) from error
 
     async def info(self) -> dict[str, Any]:
         """Return the number of entries (capped, to limit the scan) and the memory of the server."""
@@ -257,11 +261,8 @@ class RedisBackend(CacheBackend):
             await self._connection_slots.acquire()
         try:
             return await function(*args, **kwargs)
-        except _UNAVAILABLE as error:
-            cause = str(error).partition(" : <")[0]  # without the list of all Sentinels
-            raise CacheUnavailableError(f"Redis is unavailable: {cause}") from error
-        except RedisError as error:
-            raise CacheError(f"Redis returned an error: {error}") from error
+        except (*_UNAVAILABLE, RedisError) as error:
+            raise _cache_error(error) from error
         finally:
             self._connection_slots.release()
 
@@ -285,6 +286,13 @@ class RedisBackend(CacheBackend):
 
 def _to_lease_key(name: str) -> str:
     return "lease{" + name + "}"
+
+
+def _cache_error(error: Exception) -> CacheError:
+    if isinstance(error, _UNAVAILABLE):
+        cause = str(error).partition(" : <")[0]  # without the list of all Sentinels
+        return CacheUnavailableError(f"Redis is unavailable: {cause}")
+    return CacheError(f"Redis returned an error: {error}")
 
 
 async def _execute_pipeline(pipeline: Pipeline | ClusterPipeline) -> list[Any]:

@@ -1,7 +1,8 @@
 """Circuit breaker: while the cache backend fails, the service is slower but keeps working."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextvars import Context
 from enum import Enum
 from functools import cache, partial
@@ -13,7 +14,10 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError, Value
 
-RETRY_SECONDS = 1.0  # between probes
+RETRY_SECONDS = 1.0  # between pings
+SLOW_SECONDS = 0.05  # of one operation; an expensive computation may take as long
+SLOW_PINGS = 5  # in a row open the circuit; as many fast ones close it
+TICKS = 10  # during a slow ping, see `_is_slow`
 LAST_FLUSH_SECONDS = 1.0  # timeout of the flush when the process exits
 WARN_SECONDS = 60.0  # between two warnings about the same operation
 
@@ -41,15 +45,16 @@ AVAILABLE = Gauge(
 class Circuit(Enum):
     CLOSED = "closed"  # all operations are sent to the backend
     OPEN = "open"  # no operation is sent; a probe pings the backend regularly
-    HALF_OPEN = "half-open"  # the ping succeeded; the probe flushes if a deletion was missed
+    HALF_OPEN = "half-open"  # the pings succeeded; the probe flushes if a deletion was missed
 
 
 class CircuitBreakerBackend(CacheBackend):
     """Behaves like an empty cache while the inner backend is unavailable.
 
     Only `ping` raises CacheError. An outage opens the circuit, so that no request waits for a
-    server that does not respond. An asyncio task probes the server until it recovers. If a deletion
-    was missed during the outage, the namespace is flushed before the next read.
+    server that does not respond. After a slow operation, several slow pings open it too. An asyncio
+    task probes the server until it recovers. If a deletion was missed during the outage, the
+    namespace is flushed before the next read.
     """
 
     def __init__(self, inner: CacheBackend, *, retry_seconds: float = RETRY_SECONDS) -> None:
@@ -61,7 +66,8 @@ class CircuitBreakerBackend(CacheBackend):
         self._opened_at = 0.0
         self._outages = 0
         self._missed_deletions = 0
-        self._probe_task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._next_check = 0.0
         self._warn_after: dict[str, float] = {}
         # Cached, because `labels()` takes longer than `observe()`.
         self._duration_of = cache(partial(OPERATION_DURATION.labels, inner.name))
@@ -74,9 +80,9 @@ class CircuitBreakerBackend(CacheBackend):
     async def aclose(self) -> None:
         self._circuit = Circuit.OPEN  # a failure after this line starts no probe
         try:
-            if self._probe_task is not None:
-                self._probe_task.cancel()
-                await asyncio.wait([self._probe_task])
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             try:
                 async with asyncio.timeout(LAST_FLUSH_SECONDS):
                     await self._flush_if_deletion_missed()
@@ -175,7 +181,11 @@ class CircuitBreakerBackend(CacheBackend):
                 self._open(error)
             raise
         finally:
-            self._duration_of(operation).observe(perf_counter() - started)
+            ended = perf_counter()
+            self._duration_of(operation).observe(ended - started)
+            if ended - started > SLOW_SECONDS and ended > self._next_check and self.available:
+                self._next_check = math.inf
+                self._start(self._check())
 
     def _record_error(self, operation: str, error: CacheError) -> None:
         ERRORS.labels(self.name, operation).inc()
@@ -185,7 +195,46 @@ class CircuitBreakerBackend(CacheBackend):
             self._warn_after[operation] = monotonic() + WARN_SECONDS
             log.warning("cache_error", backend=self.name, operation=operation, cause=str(error))
 
-    def _open(self, error: BaseException) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        # With an empty context, the task does not log the id of the request that failed, and does
+        # not keep the objects in that request's context alive.
+        task = asyncio.create_task(work, context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _check(self) -> None:
+        """Open the circuit if all pings are slow: one pause or large value does not open it."""
+        outages = self._outages
+        try:
+            pings = 0
+            while pings < SLOW_PINGS and await self._is_slow():
+                pings += 1
+            if pings == SLOW_PINGS and outages == self._outages:
+                self._open(CacheUnavailableError(f"It is slower than {SLOW_SECONDS:g} s."), pings)
+        except CacheError:
+            pass  # the next operation fails too
+        finally:
+            self._next_check = perf_counter() + self._retry_seconds
+
+    async def _is_slow(self) -> bool:
+        """Ping the backend. A busy event loop of this process delays the ticks too."""
+        ticks = 0
+        timer: asyncio.TimerHandle
+
+        def tick() -> None:
+            nonlocal ticks, timer
+            ticks += 1
+            timer = loop.call_later(SLOW_SECONDS / TICKS, tick)
+
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(SLOW_SECONDS / TICKS, tick)
+        try:
+            await self._inner.ping()
+        finally:
+            timer.cancel()
+        return ticks >= TICKS
+
+    def _open(self, error: BaseException, pings: int = 1) -> None:
         if not self.available:
             return
         self._circuit = Circuit.OPEN
@@ -195,17 +244,17 @@ class CircuitBreakerBackend(CacheBackend):
         log.warning("cache_unavailable", backend=self.name, cause=_error_text(error))
         # If the backend responds and has only missed a deletion, probe without a delay.
         delay = self._retry_seconds if isinstance(error, CacheUnavailableError) else 0
-        # With an empty context, the task does not log the id of the request that failed, and does
-        # not keep the objects in that request's context alive.
-        self._probe_task = asyncio.create_task(self._probe(delay), context=Context())
+        self._start(self._probe(delay, pings))
 
-    async def _probe(self, delay: float) -> None:
-        """Ping the backend until it responds, flush it if it missed a deletion, close the circuit."""
+    async def _probe(self, delay: float, pings: int) -> None:
+        """Wait for fast pings, flush the backend if it missed a deletion, close the circuit."""
         while self._circuit is not Circuit.CLOSED:
             await asyncio.sleep(delay)
             delay = self._retry_seconds
             try:
-                await self._inner.ping()
+                pings = SLOW_PINGS if await self._is_slow() else pings - 1
+                if pings > 0:
+                    continue
                 self._circuit = Circuit.HALF_OPEN
                 await self._flush_if_deletion_missed()
             except CacheError as error:

@@ -19,6 +19,27 @@ from tests.test_cache.cached_notes import add_cached_notes, cached_path
 from tests.test_cache.contract import until
 
 CLIENTS = 20
+WRITES = (b"SET", b"EVALSHA", b"UNLINK")
+
+
+async def freeze(proxy: Proxy) -> None:
+    proxy.freeze()
+
+
+async def slow_down(proxy: Proxy) -> None:
+    proxy.delay = lambda _: 0.2
+
+
+async def slow_down_writes(proxy: Proxy) -> None:
+    proxy.delay = lambda request: 0.2 * any(word in request for word in WRITES)
+
+
+FAULTS = {
+    "killed": Proxy.stop,
+    "frozen": freeze,
+    "slow": slow_down,
+    "slow writes": slow_down_writes,
+}
 
 
 @pytest.fixture
@@ -39,18 +60,20 @@ async def client(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_timeouts")
-@pytest.mark.parametrize("fault", ["killed", "frozen"])
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_requests_succeed_during_an_outage(
     client: AsyncClient, cache: Cache, proxy: Proxy, fault: str
 ) -> None:
     """Every request succeeds, no response is outdated, and the cache recovers."""
     note = (await client.post(NOTES, json={"text": "one"})).headers["location"]
-    committed, statuses, done = 1, set[int](), asyncio.Event()
+    committed, reads, statuses, done = 1, 0, set[int](), asyncio.Event()
 
     async def read() -> None:
+        nonlocal reads
         while not done.is_set():
             minimum = committed
             response = await client.get(cached_path(note))
+            reads += 1
             statuses.add(response.status_code)
             assert response.json()["version"] >= minimum
             await asyncio.sleep(0.005)
@@ -67,19 +90,23 @@ async def test_requests_succeed_during_an_outage(
         before = committed
         await until(lambda: committed > before)
 
+    async def requests_bypass_the_server() -> bool:
+        before, sent = reads, proxy.requests
+        await until(lambda: reads > before + 20 * CLIENTS)
+        return proxy.requests < sent + CLIENTS  # some pings
+
     async with asyncio.TaskGroup() as load:
         for work in (*[read] * CLIENTS, write):
             load.create_task(work())
         await next_change()
-        if fault == "killed":
-            await proxy.stop()
-        else:
-            proxy.freeze()
-        await until(lambda: not cache.backend.available)
-        await asyncio.sleep(1)
+        await FAULTS[fault](proxy)
+        await until(requests_bypass_the_server)
+        assert not cache.backend.available
         await next_change()
-        await proxy.stop()
-        await proxy.start()
+        proxy.delay = lambda _: 0
+        if fault in {"killed", "frozen"}:
+            await proxy.stop()
+            await proxy.start()
         await until(lambda: cache.backend.available)
         await next_change()
         done.set()
