@@ -16,6 +16,9 @@ _LEASE_ID = 1
 # Not `now()`: that is the start of the transaction, which may have waited for a lock.
 _NOW = func.clock_timestamp(type_=DateTime(timezone=True))
 
+# A lease that expires later is from before PostgreSQL's clock was set back.
+_IS_HELD = SchedulerLease.expires_at.between(_NOW, _NOW + timedelta(minutes=5))
+
 
 class SchedulerRepository:
     def __init__(self, session: AsyncSession) -> None:
@@ -23,12 +26,13 @@ class SchedulerRepository:
 
     async def current_lease(self) -> SchedulerLease | None:
         """Return the lease, unless it has expired."""
-        return await self.session.scalar(
-            select(SchedulerLease).where(SchedulerLease.expires_at > _NOW)
-        )
+        return await self.session.scalar(select(SchedulerLease).where(_IS_HELD))
 
-    async def acquire_lease(self, holder: str, *, seconds: float) -> bool:
-        """Acquire the lease if it is free. Of several concurrent attempts, one succeeds."""
+    async def acquire_lease(self, holder: str, *, seconds: float) -> datetime | None:
+        """Acquire the lease if it is free. Return the time, or None.
+
+        Of several concurrent attempts, one succeeds.
+        """
         expires = _NOW + timedelta(seconds=seconds)
         acquired = (
             insert(SchedulerLease)
@@ -36,21 +40,24 @@ class SchedulerRepository:
             .on_conflict_do_update(
                 index_elements=[SchedulerLease.id],
                 set_={"holder": holder, "acquired_at": _NOW, "expires_at": expires},
-                where=SchedulerLease.expires_at <= _NOW,
+                where=~_IS_HELD,
             )
-            .returning(SchedulerLease.id)
+            .returning(_NOW)
         )
-        return await self.session.scalar(acquired) is not None
+        return await self.session.scalar(acquired)
 
-    async def renew_lease(self, holder: str, *, seconds: float) -> bool:
-        """Extend the lease. Return False if it has expired or has another holder."""
+    async def renew_lease(self, holder: str, *, seconds: float) -> datetime | None:
+        """Extend the lease. Return the time, or None if the lease has another holder.
+
+        It may have expired, since PostgreSQL's clock can be set.
+        """
         renewed = (
             update(SchedulerLease)
-            .where(_is_held_by(holder))
+            .where(SchedulerLease.holder == holder)
             .values(expires_at=_NOW + timedelta(seconds=seconds))
-            .returning(SchedulerLease.id)
+            .returning(_NOW)
         )
-        return await self.session.scalar(renewed) is not None
+        return await self.session.scalar(renewed)
 
     async def lock_lease(self, holder: str) -> bool:
         """Lock the lease until the transaction ends. Return False if `holder` has lost it."""
@@ -71,8 +78,9 @@ class SchedulerRepository:
     ) -> bool:
         """Claim the tick if `holder` has the lease and no other holder has claimed the tick.
 
-        The same holder may repeat a claim, since the response to the first may have been lost. It
-        is one statement: a process that freezes inside a transaction would keep its locks.
+        The same holder may repeat a claim until the run has finished, since the response to the
+        first may have been lost. It is one statement: a process that freezes inside a transaction
+        would keep its locks.
         """
         row = select(
             literal(job),
@@ -88,7 +96,7 @@ class SchedulerRepository:
             .on_conflict_do_update(
                 index_elements=[SchedulerRun.job, SchedulerRun.tick],
                 set_={"holder": holder},
-                where=SchedulerRun.holder == holder,
+                where=(SchedulerRun.holder == holder) & SchedulerRun.finished_at.is_(None),
             )
             .returning(SchedulerRun.job)
             .cte("claimed")
@@ -151,4 +159,4 @@ class SchedulerRepository:
 
 
 def _is_held_by(holder: str) -> ColumnElement[bool]:
-    return (SchedulerLease.holder == holder) & (SchedulerLease.expires_at > _NOW)
+    return (SchedulerLease.holder == holder) & _IS_HELD

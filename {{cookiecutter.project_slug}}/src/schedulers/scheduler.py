@@ -9,9 +9,6 @@ from datetime import UTC, tzinfo
 from functools import partial
 
 import structlog
-from apscheduler.executors.asyncio import AsyncIOExecutor
-from apscheduler.executors.base import BaseExecutor
-from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from src.core.config import Settings
@@ -36,26 +33,16 @@ CONNECTIONS = 2
 PRUNE = "prune_run_history"
 
 
-def build_scheduler(
-    setup: Setup, executor: BaseExecutor | None = None, *, timezone: tzinfo = UTC
-) -> AsyncIOScheduler:
+def build_scheduler(setup: Setup, *, timezone: tzinfo = UTC) -> AsyncIOScheduler:
     """Return an APScheduler with the jobs of `setup` and the job `prune_run_history`.
 
     Raises InvalidJobError for a job that cannot run.
     """
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)  # INFO logs each tick
-    scheduler = JobScheduler(
-        executors={"default": executor or AsyncIOExecutor()},
-        jobstores={"default": MemoryJobStore()},
-        job_defaults=DEFAULTS,
-        timezone=timezone,
-    )
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)  # INFO logs each job
+    scheduler = JobScheduler(job_defaults=DEFAULTS, timezone=timezone)
     if inspect.iscoroutinefunction(setup):
         raise InvalidJobError("setup_jobs must be a `def` function: it only registers jobs.")
     setup(scheduler)
-    if scheduler.running:
-        scheduler.shutdown()
-        raise InvalidJobError("setup_jobs must not start the scheduler: the leader starts it.")
     if scheduler.get_job(PRUNE) is None:
         scheduler.add_job(
             prune_run_history, trigger="cron", hour=3, id=PRUNE, misfire_grace_time=None

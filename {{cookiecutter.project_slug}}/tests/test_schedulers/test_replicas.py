@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,21 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's"),
 ]
 
+LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+needs_faketime = pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed")
+FAKETIME = {
+    "LD_PRELOAD": str(LIBRARY),
+    "FAKETIME_NO_CACHE": "1",
+    "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+}
+# In this database, the time of PostgreSQL is a function that a test can change.
+CLOCK = """
+CREATE TABLE clock AS SELECT '0 hours'::interval AS ahead;
+CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE
+AS $$ SELECT pg_catalog.clock_timestamp() + ahead FROM clock $$;
+ALTER DATABASE "NAME" SET search_path = public, pg_catalog
+"""
+
 
 class Run(NamedTuple):
     tick: str
@@ -49,10 +64,10 @@ class Replicas:
     database: Database
     processes: dict[int, Process] = field(default_factory=dict)
 
-    def start(self, url: URL) -> int:
-        text = url.render_as_string(hide_password=False)
+    def start(self, url: URL, **variables: str) -> int:
+        variables["DATABASE_URL"] = url.render_as_string(hide_password=False)
         log = self.file.with_name("log")
-        process = Process("-m", __name__, self.file, log=log, DATABASE_URL=text)
+        process = Process("-m", __name__, self.file, log=log, **variables)
         self.processes[process.pid] = process
         return process.pid
 
@@ -116,6 +131,44 @@ async def test_failed_leader_is_replaced_and_no_run_is_repeated(
     replicas.assert_each_tick_once()
 
 
+@needs_faketime
+async def test_clock_of_a_scheduler_does_not_matter(
+    replicas: Replicas, fresh_url: URL, tmp_path: Path
+) -> None:
+    """It is an hour ahead, jumps, and is right in the next leader: a tick each second."""
+    file = tmp_path / "offset"
+    file.write_text("+1h")
+    started_at = datetime.now(UTC)
+    first = replicas.start(fresh_url, **FAKETIME, FAKETIME_TIMESTAMP_FILE=str(file))
+    for offset in ("-1h", "+0", "+1h"):
+        await replicas.wait_for_runs(len(replicas.runs()) + 3)
+        file.write_text(offset)
+    replicas.processes[first].kill()
+    replicas.start(fresh_url)
+    await replicas.wait_for_another(first)
+    assert started_at < min(replicas.ticks())
+    assert max(replicas.ticks()) < datetime.now(UTC)
+    replicas.assert_each_tick_once()
+
+
+@pytest.mark.parametrize("trigger", ["interval", "cron"])
+async def test_postgres_clock_can_be_set(replicas: Replicas, fresh_url: URL, trigger: str) -> None:
+    """An hour forward, back by ten seconds, in which ticks were claimed, and back by two hours."""
+    async with replicas.database.transaction() as session:
+        for statement in CLOCK.split(";"):
+            await session.execute(text(statement.replace("NAME", str(fresh_url.database))))
+    replicas.start(fresh_url, TRIGGER=trigger)
+    await replicas.wait_for_runs(3)
+    for seconds in (3600, 3590, -3600):
+        async with replicas.database.transaction() as session:
+            set_clock = text("UPDATE clock SET ahead = make_interval(secs => :seconds)")
+            await session.execute(set_clock, {"seconds": seconds})
+        await replicas.wait_for_runs(len(replicas.runs()) + 5)
+        tick = datetime.fromisoformat(replicas.runs()[-1].tick)
+        assert abs(tick - datetime.now(UTC) - timedelta(seconds=seconds)) < timedelta(minutes=9)
+    replicas.assert_each_tick_once()
+
+
 async def test_scheduling_continues_after_an_outage_of_the_database(
     replicas: Replicas, fresh_url: URL, db_proxy: PostgresProxy
 ) -> None:
@@ -161,7 +214,9 @@ async def job(path: Path) -> None:
 
 
 def setup(scheduler: AsyncIOScheduler) -> None:
-    scheduler.add_job(job, args=[Path(sys.argv[1])], trigger="interval", seconds=1, id="job")
+    trigger = os.environ.get("TRIGGER", "interval")
+    options = {"seconds": 1} if trigger == "interval" else {"second": "*"}
+    scheduler.add_job(job, args=[Path(sys.argv[1])], trigger=trigger, id="job", **options)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ _compile_weekday = DayOfWeekField.compile_expression
 _read_crontab = CronTrigger.from_crontab
 _create_interval = IntervalTrigger.__init__
 
+NO_START = datetime(1970, 1, 1, tzinfo=UTC)  # of an interval
 _MAX_CHANGE = timedelta(hours=3)  # changes for daylight saving time are at most two hours
 
 
@@ -90,6 +91,8 @@ def _positive_interval(
     interval = timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
     if interval <= timedelta():
         raise InvalidJobError("An interval must be positive, for example `hours=1`.")
+    # Without a start, ticks count from the leader's first tick, not from now on this clock.
+    options = options | {"start_date": options.get("start_date") or NO_START}
     _create_interval(trigger, seconds=interval.total_seconds(), **options)
     trigger.timezone = UTC  # of its ticks; comparisons in one time zone ignore a repeated hour
 

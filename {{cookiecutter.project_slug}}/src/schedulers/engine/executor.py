@@ -1,17 +1,13 @@
-"""Runs jobs when APScheduler finds them due.
-
-Claims each tick before the run, and records the outcome after it.
-"""
+"""Runs jobs: claims each tick before the run, and records the outcome after it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from time import perf_counter
 
 import structlog
-from apscheduler.executors.base import BaseExecutor
 from apscheduler.job import Job
 from prometheus_client import Counter, Histogram
 
@@ -29,40 +25,37 @@ RETRY_SECONDS = 0.5
 RECORD_SECONDS = 2.5  # time for cancelled runs to record their outcome
 
 
-class RecordingExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has no types
+class Executor:
     """Runs jobs on behalf of `holder`, which has the lease."""
 
-    def __init__(self, store: Store, holder: str, context: JobContext) -> None:
-        super().__init__()
+    def __init__(
+        self, store: Store, holder: str, context: JobContext, clock: Callable[[], datetime]
+    ) -> None:
         self._store = store
         self._holder = holder
         self._context = context
+        self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: set[str] = set()
 
-    def submit_job(self, job: Job, run_times: Sequence[datetime]) -> None:
+    def submit(self, job: Job, ticks: Sequence[datetime]) -> None:
         """Run the job, or record the ticks as skipped if the previous run has not finished."""
         if job.id in self._running:
-            task = asyncio.create_task(self._run_ticks(job, run_times, RunOutcome.SKIPPED))
+            task = asyncio.create_task(self._run_ticks(job, ticks, RunOutcome.SKIPPED))
         else:
-            task = asyncio.create_task(self._run_ticks(job, run_times, RunOutcome.RUNNING))
+            task = asyncio.create_task(self._run_ticks(job, ticks, RunOutcome.RUNNING))
             task.add_done_callback(lambda _: self._running.discard(job.id))
             self._running.add(job.id)
         task.add_done_callback(self._tasks.discard)
         self._tasks.add(task)
 
-    _do_submit_job = submit_job  # it is abstract, but never called: `submit_job` is overridden
-
     async def _run_ticks(self, job: Job, ticks: Sequence[datetime], planned: RunOutcome) -> None:
         """Claim each tick, retrying until the database responds, and run the job for it."""
-        # APScheduler has already set the next tick. If there is none, it has removed the job and left
-        # the last tick in place.
-        last = job.next_run_time if job.next_run_time > ticks[-1] else None
-        for tick, next_tick in zip(ticks, [*ticks[1:], last], strict=True):
+        for tick, next_tick in zip(ticks, [*ticks[1:], job.next_run_time], strict=True):
             outcome, is_claimed = planned, None
             while is_claimed is None:
                 grace = job.misfire_grace_time
-                if grace is not None and datetime.now(UTC) - tick > timedelta(seconds=grace):
+                if grace is not None and self._clock() - tick > timedelta(seconds=grace):
                     outcome = RunOutcome.MISSED
                 with suppress(DatabaseUnavailableError):
                     async with self._store.repository() as tables:

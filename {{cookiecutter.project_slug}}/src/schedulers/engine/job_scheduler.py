@@ -36,11 +36,17 @@ class JobScheduler(AsyncIOScheduler):  # type: ignore[misc]  # APScheduler has n
             job = super().add_job(*args, **options)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise InvalidJobError(f"The job {name} is invalid: {error}") from error
+        for option, default in self._job_defaults.items():
+            if not hasattr(job, option):
+                setattr(job, option, default)
         if is_known:
             raise InvalidJobError(f"Two jobs have the id {name}: give one of them another id.")
         for problem in _problems(job, given):
             raise InvalidJobError(f"The job {name} {problem}.")
         return job
+
+    def start(self, *_: Any, **__: Any) -> NoReturn:
+        raise InvalidJobError("setup_jobs must not start the scheduler: the leader runs the jobs.")
 
     def add_listener(self, *_: Any, **__: Any) -> NoReturn:
         raise InvalidJobError(
@@ -55,7 +61,7 @@ def _problems(job: Job, given: Mapping[str, Any]) -> Iterator[str]:
         yield "must be an `async def` function"
     if {given.get("jobstore", "default"), given.get("executor", "default")} != {"default"}:
         yield "cannot have a `jobstore` or an `executor`: leave them out"
-    if getattr(job, "max_instances", 1) != 1:
+    if job.max_instances != 1:
         yield "never overlaps itself: leave out `max_instances`"
     trigger, arguments = given.get("trigger"), given.get("trigger_args", {})
     if trigger in {None, "date"} and arguments.get("run_date") is None:
