@@ -17,6 +17,7 @@ from src.api import (
 from src.api.metrics import MetricsMiddleware
 from src.api.middleware import (
     BodyLimitMiddleware,
+    DisconnectMiddleware,
     HeadMiddleware,
     SecurityHeadersMiddleware,
     TraceMiddleware,
@@ -84,6 +85,7 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
     # % endif
     app.add_middleware(BodyLimitMiddleware, max_body_size=settings.MAX_BODY_SIZE)
     app.add_middleware(HeadMiddleware)
+    app.add_middleware(DisconnectMiddleware)
     if not settings.DEBUG:  # with DEBUG, Starlette returns a page with the traceback
         app.add_middleware(UnexpectedErrorMiddleware)
     if settings.CORS_ORIGINS:

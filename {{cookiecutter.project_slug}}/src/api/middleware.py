@@ -1,12 +1,15 @@
 """Plain ASGI middleware. Each `BaseHTTPMiddleware` of Starlette would halve the throughput."""
 
+import asyncio
 from asyncio import CancelledError
 from http import HTTPStatus
+from typing import cast
 
 import structlog
 from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware, RequestBodyLimitResponder
+from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,6 +19,9 @@ from src.core.trace import trace_id_of, traceparent
 
 log = structlog.get_logger(__name__)
 
+WATCH_AFTER_SECONDS = 0.1
+CLIENT_CLOSED_REQUEST = 499  # as in nginx
+_BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 _HEADERS = [
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"referrer-policy", b"no-referrer"),
@@ -98,6 +104,75 @@ def _declares_head(scope: Scope) -> bool:
         "HEAD" in (route.methods or ()) and route.matches(scope)[0] is Match.FULL
         for route in iter_route_contexts(scope["app"].routes)
     )
+
+
+class DisconnectMiddleware:
+    """Cancel a GET or HEAD request, and its SQL statement, if the client disconnects.
+
+    Requests that may write run to their end. Once a response has started, Starlette cancels it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in {"GET", "HEAD"}:
+            await self.app(scope, receive, send)
+            return
+        watch = _Watch(scope, receive, send)
+        # A task for each request would cost more; short requests end before this.
+        timer = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, watch.begin)
+        try:
+            await self.app(scope, watch.receive, watch.send)
+        except CancelledError:
+            if not watch.has_cancelled or watch.request.uncancel():
+                raise
+            # For the log and the metrics: the server does not send it.
+            await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
+        finally:
+            timer.cancel()
+            if watch.task is not None:
+                watch.task.cancel()
+
+
+class _Watch:
+    """Waits for the message `http.disconnect`, unless the application reads messages itself."""
+
+    has_cancelled = False
+    _has_started = False
+    _is_read = False
+    task: asyncio.Task[None] | None = None
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.request = cast("asyncio.Task[None]", asyncio.current_task())
+        self._scope, self._receive, self._send = scope, receive, send
+
+    def begin(self) -> None:
+        has_body = any(name in _BODY_HEADERS for name, _ in self._scope["headers"])
+        if not (has_body or self._is_read or self._has_started):
+            self._messages = asyncio.Queue[Message]()
+            self.task = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        message: Message = {"type": ""}
+        while message["type"] != "http.disconnect":
+            message = await self._receive()
+            self._messages.put_nowait(message)
+        if not self._has_started:
+            self.has_cancelled = self.request.cancel()
+
+    async def receive(self) -> Message:
+        if self.task is None:
+            self._is_read = True
+            return await self._receive()
+        message = await self._messages.get()
+        if message["type"] == "http.disconnect":
+            self._messages.put_nowait(message)  # it is the response to all later calls
+        return message
+
+    async def send(self, message: Message) -> None:
+        self._has_started = True
+        await self._send(message)
 
 
 class UnexpectedErrorMiddleware:

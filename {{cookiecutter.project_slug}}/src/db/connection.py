@@ -44,6 +44,7 @@ class DatabaseUnavailableError(Exception):
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     at_begin = ""  # statements that follow BEGIN in the same message
+    is_closing = False
 
     def __init__(self, protocol: Any, transport: Any, *arguments: Any) -> None:
         super().__init__(protocol, transport, *arguments)
@@ -62,9 +63,19 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as inherited
         """Wait only shortly for the server, which may be gone: a process must be able to stop."""
+        self.is_closing = True
         seconds = CLOSE_TIMEOUT_SECONDS if timeout is None else min(timeout, CLOSE_TIMEOUT_SECONDS)
         with suppress(TimeoutError):
             await super().close(timeout=seconds)
+
+    def terminate(self) -> None:
+        """Let `close` first cancel the statement that runs, if it does so in the background.
+
+        Otherwise PostgreSQL continues it. anyio, of which Starlette's streams are made, cancels a
+        task again while that closes its connection.
+        """
+        if not self.is_closing:
+            super().terminate()
 
 
 def split(url: URL) -> tuple[URL, dict[str, Any]]:
@@ -146,7 +157,7 @@ def check_idle(connection: Any, record: Any, _proxy: object) -> None:
     """
     driver: Connection = connection.driver_connection
     idle_since = record.info.get("idle_since")
-    if not driver.is_closed():
+    if not (driver.is_closing or driver.is_closed()):
         if idle_since is None:
             return
         if monotonic() - idle_since < IDLE_CHECK_SECONDS and not _has_unread_data(driver.socket):
