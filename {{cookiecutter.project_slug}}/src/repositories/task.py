@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -76,7 +76,7 @@ class TaskRepository(Repository[Task]):
         )
 
     async def mark_queued(self, task_id: UUID, attempt: int) -> None:
-        """Record that this attempt failed and another follows, unless that one has started."""
+        """Record that another attempt follows this one, unless it has started."""
         await self.session.execute(
             update(Task)
             .where(
@@ -124,6 +124,17 @@ class RedeliveryRepository:
             ).returning(RedeliveredMessage.starts)
         )
         return starts or 0
+
+    async def starts(self, message_id: str) -> int:
+        row = await self.session.get(RedeliveredMessage, message_id)
+        return row.starts if row else 0
+
+    async def uncount_starts(self, message_ids: Collection[str]) -> None:
+        await self.session.execute(
+            update(RedeliveredMessage)
+            .where(RedeliveredMessage.message_id.in_(message_ids))
+            .values(starts=RedeliveredMessage.starts - 1)
+        )
 
     async def delete(self, message_id: str) -> None:
         await self.session.execute(

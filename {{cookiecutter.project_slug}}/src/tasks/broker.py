@@ -9,7 +9,6 @@ from dramatiq.middleware import (
     Callbacks,
     CurrentMessage,
     Pipelines,
-    ShutdownNotifications,
     TimeLimit,
 )
 
@@ -23,6 +22,7 @@ from src.tasks.engine.middleware import (
     resources,
 )
 from src.tasks.engine.middleware.context import ContextMiddleware
+from src.tasks.engine.middleware.interruption import InterruptionMiddleware
 from src.tasks.engine.middleware.metrics import MetricsMiddleware
 from src.tasks.engine.middleware.poison import PoisonMessageMiddleware
 from src.tasks.engine.middleware.retries import RetriesMiddleware
@@ -40,9 +40,9 @@ def middleware(settings: Settings) -> list[Middleware]:
     shared = resources.ResourcesMiddleware(settings)
     return [
         ContextMiddleware(shared),
+        PoisonMessageMiddleware(shared),  # may wait, so it precedes those that record a start
         MetricsMiddleware(shared),
         TaskTrackingMiddleware(shared),
-        PoisonMessageMiddleware(shared),
         AgeLimit(),
         Callbacks(),
         Pipelines(),
@@ -51,7 +51,7 @@ def middleware(settings: Settings) -> list[Middleware]:
         ),
         CurrentMessage(),
         # These two raise exceptions in the thread. They are last, to interrupt only the task.
-        ShutdownNotifications(),
+        InterruptionMiddleware(),
         TimeLimit(time_limit=TIME_LIMIT),
         DaemonAsyncIO(),
         shared,  # needs the event loop of DaemonAsyncIO

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -52,6 +53,17 @@ def wait_for_file(path: str, awaited: str) -> None:
     write(path, "ended")
 
 
+async def wait_for_file_async(path: str, awaited: str) -> None:
+    write(path, "started")
+    try:
+        while not Path(awaited).exists():  # noqa: ASYNC110, ASYNC240 - it is in another process
+            await asyncio.sleep(0.02)
+    except asyncio.CancelledError:
+        write(path, "cancelled")
+        raise
+    write(path, "ended")
+
+
 async def nap_async(path: str, seconds: float) -> None:
     write(path, "started")
     try:
@@ -65,6 +77,15 @@ async def nap_async(path: str, seconds: float) -> None:
 def kill_worker(path: str) -> None:
     write(path, "died")
     os._exit(1)
+
+
+def crash(path: str, others: str, count: int) -> None:
+    """Kill the worker like a lack of memory, once this many other tasks have written a word."""
+    deadline = time.monotonic() + 2.0  # they do not start if this task runs alone
+    while len(words(Path(others))) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+    write(path, "died")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def exit_process() -> None:
@@ -110,8 +131,8 @@ def add_note(path: str) -> None:
 
 
 ACTORS: tuple[Callable[..., Any], ...] = (
-    note, nap, wait_for_file, nap_async, kill_worker, exit_process, interrupt, refuse, fail,
-    count, add_note,
+    note, nap, wait_for_file, wait_for_file_async, nap_async, kill_worker, crash, exit_process,
+    interrupt, refuse, fail, count, add_note,
 )  # fmt: skip
 
 

@@ -140,14 +140,16 @@ def start(variables: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     """Start worker processes with the actors. Kill the remaining ones at the end."""
     started: list[Process] = []
 
-    def start(*, threads: int = 2, shutdown_seconds: float = 20.0) -> Process:
+    def start(
+        *, processes: int = 1, threads: int = 2, shutdown_seconds: float = 20.0, **extra: str
+    ) -> Process:
         arguments = [
             *("-m", "dramatiq", "src.tasks.jobs", "tests.test_tasks.worker_entrypoint"),
-            *("--skip-logging", "--processes", "1", "--threads", str(threads)),
+            *("--skip-logging", "--processes", str(processes), "--threads", str(threads)),
             *("--worker-shutdown-timeout", str(int(shutdown_seconds * 1000))),
         ]
         log = tmp_path / f"worker-{len(started)}.log"
-        started.append(Process(*arguments, log=log, **variables))
+        started.append(Process(*arguments, log=log, **variables, **extra))
         return started[-1]
 
     yield start

@@ -167,30 +167,39 @@ def _redelivered(monkeypatch: pytest.MonkeyPatch, broker: TaskBroker) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("relay")
 async def test_only_the_poison_message_becomes_a_dead_letter(
-    broker: TaskBroker, start: Start, tmp_path: Path
+    broker: TaskBroker, committing_database: Database, start: Start, tmp_path: Path
 ) -> None:
-    """The other messages that the dead workers had fetched are processed."""
-    path, other = tmp_path / "words", tmp_path / "other"
-    enqueue(broker, "kill_worker", str(path))
-    for number in range(6):
-        enqueue(broker, "note", str(other), str(number))
+    """It kills workers that run other tasks, and have fetched more. Those tasks succeed."""
+    path, others, awaited = (tmp_path / name for name in ("words", "others", "awaited"))
+    enqueue(broker, "crash", str(path), str(others), 5)
+    ids = [
+        await send(committing_database, broker, "tracked_wait_for_file", str(others), str(awaited))
+        for _ in range(5)
+    ]
+    ids += [
+        await send(committing_database, broker, "tracked_note", str(tmp_path / "notes"), "fetched")
+        for _ in range(4)
+    ]
 
     def dead() -> int:
         return broker.queue_state(queue_of(broker)).dead
 
-    worker = start(threads=1)
+    worker = start(threads=6)
     while not dead():
         if worker.poll() is not None:
-            worker = start(threads=1)
+            worker = start(threads=6)
         await eventually(lambda: dead() or worker.poll() is not None, "a death")  # noqa: B023 - called immediately
-    await eventually(lambda: len(words(other)) >= 6, "the other messages")
+        if len(words(path)) >= 2:  # from now on, each of the tasks runs alone
+            awaited.touch()
+    tasks = [await wait_for_end(committing_database, each) for each in ids]
 
     letter = await wait_for_dead_letter(broker)
-    assert letter.message.actor_name == "kill_worker"
+    assert letter.message.actor_name == "crash"
     assert letter.message.options["error"] == "Poison message: its worker died at least 3 times."
-    assert words(path) == ["died"] * 4
-    assert set(words(other)) == {str(number) for number in range(6)}
+    assert words(path) == ["died"] * (MAX_STARTS + 1)
+    assert [task.status for task in tasks] == [TaskStatus.SUCCEEDED] * len(ids)
 
 
 @pytest.mark.usefixtures("_redelivered", "relay")

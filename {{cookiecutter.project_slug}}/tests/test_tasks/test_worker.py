@@ -1,6 +1,7 @@
 """Worker processes lose no task, however they end."""
 
 import asyncio
+import os
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from src.domain.task import TaskStatus
 from src.tasks.engine.actors import load_actors
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.dramatiq_patches import DEBOUNCE_SECONDS
+from src.tasks.engine.middleware.poison import MAX_STARTS
 from tests.test_tasks.actors import STOPPING, words
 from tests.test_tasks.conftest import Start
 from tests.test_tasks.workers import (
@@ -19,6 +21,7 @@ from tests.test_tasks.workers import (
     enqueue,
     eventually,
     get_task,
+    queue_of,
     send,
     wait_for_end,
     working,
@@ -107,6 +110,44 @@ async def test_a_second_sigterm_stops_a_worker_immediately(
     worker.send_signal(signal.SIGTERM)
 
     assert await asyncio.to_thread(worker.wait, LIMIT) != 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("relay")
+async def test_orderly_stops_are_not_counted(
+    broker: TaskBroker, committing_database: Database, start: Start, tmp_path: Path
+) -> None:
+    """Interrupted tasks are requeued immediately. None of them is a poison message."""
+    awaited, actors = tmp_path / "awaited", ("wait_for_file", "wait_for_file_async", "nap")
+    arguments = (str(awaited), str(awaited), 600.0)  # `nap` cannot be interrupted
+    ids = [
+        await send(committing_database, broker, f"tracked_{actor}", str(tmp_path / actor), argument)
+        for actor, argument in zip(actors, arguments, strict=True)
+    ]
+
+    async def states() -> list[tuple[TaskStatus, int]]:
+        tasks = [await get_task(committing_database, each) for each in ids]
+        return [(task.status, task.attempts) for task in tasks]
+
+    def started(times: int) -> bool:
+        return all(words(tmp_path / actor).count("started") == times for actor in actors)
+
+    stops = MAX_STARTS + 2
+    for stop in range(1, stops + 1):
+        worker = start(threads=4, shutdown_seconds=0.5, TEST_HEARTBEAT_TIMEOUT="3600000")
+        await eventually(lambda: started(stop), "the next starts")  # noqa: B023 - called immediately
+        os.killpg(worker.pid, signal.SIGTERM)
+        assert await asyncio.to_thread(worker.wait, LIMIT) == 0
+        assert await states() == [(TaskStatus.QUEUED, stop)] * len(ids)
+    awaited.touch()
+    start(threads=4)
+    for each in ids[:2]:
+        await wait_for_end(committing_database, each)
+    await eventually(lambda: started(stops + 1), "the last starts")
+
+    assert (await states())[:2] == [(TaskStatus.SUCCEEDED, stops + 1)] * 2
+    assert words(tmp_path / "wait_for_file_async").count("cancelled") == stops
+    assert broker.queue_state(queue_of(broker)).dead == 0
 
 
 @pytest.mark.slow

@@ -17,6 +17,6 @@ class ShutdownWriter(Middleware):
 
 
 # Milliseconds: tests that kill a worker wait for less time.
-cast(Any, broker).heartbeat_timeout = 5_000
+cast(Any, broker).heartbeat_timeout = int(os.environ.get("TEST_HEARTBEAT_TIMEOUT", "5000"))
 broker.add_middleware(ShutdownWriter())
 declare(broker, os.environ["TEST_QUEUE"])

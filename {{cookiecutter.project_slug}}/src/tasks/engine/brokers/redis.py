@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import uuid4
@@ -67,7 +67,9 @@ _REDELIVER = """
 if redis.call("srem", KEYS[1], ARGV[1]) == 0 or redis.call("hexists", KEYS[3], ARGV[1]) == 0 then
     return 0
 end
-redis.call("hset", KEYS[3], ARGV[1], ARGV[2])
+if ARGV[2] then
+    redis.call("hset", KEYS[3], ARGV[1], ARGV[2])
+end
 redis.call("lpush", KEYS[2], ARGV[1])
 return 1
 """
@@ -240,6 +242,12 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
             return super().enqueue(message, delay=delay)
 
     def close(self) -> None:
+        """Requeue the messages of tasks that were interrupted. This process is about to exit."""
+        with suppress(redis.RedisError):  # another worker requeues them after heartbeat_timeout
+            for queue_name, in_flight in list(self.in_flight.items()):
+                acks, messages = self._acks_key(queue_name), self._messages_key(queue_name)
+                for key in list(in_flight):
+                    self._redeliver(keys=[acks, self._key(queue_name), messages], args=[key])
         self.client.close()
 
     @asynccontextmanager

@@ -96,7 +96,6 @@ class ResourcesMiddleware(Middleware):
         log.info("worker_started", env=self.settings.ENV, version=self.settings.VERSION)
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        # Interrupts the tasks that still run. Other workers run them again.
         run(self._stack.aclose())
         log.info("worker_stopped")
 

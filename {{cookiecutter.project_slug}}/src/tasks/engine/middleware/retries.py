@@ -6,7 +6,7 @@ from dramatiq import Broker, Message
 from dramatiq.broker import MessageProxy
 from dramatiq.common import current_millis
 from dramatiq.errors import BrokerConnectionError
-from dramatiq.middleware import Retries
+from dramatiq.middleware import Retries, Shutdown
 
 from src.core.failures import describe
 from src.domain.errors import DomainError
@@ -60,7 +60,9 @@ class RetriesMiddleware(Retries):
         before = dict(message.options)
         while True:
             try:
-                if isinstance(exception, NotRecordedError):  # the attempt did not start
+                if isinstance(exception, Shutdown):  # the task has `notify_shutdown=True`
+                    broker.enqueue(message)  # type: ignore[arg-type]  # a proxy works too
+                elif isinstance(exception, NotRecordedError):  # the attempt did not start
                     broker.enqueue(message, delay=POSTPONE_MILLISECONDS)  # type: ignore[arg-type]  # a proxy works too
                 else:
                     retry = super().after_process_message

@@ -12,6 +12,7 @@ import structlog
 from dramatiq import Broker
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import SkipMessage
+from dramatiq.worker import ConsumerThread
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.core.failures import describe
@@ -20,7 +21,7 @@ from src.domain.task import TaskStatus
 from src.repositories.task import TaskRepository
 from src.tasks.engine.brokers.base import mark_dead
 from src.tasks.engine.middleware.base import AttemptMiddleware
-from src.tasks.engine.middleware.resources import NotRecordedError
+from src.tasks.engine.middleware.resources import NotRecordedError, ResourcesMiddleware
 from src.tasks.outbox import TRACKED, is_tracked
 
 log = structlog.get_logger(__name__)
@@ -31,6 +32,10 @@ RETRY_SECONDS = 1.0
 class TaskTrackingMiddleware(AttemptMiddleware):
     """Records attempts. A task that has ended is not started again after a redelivery."""
 
+    def __init__(self, resources: ResourcesMiddleware) -> None:
+        super().__init__(resources)
+        self._running = set[tuple[UUID, int]]()
+
     @property
     def actor_options(self) -> set[str]:
         return {TRACKED}
@@ -40,11 +45,13 @@ class TaskTrackingMiddleware(AttemptMiddleware):
         if not is_tracked(message.actor_name):
             return
         task_id = UUID(message.message_id)
-        self._local.attempt = self._resources.execute(
+        attempt = self._resources.execute(
             lambda db: TaskRepository(db).start(task_id, message.actor_name)
         )
-        if self._local.attempt is None:
+        if attempt is None:
             raise SkipMessage("The task has already ended.")
+        self._local.attempt = (task_id, attempt)
+        self._running.add(self._local.attempt)
 
     def after_attempt(
         self, message: MessageProxy, result: Any | None, exception: BaseException | None
@@ -54,10 +61,9 @@ class TaskTrackingMiddleware(AttemptMiddleware):
             log.error("task_not_awaited")
             if inspect.iscoroutine(result):
                 result.close()
-        attempt = self._local.attempt
-        if attempt is None:
+        if self._local.attempt is None:
             return
-        task_id = UUID(message.message_id)
+        task_id, attempt = self._local.attempt
         if exception is None and not message.failed and (reason := _json_error(result)):
             mark_dead(message, reason)
             log.error("task_result_not_serializable", cause=reason)
@@ -72,6 +78,19 @@ class TaskTrackingMiddleware(AttemptMiddleware):
             )
         else:
             self._record(lambda db: TaskRepository(db).mark_queued(task_id, attempt))
+        self._running.discard((task_id, attempt))
+
+    def before_consumer_thread_shutdown(self, broker: Broker, thread: ConsumerThread) -> None:
+        """The worker stops before these tasks have ended. Another worker runs them again."""
+        running, self._running = self._running, set()
+
+        async def mark_queued(db: AsyncSession) -> None:
+            for task_id, attempt in running:
+                await TaskRepository(db).mark_queued(task_id, attempt)
+
+        if running:
+            with suppress(NotRecordedError):
+                self._resources.execute(mark_queued)
 
     def before_nack(self, broker: Broker, message: MessageProxy) -> None:
         """Say why a message of an unknown actor failed. Dramatiq calls no other hook for it."""

@@ -1,0 +1,66 @@
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+from dramatiq import Broker, Worker
+from dramatiq.broker import MessageProxy
+from dramatiq.middleware import Shutdown, ShutdownNotifications
+from dramatiq.threading import Interrupt, raise_thread_exception
+from dramatiq.worker import ConsumerThread
+
+CLEANUP_SECONDS = 2.0
+
+
+class InterruptionMiddleware(ShutdownNotifications):
+    """Interrupts the tasks that still run when the shutdown timeout of the worker is over.
+
+    Their outcome is ignored: no retry is counted, and the message is not acknowledged. The broker
+    gives it to another worker, when this one has closed its consumers or itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._threads = set[int]()  # those that run a task
+        self._lock = threading.Lock()
+        self._is_over = threading.Event()
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        self._is_over.clear()
+
+    def before_consumer_thread_shutdown(self, broker: Broker, thread: ConsumerThread) -> None:
+        """Dramatiq has waited for the tasks. It calls this in the thread of each queue."""
+        with self._lock:
+            if self._is_over.is_set():
+                return
+            self._is_over.set()
+        for identifier in list(self._threads):
+            raise_thread_exception(identifier, Shutdown)
+        deadline = time.monotonic() + CLEANUP_SECONDS
+        while self._threads and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        super().before_process_message(broker, message)  # type: ignore[no-untyped-call]  # untyped in Dramatiq
+        self._threads.add(threading.get_ident())
+        self._wait_for_exit()
+
+    def after_process_message(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        result: Any | None = None,
+        exception: BaseException | None = None,
+    ) -> None:
+        super().after_process_message(broker, message)  # type: ignore[no-untyped-call]  # untyped in Dramatiq
+        self._threads.discard(threading.get_ident())
+        self._wait_for_exit()
+
+    after_skip_message = after_process_message
+
+    def _wait_for_exit(self) -> None:
+        """If the shutdown timeout is over, stay here: the next step would record an outcome."""
+        while self._is_over.is_set():
+            with suppress(Interrupt):
+                threading.Event().wait()
