@@ -219,17 +219,43 @@ async def open_slowly(backend: Breaker, inner: FaultyBackend, operation: str = "
 async def test_slow_backend_opens_the_circuit(
     operation: str, backend: Breaker, inner: FaultyBackend
 ) -> None:
-    """A fast one closes it. If a deletion was missed, the cache is flushed before."""
+    """A fast one closes it. Deletions are sent, because other processes may still read."""
     await open_slowly(backend, inner, operation)
     assert inner.called("ping") >= circuit_breaker.SLOW_PINGS
+    inner.gates["delete"] = asyncio.Event()
     inner.calls.clear()
 
-    await backend.delete("other")
+    await asyncio.gather(*(call(backend) for call, _ in NON_DELETIONS.values()))
+    deletion = asyncio.create_task(backend.delete("other"))
     await until(lambda: inner.called("ping") > circuit_breaker.SLOW_PINGS)
-    assert inner.requests == []
+    assert inner.requests == ["delete", "delete"]  # one by `set`, which did not wait
+    inner.gates["delete"].set()
+    assert await deletion == 1
     inner.slow.clear()
     await recover(backend, inner)
 
+    assert inner.called("flush") == 0
+    assert await backend.get_many("key", "other") == [None, None]
+
+
+@pytest.mark.usefixtures("_small_limit")
+async def test_deletion_missed_by_a_slow_backend_flushes_it(
+    backend: Breaker, inner: FaultyBackend
+) -> None:
+    """No more deletions are sent until a ping succeeds."""
+    await open_slowly(backend, inner)
+    inner.outage = UNAVAILABLE
+    inner.calls.clear()
+    for _ in range(5):
+        await backend.delete("other")
+    assert inner.requests == ["delete"]
+
+    inner.outage = None
+    await until(lambda: inner.called("flush") == 1)
+
+    assert not backend.available
+    inner.slow.clear()
+    await recover(backend, inner)
     assert await backend.get("other") is None
 
 

@@ -45,16 +45,17 @@ AVAILABLE = Gauge(
 class Circuit(Enum):
     CLOSED = "closed"  # all operations are sent to the backend
     OPEN = "open"  # no operation is sent; a probe pings the backend regularly
-    HALF_OPEN = "half-open"  # the pings succeeded; the probe flushes if a deletion was missed
+    HALF_OPEN = "half-open"  # the backend responds, perhaps slowly: only deletions are sent
 
 
 class CircuitBreakerBackend(CacheBackend):
     """Behaves like an empty cache while the inner backend is unavailable.
 
     Only `ping` raises CacheError. An outage opens the circuit, so that no request waits for a
-    server that does not respond. After a slow operation, several slow pings open it too. An asyncio
-    task probes the server until it recovers. If a deletion was missed during the outage, the
-    namespace is flushed before the next read.
+    server that does not respond. After a slow operation, several slow pings open it halfway: other
+    processes may still read, so deletions are sent. An asyncio task probes the server until it
+    recovers. If a deletion was missed during the outage, the namespace is flushed before the next
+    read.
     """
 
     def __init__(self, inner: CacheBackend, *, retry_seconds: float = RETRY_SECONDS) -> None:
@@ -66,7 +67,7 @@ class CircuitBreakerBackend(CacheBackend):
         self._opened_at = 0.0
         self._outages = 0
         self._missed_deletions = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._next_check = 0.0
         self._warn_after: dict[str, float] = {}
         # Cached, because `labels()` takes longer than `observe()`.
@@ -101,7 +102,11 @@ class CircuitBreakerBackend(CacheBackend):
 
     async def set(self, key: str, value: Value, ex: float | None = None) -> None:
         if await self._attempt(self._inner.set, False, key, value, ex) is False:
-            await self.delete(key)  # the old value is outdated
+            # The old value is outdated. Do not wait for a slow backend.
+            if self._circuit is Circuit.HALF_OPEN:
+                self._start(self.delete(key))
+            else:
+                await self.delete(key)
 
     async def add(self, key: str, value: Value, ex: float | None = None) -> bool:
         return await self._attempt(self._inner.add, True, key, value, ex)
@@ -156,8 +161,6 @@ class CircuitBreakerBackend(CacheBackend):
         is_deletion: bool = False,
     ) -> T | D:
         """Call the inner backend, or return the default if it is unavailable or fails."""
-        # Deletions are sent during the flush too. If each counted as missed and required another
-        # flush, the circuit might never close.
         if not (self.available or (is_deletion and self._circuit is Circuit.HALF_OPEN)):
             self._missed_deletions += is_deletion
             return default
@@ -195,7 +198,7 @@ class CircuitBreakerBackend(CacheBackend):
             self._warn_after[operation] = monotonic() + WARN_SECONDS
             log.warning("cache_error", backend=self.name, operation=operation, cause=str(error))
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, object]) -> None:
         # With an empty context, the task does not log the id of the request that failed, and does
         # not keep the objects in that request's context alive.
         task = asyncio.create_task(work, context=Context())
@@ -235,9 +238,11 @@ class CircuitBreakerBackend(CacheBackend):
         return ticks >= TICKS
 
     def _open(self, error: BaseException, pings: int = 1) -> None:
+        if self._circuit is Circuit.HALF_OPEN and isinstance(error, CacheUnavailableError):
+            self._circuit = Circuit.OPEN
         if not self.available:
             return
-        self._circuit = Circuit.OPEN
+        self._circuit = Circuit.OPEN if pings == 1 else Circuit.HALF_OPEN
         self._opened_at = monotonic()
         self._outages += 1
         AVAILABLE.labels(self.name).set(0)
@@ -253,8 +258,6 @@ class CircuitBreakerBackend(CacheBackend):
             delay = self._retry_seconds
             try:
                 pings = SLOW_PINGS if await self._is_slow() else pings - 1
-                if pings > 0:
-                    continue
                 self._circuit = Circuit.HALF_OPEN
                 await self._flush_if_deletion_missed()
             except CacheError as error:
@@ -264,7 +267,8 @@ class CircuitBreakerBackend(CacheBackend):
                 self._circuit = Circuit.OPEN
                 log.exception("cache_probe_failed", backend=self.name)
             else:
-                self._circuit = Circuit.CLOSED
+                if pings <= 0:
+                    self._circuit = Circuit.CLOSED
         AVAILABLE.labels(self.name).set(1)
         seconds = round(monotonic() - self._opened_at, 3)
         log.info("cache_recovered", backend=self.name, unavailable_seconds=seconds)

@@ -93,7 +93,7 @@ async def test_requests_succeed_during_an_outage(
     async def requests_bypass_the_server() -> bool:
         before, sent = reads, proxy.requests
         await until(lambda: reads > before + 20 * CLIENTS)
-        return proxy.requests < sent + CLIENTS  # some pings
+        return proxy.requests < sent + 5 * CLIENTS  # pings, and deletions of a slow cache
 
     async with asyncio.TaskGroup() as load:
         for work in (*[read] * CLIENTS, write):
