@@ -7,7 +7,7 @@ BIN = .venv/bin
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick variants check docs pictures audit bench soak faults setup lock
+.PHONY: help demo test quick variants check docs pictures audit bench faults setup lock
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
@@ -48,9 +48,6 @@ bench: setup ## Compare the cost of reads, the cache and tasks with minimal impl
 	@$(BIN)/python benchmarks/reads.py
 	@$(BIN)/python benchmarks/cache.py
 	@$(BIN)/python benchmarks/tasks.py
-
-soak: setup ## Test that killed processes lose no task: make soak BROKER=rabbitmq
-	@$(BIN)/python benchmarks/soak.py $(or $(BROKER),redis)
 
 faults: setup ## Let servers and processes of the service fail under load, and print a table; WRITE=1 updates its page
 	@$(MAKE) --no-print-directory --directory '$(SERVICE)' faults BIN=../.venv/bin $(if $(WRITE),WRITE=1) --assume-old=setup

@@ -32,7 +32,7 @@ FEATURES = [
         tests/test_cache/reader.py
         tests/test_cache/test_circuit_breaker.py"""),
     ("{{ cookiecutter.cache_backend in ['redis', 'all'] }}", """
-        src/cache/backends/redis.py  tests/test_cache/test_redis"""),
+        src/cache/backends/redis.py  tests/faults/test_cache_server.py  tests/test_cache/test_redis"""),
     ("{{ cookiecutter.cache_backend in ['file', 'all'] }}", """
         src/cache/backends/file.py  src/cache/backends/sqlite.py
         tests/test_cache/test_file*.py"""),
@@ -42,7 +42,7 @@ FEATURES = [
     ("{{ cookiecutter.__queue }}", """
         alembic/versions/*_tasks.py  docs/tasks.md  src/**/task.py  src/tasks
         src/api/accepted.py  src/api/v1/endpoints/tasks.py  src/core/broker_type.py  src/worker.py
-        tests/fixtures/tasks.py  tests/test_tasks  tests/test_api/test_tasks.py  tests/test_cache/test_in_tasks.py"""),
+        tests/faults/test_task_queue.py  tests/fixtures/tasks.py  tests/test_tasks  tests/test_api/test_tasks.py  tests/test_cache/test_in_tasks.py"""),
     ("{{ cookiecutter.__queue_redis }}", """
         src/tasks/engine/brokers/redis.py
         tests/test_tasks/**/redis.py  tests/test_tasks/**/test_redis*.py"""),

@@ -74,6 +74,8 @@ class Proxy:
                 self._pump(client[0], server[1], thawed, self._wait),
                 self._pump(server[0], client[1], thawed),
             )
+        except OSError:
+            pass  # the server is not running
         finally:
             for writer in writers:
                 writer.transport.abort()

@@ -32,7 +32,7 @@ class Load:
         self._seconds: list[float] = []
         self.results: Counter[int | str] = Counter()
         self.successes = 0  # since the last failure
-        self.failed_at = self.healed_at = 0.0
+        self.well_at = self.healed_at = 0.0
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -54,14 +54,19 @@ class Load:
             while self.successes < ENOUGH * len(self._steps):  # noqa: ASYNC110 - clients count
                 await asyncio.sleep(0.02)
 
-    async def recovers(self) -> None:
-        """Call this when the fault has ended."""
+    async def recovers(self, condition: Callable[[], Awaitable[bool]] | None = None) -> None:
+        """Call this when the fault has ended. The condition says that everything works again."""
         self.healed_at = monotonic()
+        if condition:
+            async with asyncio.timeout(LIMIT):
+                while not await condition():  # noqa: ASYNC110 - other processes change it
+                    await asyncio.sleep(0.02)
+            self.well_at = monotonic()
         await self.succeeds()
 
     @property
     def recovery_seconds(self) -> float:
-        return max(0.0, self.failed_at - self.healed_at)
+        return max(0.0, self.well_at - self.healed_at)
 
     async def _repeat(self, step: Step, keep_alive: int) -> None:
         limits = Limits(max_keepalive_connections=keep_alive)
@@ -75,7 +80,7 @@ class Load:
                 if isinstance(result, int) and result < 400:
                     self.successes += 1
                 else:
-                    self.successes, self.failed_at = 0, monotonic()
+                    self.successes, self.well_at = 0, monotonic()
                 await asyncio.sleep(PAUSE_SECONDS)
 
     async def _result(self, step: Step, client: AsyncClient) -> int | str:

@@ -14,6 +14,8 @@ from dev.server import ServerError
 from tests.fixtures.commands import LIMIT, Process, free_port
 from tests.proxy import Proxy, Stream
 
+FAULT_SECONDS = 3
+
 
 class Server:
     """A server of `dev`. Clients connect to `proxy`, whose address stays the same."""
@@ -47,9 +49,23 @@ class Server:
         for pid in pids[1:]:
             os.kill(pid, number)
 
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-        self.stop()
+    async def fail(self, fault: str) -> None:
+        """Let the fault happen, and end it after some seconds."""
+        if fault == "killed":
+            self.send_signal(signal.SIGKILL)
+        if fault in {"killed", "stopped"}:
+            await asyncio.to_thread(self.stop)
+            await asyncio.sleep(FAULT_SECONDS)
+            await asyncio.to_thread(self.start)
+        elif fault == "frozen":
+            self.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(FAULT_SECONDS)
+            self.send_signal(signal.SIGCONT)
+        elif fault == "cut off":
+            self.proxy.freeze()
+            await asyncio.sleep(FAULT_SECONDS)
+            await self.proxy.stop()
+            await self.proxy.start()
 
 
 def children() -> dict[int, list[int]]:

@@ -56,26 +56,6 @@ async def url(server: Server) -> URL:
     return url.update_query_dict({"command_timeout": "2"})
 
 
-async def fail(server: Server, fault: str) -> None:
-    """Let the fault happen, and end it."""
-    if fault == "killed":
-        await asyncio.to_thread(server.kill)
-    elif fault == "stopped":
-        await asyncio.to_thread(server.stop)
-    elif fault == "frozen":
-        server.send_signal(signal.SIGSTOP)
-    else:
-        server.proxy.freeze()
-    await asyncio.sleep(3)
-    if fault in {"killed", "stopped"}:
-        await asyncio.to_thread(server.start)
-    elif fault == "frozen":
-        server.send_signal(signal.SIGCONT)
-    else:
-        await server.proxy.stop()
-        await server.proxy.start()
-
-
 @pytest.mark.parametrize("fault", ["killed", "stopped", "frozen", "cut off"])
 async def test_no_acknowledged_write_is_lost(
     server: Server, url: URL, fault: str, tmp_path: Path, report: Report
@@ -84,7 +64,7 @@ async def test_no_acknowledged_write_is_lost(
     async with api(APPLICATION, folder=tmp_path, DATABASE_URL=text_of(url)) as (_, address):
         load = Load(address, steps.write, steps.read)
         async with load.running():
-            await fail(server, fault)
+            await server.fail(fault)
             await load.recovers()
 
     assert load.results.keys() <= {200, 201, 503}, load.results

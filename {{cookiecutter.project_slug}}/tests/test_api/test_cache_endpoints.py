@@ -20,7 +20,7 @@ async def test_inspect_and_clear_the_cache(
     """Both need an API key. A GET request never clears the cache."""
     cache = Cache(MemoryBackend(), ttl=60)
     protected = settings.model_copy(update={"API_KEYS": [SecretStr(KEY)]})
-    client = connect(app, database, protected, own_cache=cache)
+    client = connect(app, database, protected, cache=cache)
     headers = {"X-API-Key": KEY}
     await cache.backend.set("one", "1")
 

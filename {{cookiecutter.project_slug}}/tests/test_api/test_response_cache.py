@@ -64,7 +64,7 @@ def client_of(
         outer = APIRouter()
         outer.include_router(router)
         fresh_app.include_router(outer, prefix="/x")
-        return connect(fresh_app, database, own_cache=cache)
+        return connect(fresh_app, database, cache=cache)
 
     return client_of
 

@@ -74,7 +74,7 @@ def cached_router(path: str = "/n", endpoint: Any = None, **options: Any) -> API
 def client_for(database: Database) -> Callable[[FastAPI], AsyncClient]:
     """Clients with one cache, as for an application that keeps running."""
     cache = Cache(MemoryBackend(), ttl=60)
-    return lambda app: connect(app, database, own_cache=cache)
+    return lambda app: connect(app, database, cache=cache)
 
 
 async def start(app: FastAPI) -> None:
@@ -214,7 +214,7 @@ async def test_prefix_with_a_path_parameter_is_in_the_key_and_in_tags(
     cache = Cache(MemoryBackend(), ttl=60)
     router = cached_router("/n/{number}", get, tags=["tenant:{tenant}"])
     fresh_app.include_router(router, prefix="/{tenant}")
-    async with connect(fresh_app, database, own_cache=cache) as client:
+    async with connect(fresh_app, database, cache=cache) as client:
         for path in ("/a/n/1", "/b/n/1", "/a/n/1"):
             assert (await client.get(path)).json() == path[1:].replace("/n/", " ")
     assert {key async for key in cache.backend.scan("tag:*")} == {"tag:tenant:a", "tag:tenant:b"}

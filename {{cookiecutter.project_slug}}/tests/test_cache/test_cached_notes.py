@@ -26,7 +26,7 @@ def cache() -> Cache:
 @pytest.fixture
 def client(fresh_app: FastAPI, committing_database: Database, cache: Cache) -> AsyncClient:
     add_cached_notes(fresh_app)
-    return connect(fresh_app, committing_database, own_cache=cache)
+    return connect(fresh_app, committing_database, cache=cache)
 
 
 @pytest.fixture

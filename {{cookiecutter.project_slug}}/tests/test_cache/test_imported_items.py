@@ -14,7 +14,7 @@ ITEMS = f"{API}/items/"
 async def test_import_invalidates_cached_lists(app: FastAPI, committing_database: Database) -> None:
     """Each batch invalidates them when it commits."""
     cache = Cache(MemoryBackend(), ttl=60)
-    client = connect(app, committing_database, own_cache=cache)
+    client = connect(app, committing_database, cache=cache)
 
     async def read() -> list[str]:
         listed = (await client.get(ITEMS)).json()["items"]

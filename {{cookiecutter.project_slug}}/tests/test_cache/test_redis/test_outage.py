@@ -54,7 +54,7 @@ async def client(
     fresh_app: FastAPI, committing_database: Database, cache: Cache
 ) -> AsyncGenerator[AsyncClient]:
     add_cached_notes(fresh_app)
-    async with connect(fresh_app, committing_database, own_cache=cache) as client:
+    async with connect(fresh_app, committing_database, cache=cache) as client:
         yield client
 
 

@@ -2,8 +2,9 @@ import asyncio
 import atexit
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -16,6 +17,7 @@ from src.tasks.engine.brokers.rabbitmq import RabbitmqTaskBroker
 from tests.proxy import Stream
 from tests.test_tasks.workers import LIMIT
 
+NAME = "RabbitMQ"
 PASSWORD = "guest"
 
 
@@ -41,6 +43,11 @@ def _start() -> str:
     url = stack.enter_context(embedded_rabbitmq())
     atexit.register(stack.close)
     return url
+
+
+def stored(data: Path) -> AbstractContextManager[str]:
+    """Run a server that stores messages in a folder."""
+    return embedded_rabbitmq(data)
 
 
 async def connect(url: str) -> Stream:

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -11,6 +12,7 @@ from src.core import redis_url
 from src.tasks.engine.brokers.redis import RedisTaskBroker
 from tests.proxy import Stream
 
+NAME = "Valkey for tasks"
 PASSWORD = "none: the server has no password"
 
 
@@ -21,6 +23,11 @@ def serve() -> Iterator[str]:
             yield url
     except ServerError as error:
         pytest.skip(str(error))
+
+
+def stored(data: Path) -> AbstractContextManager[str]:
+    """Run a server that stores messages in a folder."""
+    return embedded_valkey(data=data)
 
 
 async def connect(url: str) -> Stream:

