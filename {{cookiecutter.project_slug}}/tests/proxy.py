@@ -23,7 +23,6 @@ class Proxy:
         self._thawed = asyncio.Event()
         self.port = 0
         self.delay: Callable[[bytes], float] = lambda _: 0  # seconds until a request is forwarded
-        self.requests = 0
         self._reserved: socket.socket | None = None
 
     async def start(self) -> None:
@@ -81,7 +80,6 @@ class Proxy:
                 writer.transport.abort()
 
     async def _wait(self, request: bytes) -> None:
-        self.requests += 1
         await asyncio.sleep(self.delay(request))
 
     async def _pump(

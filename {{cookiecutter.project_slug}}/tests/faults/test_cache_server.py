@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from time import monotonic
 
@@ -73,18 +73,28 @@ async def configure(server: Server, name: str, value: str) -> None:
         await redis.config_set(name, value)
 
 
+WRITES = (b"SET", b"EVALSHA", b"UNLINK")
+REFUSALS = {"full": "maxmemory", "read-only": "min-replicas-to-write"}
+DELAYS: dict[str, Callable[[bytes], float]] = {
+    "slow": lambda _: 0.2,
+    "slow for writes": lambda request: 0.2 * any(word in request for word in WRITES),
+}
+
+
 async def fail(server: Server, fault: str) -> None:
-    setting = {"full": ("maxmemory", "1"), "read-only": ("min-replicas-to-write", "1")}.get(fault)
-    if setting:  # the second is like a full disk
-        name, value = setting
-        await configure(server, name, value)
+    if setting := REFUSALS.get(fault):
+        await configure(server, setting, "1")
         await asyncio.sleep(FAULT_SECONDS)
-        await configure(server, name, "0")
+        await configure(server, setting, "0")
+    elif fault in DELAYS:
+        server.proxy.delay = DELAYS[fault]
+        await asyncio.sleep(FAULT_SECONDS)
+        server.proxy.delay = lambda _: 0
     else:
         await server.fail(fault)
 
 
-@pytest.mark.parametrize("fault", ["killed", "frozen", "cut off", "full", "read-only"])
+@pytest.mark.parametrize("fault", ["killed", "frozen", "cut off", *DELAYS, *REFUSALS])
 async def test_requests_succeed_and_are_not_outdated(
     server: Server, committing_url: URL, fault: str, tmp_path: Path, report: Report
 ) -> None:
@@ -95,7 +105,7 @@ async def test_requests_succeed_and_are_not_outdated(
     }
     note = CachedNote()
     async with (
-        api(f"{__name__}:application", folder=tmp_path, **variables) as (_, address),
+        api(f"{__name__}:application", folder=tmp_path, **variables) as (process, address),
         AsyncClient(base_url=address, headers=HEADERS, timeout=LIMIT) as client,
     ):
 
@@ -109,5 +119,6 @@ async def test_requests_succeed_and_are_not_outdated(
             await fail(server, fault)
             await load.recovers(is_available)
 
+    assert fault in REFUSALS or "cache_unavailable" in process.log_text
     assert load.results.keys() == {200}, load.results
     report(f"Valkey for the cache is {fault}", load, f"{note.version:,} writes")
