@@ -1,12 +1,17 @@
 """Plain ASGI middleware. Each `BaseHTTPMiddleware` of Starlette would halve the throughput."""
 
 import asyncio
+import json
+import re
 from asyncio import CancelledError
+from functools import cached_property
 from http import HTTPStatus
+from itertools import accumulate
 from typing import cast
 
 import structlog
 from fastapi.routing import iter_route_contexts
+from starlette.datastructures import URL, Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware, RequestBodyLimitResponder
 from starlette.responses import Response
@@ -40,6 +45,13 @@ _PAGE_POLICY = (
 _PAGE_TYPES = (b"text/html", b"text/javascript", b"application/javascript")
 
 
+MAX_JSON_DEPTH = 64
+# A JSON body may have 1,000 members and elements, or one for each 64 bytes of `max_body_size`.
+MIN_JSON_MEMBERS = 1000
+BYTES_PER_MEMBER = 64
+MAX_QUERY_PARAMETERS = 1000
+
+
 class TraceMiddleware:
     """Store the caller's `traceparent` header."""
 
@@ -54,7 +66,7 @@ class TraceMiddleware:
 
 
 class BodyLimitMiddleware(RequestBodyLimitMiddleware):
-    """Reject a larger body with 413, with or without a Content-Length.
+    """Reject a larger body with 413, with or without a Content-Length, and JSON with too many members.
 
     `max_body_size` of a route, a router or `include_router()` replaces the limit.
     """
@@ -62,22 +74,60 @@ class BodyLimitMiddleware(RequestBodyLimitMiddleware):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-            return
-        await _BodyLimit(self.app, self.max_body_size)(scope, receive, send)
+        elif scope["query_string"].count(b"&") >= MAX_QUERY_PARAMETERS:
+            detail = f"A request may have at most {MAX_QUERY_PARAMETERS} query parameters."
+            response = problem_response(scope, HTTPStatus.REQUEST_URI_TOO_LONG, detail=detail)
+            await response(scope, receive, send)
+        else:
+            await _BodyLimit(self.app, self.max_body_size)(scope, receive, send)
 
 
 class _BodyLimit(RequestBodyLimitResponder):
     """Raises an error that becomes a problem. Starlette's response would be plain text."""
 
+    def __init__(self, app: ASGIApp, max_body_size: int) -> None:
+        super().__init__(app, max_body_size)
+        self.json: list[bytes] = []
+
+    @cached_property
+    def _is_json(self) -> bool:
+        return "json" in Headers(scope=self.scope).get("content-type", "json").lower()
+
     async def receive_with_limit(self) -> Message:
         try:
-            return await super().receive_with_limit()
+            message = await super().receive_with_limit()
         except HTTPException:
             detail = f"The request body must not exceed {self.max_body_size} bytes."
             raise HTTPException(413, detail) from None
+        if message.get("body") and self._is_json:
+            self.json.append(message["body"])
+        if self.json and not message.get("more_body"):
+            max_members = max(MIN_JSON_MEMBERS, self.max_body_size // BYTES_PER_MEMBER)
+            _check_json(b"".join(self.json), max_members)
+            self.json.clear()
+        return message
 
     async def send_with_limit(self, message: Message) -> None:
         await self.send(message)
+
+
+def _check_json(body: bytes, max_members: int) -> None:
+    """Reject JSON whose parsing or validation would block the event loop. Raises HTTPException."""
+    opened = body.count(b"[") + body.count(b"{")
+    if opened <= MAX_JSON_DEPTH and opened + body.count(b",") <= max_members:
+        return  # no need to find out which characters are in strings
+    try:
+        text = body.decode(json.detect_encoding(body), "surrogatepass")
+    except UnicodeDecodeError:
+        return  # the parser rejects it too
+    text = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+    if sum(map(text.count, "[{,")) <= max_members:
+        brackets = re.sub(r"[^][{}]+", "", text)
+        depths = accumulate(1 if bracket in "[{" else -1 for bracket in brackets)
+        if max(depths, default=0) <= MAX_JSON_DEPTH:
+            return
+    detail = f"A JSON body may have at most {max_members} members and {MAX_JSON_DEPTH} levels."
+    raise HTTPException(413, detail)
 
 
 class HeadMiddleware:
@@ -214,6 +264,7 @@ class UnexpectedErrorMiddleware:
 class SecurityHeadersMiddleware:
     """Add the headers that OWASP recommends, unless the response has set them.
 
+    A redirect to this service becomes relative, because an attacker may have chosen the Host header.
     While the process stops, also tell clients to open their next connection elsewhere.
     """
 
@@ -236,6 +287,21 @@ class SecurityHeadersMiddleware:
                 if is_stopping(scope):
                     added.append((b"connection", b"close"))
                 message["headers"] = [*message.get("headers", ()), *added]
+                if b"location" in given:
+                    message["headers"] = _with_relative_location(scope, message["headers"])
             await send(message)
 
         await self.app(scope, receive, with_headers)
+
+
+def _with_relative_location(
+    scope: Scope, headers: list[tuple[bytes, bytes]]
+) -> list[tuple[bytes, bytes]]:
+    own = str(URL(scope={**scope, "path": "/", "query_string": b""})).encode("latin-1")
+    return [
+        # Two slashes at the start would be the host of another service.
+        (name, b"/" + value[len(own) :].lstrip(b"/"))
+        if name.lower() == b"location" and value.startswith(own)
+        else (name, value)
+        for name, value in headers
+    ]

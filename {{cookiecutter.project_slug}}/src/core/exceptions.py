@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 
 Handler = Callable[[Any, Any], Awaitable[Response | None]]
 MAX_ERRORS = 100  # in one response
+MAX_ERROR_LENGTH = 300  # an error may contain a name or value of the request
 MAX_REASON_BYTES = 123  # RFC 6455, section 5.5
 
 
@@ -110,7 +111,10 @@ async def _invalid_request(request: Request, error: RequestValidationError) -> J
         HTTPStatus.UNPROCESSABLE_ENTITY,
         detail="The request has invalid fields; see `errors`.",
         errors=[
-            InvalidField(location=".".join(map(str, fault["loc"])), detail=fault["msg"])
+            InvalidField(
+                location=".".join(map(str, fault["loc"]))[:MAX_ERROR_LENGTH],
+                detail=fault["msg"][:MAX_ERROR_LENGTH],
+            )
             for fault in error.errors()[:MAX_ERRORS]
         ],
     )

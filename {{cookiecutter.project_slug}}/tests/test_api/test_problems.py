@@ -71,10 +71,10 @@ async def test_the_number_of_listed_errors_is_limited(
     assert len(response.json()["errors"]) == 100
 
 
-UNFIT = [b"{", b"\xff", b"[" * 100_000, rb'{"text": "\ud800"}', rb'{"text": "\u0000"}']
+UNFIT = [b"{", b"\xff", rb'{"text": "\ud800"}', rb'{"text": "\u0000"}']
 
 
-@pytest.mark.parametrize("body", UNFIT, ids=["json", "utf-8", "deep", "surrogate", "NUL"])
+@pytest.mark.parametrize("body", UNFIT, ids=["json", "utf-8", "surrogate", "NUL"])
 async def test_malformed_json_or_text_that_postgresql_cannot_store(
     client: AsyncClient, body: bytes
 ) -> None:
