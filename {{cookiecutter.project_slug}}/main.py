@@ -23,6 +23,7 @@ from src.api.middleware import (
     TraceMiddleware,
     UnexpectedErrorMiddleware,
 )
+from src.api.rate_limits import RateLimitMiddleware
 from src.api.v1.router import router as v1_router
 from src.core import origins
 from src.core.config import Settings, get_settings
@@ -86,6 +87,10 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(BodyLimitMiddleware, max_body_size=settings.MAX_BODY_SIZE)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(DisconnectMiddleware)
+    if settings.RATE_LIMIT:
+        probes = {f"{settings.API_PREFIX}/v1/health/{name}" for name in ("live", "ready")}
+        exempt = {"/metrics", *probes}
+        app.add_middleware(RateLimitMiddleware, rate=settings.RATE_LIMIT, exempt=exempt)
     if not settings.DEBUG:  # with DEBUG, Starlette returns a page with the traceback
         app.add_middleware(UnexpectedErrorMiddleware)
     if settings.CORS_ORIGINS:
@@ -101,6 +106,8 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
                 "ETag",
                 idempotency.REPLAYED,
                 "Location",
+                "RateLimit",
+                "RateLimit-Policy",
                 "Retry-After",
                 "X-Request-ID",
             ],

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 
-from src.api import deps
+from src.api import deps, rate_limits
 from src.api.problems import MEDIA_TYPE, Problem, status_of
 from src.domain.errors import (
     DomainError,
@@ -40,6 +40,7 @@ _ERRORS_OF_DEPENDENCY: dict[Callable[..., Any], tuple[type[DomainError] | int, .
     deps.get_expensive_read_session: (503,),
     deps.get_read_session: (503,),
     deps.require_api_key: (401,),
+    rate_limits.get_counter: (429,),
 }
 
 

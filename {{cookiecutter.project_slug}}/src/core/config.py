@@ -36,6 +36,7 @@ from src.core import (
     # % if cookiecutter.__queue_rabbitmq
     rabbitmq_url,
     # % endif
+    rate_limits,
     # % if cookiecutter.__redis
     redis_url,
     # % endif
@@ -89,6 +90,10 @@ def _checked_by(parse: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _check_rate(text: str) -> str:
+    return rate_limits.Rate.parse(text).text
+
+
 def _is_guessable(key: str) -> bool:
     letters = key.lower().replace("-", "").replace("_", "")
     return "changeme" in letters or len(set(key)) < _FEWEST_CHARACTERS
@@ -138,6 +143,7 @@ class Settings(BaseSettings):
     DISABLED_PAGES: Annotated[list[Page], NoDecode, BeforeValidator(_split)] = []
     METRICS_PORT: Port | None = None
     MAX_BODY_SIZE: Annotated[ByteSize, Field(ge=1)] = ByteSize(1024 * 1024)
+    RATE_LIMIT: Annotated[str, AfterValidator(_check_rate)] | None = None
     SHUTDOWN_DELAY_SECONDS: float | None = Field(default=None, ge=0)
 
     POSTGRES_HOST: str = "localhost"

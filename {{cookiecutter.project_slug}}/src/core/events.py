@@ -20,6 +20,7 @@ from src import (
 )
 from src.core.config import Settings
 from src.core.metrics_server import open_metrics_server
+from src.core.rate_limits import Count, MemoryCounters
 from src.core.shutdown import Shutdown
 
 log = structlog.get_logger(__name__)
@@ -34,6 +35,7 @@ class State(TypedDict):
     # % endif
     database: db.Database
     shutdown: Shutdown
+    count_requests: NotRequired[Count]  # for rate limits, which tests do not have
     transaction: NotRequired[AsyncSession]  # set and committed by `IdempotencyMiddleware`
 
 
@@ -43,6 +45,7 @@ async def open_resources(settings: Settings) -> AsyncGenerator[State]:
         state = State(
             settings=settings,
             shutdown=Shutdown(),
+            count_requests=MemoryCounters().count,
             database=await stack.enter_async_context(
                 db.open_database(settings.database_url, pool_size=settings.DATABASE_POOL_SIZE)
             ),
@@ -50,6 +53,10 @@ async def open_resources(settings: Settings) -> AsyncGenerator[State]:
             cache=await stack.enter_async_context(cache.open_cache(settings)),
             # % endif
         )
+        # % if cookiecutter.cache_backend in ["redis", "all"]
+        if settings.CACHE_BACKEND_TYPE == "redis":
+            state["count_requests"] = state["cache"].backend.count
+        # % endif
         # % if cookiecutter.__queue
         tasks.load_actors()  # so that the relay knows all queues
         await stack.enter_async_context(tasks.open_relay(settings, tasks.broker))

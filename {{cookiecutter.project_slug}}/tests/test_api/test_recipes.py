@@ -1,4 +1,4 @@
-"""The snippets of docs/sessions.md, docs/recipes.md and docs/testing.md run."""
+"""The snippets of docs/sessions.md, recipes.md, http.md and testing.md run."""
 
 from typing import Any
 
@@ -107,6 +107,17 @@ async def test_expensive_read(client: AsyncClient, fresh_app: FastAPI) -> None:
     fresh_app.include_router(run_page("recipes.md", only="ExpensiveReadSession")["router"])
 
     assert (await client.get("/reports/totals")).json() > 0
+
+
+async def test_rate_limits(fresh_app: FastAPI, committing_database: Database) -> None:
+    fresh_app.include_router(run_page("http.md", only="rate_limit")["router"])
+    client = connect(fresh_app, committing_database, rate_limits=True)
+
+    for user in ("Ann", "Ben"):
+        responses = [
+            await client.post("/limited/invitations", headers={"X-User": user}) for _ in range(21)
+        ]
+        assert [each.status_code for each in responses] == [200] * 20 + [429]
 
 
 def test_http_client_is_open_while_the_application_runs(fresh_app: FastAPI) -> None:

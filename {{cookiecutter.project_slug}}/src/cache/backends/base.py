@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Any, Self
 
+from src.core.rate_limits import Counted
+
 Value = str | bytes
 
 
@@ -107,6 +109,10 @@ class CacheBackend(ABC):
     @abstractmethod
     async def release_lease(self, key: str, token: str) -> None:
         """End the lease without setting a value, if it belongs to this token."""
+
+    async def count(self, key: str, seconds: int) -> Counted | None:
+        """Increment a counter. Only a backend that all processes share needs counters."""
+        raise NotImplementedError
 
     @abstractmethod
     async def ping(self) -> None:

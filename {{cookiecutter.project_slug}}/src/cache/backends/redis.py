@@ -18,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError, Value
+from src.core.rate_limits import Counted
 from src.core.redis_url import RedisURL
 
 SOCKET_SECONDS: Final = 0.5  # timeout to connect, and for each response
@@ -185,6 +186,12 @@ class RedisBackend(CacheBackend):
 
     async def release_lease(self, key: str, token: str) -> None:
         await self._call(self._release_script, [self._lease_key(key)], [token])
+
+    async def count(self, key: str, seconds: int) -> Counted:
+        name = "rate{" + self._prefix + key + "}"  # not a value, so `flush()` does not delete it
+        commands: list[Command] = [("INCR", name), ("EXPIRE", name, seconds, "NX"), ("PTTL", name)]
+        number, _, milliseconds = await self._send_all(commands)
+        return Counted(number, milliseconds / 1000)
 
     async def ping(self) -> None:
         """Write a key that expires. Do not wait while all connections are in use."""

@@ -13,6 +13,7 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError, Value
+from src.core.rate_limits import Counted
 
 RETRY_SECONDS = 1.0  # between pings
 SLOW_SECONDS = 0.05  # of one operation; an expensive computation may take as long
@@ -143,6 +144,9 @@ class CircuitBreakerBackend(CacheBackend):
 
     async def release_lease(self, key: str, token: str) -> None:
         await self._attempt(self._inner.release_lease, None, key, token)
+
+    async def count(self, key: str, seconds: int) -> Counted | None:
+        return await self._attempt(self._inner.count, None, key, seconds)
 
     async def ping(self) -> None:
         if await self._attempt(self._inner.ping, False) is False:

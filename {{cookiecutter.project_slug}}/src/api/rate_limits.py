@@ -1,0 +1,126 @@
+"""Rate limits: `RATE_LIMIT` for all requests of a caller, `rate_limit("5/minute")` for a route.
+
+A caller is a valid API key, else an IP address. While the store of the counters is unavailable,
+requests are served without a limit.
+"""
+
+from collections.abc import Callable, Collection
+from hashlib import blake2b
+from ipaddress import IPv6Address, ip_address
+from math import ceil
+from typing import Annotated, Any
+
+from fastapi import Depends, HTTPException, Response
+from prometheus_client import Counter
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from src.api.deps import API_KEY_HEADER, get_app_settings, is_api_key
+from src.api.metrics import route_template
+from src.api.problems import problem_response
+from src.core.rate_limits import Count, Rate
+
+UNCHECKED = Counter(
+    "rate_limit_unchecked_requests_total",
+    "Requests served without a rate limit, because the store of the counters was unavailable.",
+)
+
+
+async def get_caller(connection: HTTPConnection) -> str:
+    """Return who calls: a valid API key, else the address; for IPv6, the /64 network of a site."""
+    key = connection.headers.get(API_KEY_HEADER)
+    if key and is_api_key(await get_app_settings(connection), key):
+        return f"key {key}"
+    host = connection.client.host if connection.client else ""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, IPv6Address):
+        return str(address.ipv4_mapped or f"network {int(address) >> 64:x}")
+    return str(address)
+
+
+async def get_counter(connection: HTTPConnection) -> Count | None:
+    """Return how to count requests; None in tests, which have no rate limits by default."""
+    count: Count | None = connection.scope.get("state", {}).get("count_requests")
+    return count
+
+
+def rate_limit(rate: str, by: Callable[..., Any] = get_caller) -> Any:
+    """Limit the requests to a route, for `dependencies=`. All other requests get 429.
+
+    `by` is a dependency that returns the caller as text, such as the ID of a user.
+    """
+    parsed = Rate.parse(rate)
+
+    async def check_rate_limit(
+        connection: HTTPConnection,
+        response: Response,
+        count: Annotated[Count | None, Depends(get_counter)],
+        caller: Annotated[str, Depends(by)],
+    ) -> None:
+        scope = connection.scope
+        route = f"{scope.get('method')} {route_template(scope)}"
+        for name, value in (await _check(count, parsed, route, caller)).items():
+            response.headers.append(name, value)
+
+    return Depends(check_rate_limit)
+
+
+class RateLimitMiddleware:
+    """Limit all requests of a caller, with WebSocket handshakes, except to the exempt paths."""
+
+    def __init__(self, app: ASGIApp, rate: str, exempt: Collection[str]) -> None:
+        self.app = app
+        self.rate = Rate.parse(rate)
+        self.exempt = exempt
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection = HTTPConnection(scope) if scope["type"] != "lifespan" else None
+        count = await get_counter(connection) if connection else None
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if connection is None or count is None or path in self.exempt:
+            await self.app(scope, receive, send)
+            return
+        try:
+            headers = await _check(count, self.rate, "", await get_caller(connection))
+        except HTTPException as error:
+            status, detail = error.status_code, error.detail
+            refusal = problem_response(scope, status, headers=error.headers, detail=detail)
+            await refusal(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                sent = MutableHeaders(scope=message)
+                for name, value in headers.items():
+                    sent.append(name, value)
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+async def _check(count: Count | None, rate: Rate, route: str, caller: str) -> dict[str, str]:
+    """Count the request, and return the header fields of draft-ietf-httpapi-ratelimit-headers.
+
+    Raises HTTPException with 429 if the caller has used up the quota.
+    """
+    if count is None:
+        return {}
+    identity = f"{rate.text}\0{route}\0{caller}"
+    key = blake2b(identity.encode(errors="replace"), digest_size=16).hexdigest()
+    counted = await count(key, rate.seconds)
+    if counted is None:
+        UNCHECKED.inc()
+        return {}
+    left = max(1, ceil(counted.seconds_left))
+    headers = {
+        "RateLimit-Policy": f'"{rate.text}";q={rate.quota};w={rate.seconds}',
+        "RateLimit": f'"{rate.text}";r={max(0, rate.quota - counted.number)};t={left}',
+    }
+    if counted.number > rate.quota:
+        detail = f"Only {rate.text} requests are allowed. Try again in {left} s."
+        raise HTTPException(429, detail, {**headers, "Retry-After": str(left)})
+    return headers
