@@ -177,6 +177,21 @@ async def test_backend_is_unavailable_while_its_path_is_blocked(folder: Path, fi
         await assert_works(backend)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not delete open files")
+async def test_open_backend_is_unavailable_while_its_path_is_blocked(
+    backend: FileBackend, folder: Path
+) -> None:
+    await backend.set("key", "value")
+    shutil.rmtree(folder)
+    folder.write_text("not a folder")
+    for operation in (backend.get("key"), backend.delete("key"), backend.ping()):
+        with pytest.raises(CacheUnavailableError, match="folder"):
+            await operation
+
+    folder.unlink()
+    await assert_works(backend)
+
+
 async def test_writes_fail_and_reads_succeed_while_the_file_is_locked(
     backend: FileBackend, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

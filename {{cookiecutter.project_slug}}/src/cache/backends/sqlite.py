@@ -52,7 +52,10 @@ _PRAGMAS = (
     "cell_size_check = ON",  # detects damage
 )
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-_DENIED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
+# After an I/O error, a new file may fail too, for example because of a quota.
+_DENIED = {
+    *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY)
+}
 
 Outcome = tuple[Any, Exception | None]
 
@@ -311,6 +314,8 @@ class Store:
         if self._file_id != _file_id(self._path):
             self._close_lost_file("deleted or replaced")
         elif code in _DENIED:
+            if code == sqlite3.SQLITE_IOERR:
+                self._damaged_file_id = self._file_id
             self.close()
             raise CacheUnavailableError(
                 f"The cache file {self._path} cannot be used: {error}."
@@ -363,7 +368,7 @@ def _file_id(path: Path) -> tuple[int, int] | None:
     """Identify the file: a replaced file has the same path, but a different id."""
     try:
         found = os.stat(path)  # noqa: PTH116 - twice as fast as Path.stat, and called often
-    except FileNotFoundError:
+    except OSError:  # the file or its folder was deleted, replaced or is inaccessible
         return None
     return found.st_dev, found.st_ino
 
