@@ -163,7 +163,7 @@ async def test_other_methods_run_to_their_end(
     assert await texts(admin) == ["Lamp"]
 
 
-async def test_background_tasks_run_after_the_client_has_disconnected(
+async def test_work_after_the_response_completes(
     address: str, fresh_app: FastAPI
 ) -> None:
     disconnected, done = asyncio.Event(), asyncio.Event()
