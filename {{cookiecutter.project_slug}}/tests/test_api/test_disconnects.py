@@ -163,9 +163,7 @@ async def test_other_methods_run_to_their_end(
     assert await texts(admin) == ["Lamp"]
 
 
-async def test_work_after_the_response_completes(
-    address: str, fresh_app: FastAPI
-) -> None:
+async def test_work_after_the_response_completes(address: str, fresh_app: FastAPI) -> None:
     disconnected, done = asyncio.Event(), asyncio.Event()
 
     @fresh_app.get("/")
