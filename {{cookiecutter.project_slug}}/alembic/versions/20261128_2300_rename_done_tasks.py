@@ -1,5 +1,6 @@
 """Rename the status `done` of tasks to `succeeded`."""
 
+# squawk-ignore-file ban-drop-constraint, constraint-missing-not-valid
 from collections.abc import Sequence
 
 from alembic import op

@@ -1,5 +1,6 @@
 """Create the index for sorting items by name."""
 
+# squawk-ignore-file require-concurrent-index-creation
 from collections.abc import Sequence
 
 from alembic import op
