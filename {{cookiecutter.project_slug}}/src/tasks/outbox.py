@@ -6,14 +6,15 @@ https://microservices.io/patterns/data/transactional-outbox.html.
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar
 
 from asgi_correlation_id import correlation_id
-from dramatiq import Actor, Message, get_broker
+from dramatiq import Actor, ActorNotFound, Message, get_broker
+from dramatiq.broker import MessageProxy
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.core.trace import traceparent
@@ -70,7 +71,7 @@ async def enqueue_messages(
 
 
 def is_tracked(actor_name: str) -> bool:
-    """Raises dramatiq.ActorNotFound."""
+    """Return False for an unknown actor."""
     return bool(get_broker().get_actor(actor_name).options.get(TRACKED))
 
 
@@ -78,11 +79,10 @@ def check(message: Message[Any]) -> None:
     """Raise the errors that a worker would otherwise raise later."""
     if "delay" in message.options:
         raise TypeError("A message has no `delay`: pass it to enqueue_message(), as a timedelta.")
-    name, actor = message.actor_name, get_broker().get_actor(message.actor_name)
-    try:
-        arguments = _signature(actor.fn).bind(*message.args, **message.kwargs).arguments
-    except TypeError as error:
-        raise TypeError(f"The arguments do not fit the actor {name}: {error}.") from None
+    name = message.actor_name
+    if name not in get_broker().actors:
+        raise ActorNotFound(name)
+    arguments = bind(get_broker().get_actor(name), message)
     for argument, value in arguments.items():
         try:
             json.dumps(value)
@@ -92,6 +92,15 @@ def check(message: Message[Any]) -> None:
                 f"The argument {argument} of {name} cannot be stored: {error}."
                 " Pass JSON, for example str(id) or value.isoformat()."
             ) from None
+
+
+def bind(actor: Actor[..., Any], message: Message[Any] | MessageProxy) -> Mapping[str, Any]:
+    """Return the arguments by name. Raises TypeError if they do not fit the actor."""
+    try:
+        return _signature(actor.fn).bind(*message.args, **message.kwargs).arguments
+    except TypeError as error:
+        text = f"The arguments do not fit the actor {actor.actor_name}: {error}."
+        raise TypeError(text) from None
 
 
 def _check_keys(value: Any) -> None:

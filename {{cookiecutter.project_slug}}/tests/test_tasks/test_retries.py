@@ -6,14 +6,17 @@ from pathlib import Path
 
 import dramatiq
 import pytest
+from dramatiq.common import current_millis
 from sqlalchemy import select
 
 from src.db.models.task import RedeliveredMessage
 from src.db.session import Database
 from src.domain.task import TaskStatus
 from src.repositories.task import RedeliveryRepository
+from src.tasks import enqueue_message
 from src.tasks.broker import MAX_RETRIES
-from src.tasks.engine.brokers.base import TaskBroker
+from src.tasks.engine.brokers.base import PATIENCE, TaskBroker
+from src.tasks.engine.middleware import retries
 from src.tasks.engine.middleware.poison import MAX_STARTS
 from tests import proxy
 from tests.test_tasks.actors import words, write
@@ -25,6 +28,7 @@ from tests.test_tasks.workers import (
     events,
     eventually,
     queue_of,
+    receive,
     send,
     wait_for_dead_letter,
     wait_for_end,
@@ -63,13 +67,13 @@ async def test_backoff_grows(broker: TaskBroker, queue: str) -> None:
     delays = Delays()
     broker.add_middleware(delays)
     dramatiq.actor(queue_name=queue, broker=broker)(fail_always)
-    for retries in range(MAX_RETRIES):
-        enqueue(broker, "fail_always", retries=retries)
+    for number in range(MAX_RETRIES):
+        enqueue(broker, "fail_always", retries=number)
     async with working(broker, threads=1):
         await eventually(lambda: len(delays.messages) == MAX_RETRIES, "all failures")
 
-    for retries, (message, delay) in enumerate(delays.messages):
-        assert min(2**retries, 300) <= delay / 1000 <= min(2 ** (retries + 1), 600)
+    for number, (message, delay) in enumerate(delays.messages):
+        assert min(2**number, 300) <= delay / 1000 <= min(2 ** (number + 1), 600)
         assert message.options["requeue_timestamp"] == message.options["eta"]
     assert broker.dead_letters(queue, limit=9) == []
 
@@ -155,6 +159,71 @@ async def test_a_task_that_changes_its_arguments_loses_no_message(
 
     assert letter.message.args == (["Lamp"],)
     assert letter.died_at is not None
+
+
+# --- messages for another release -------------------------------------------------------------
+
+
+async def test_message_waits_for_a_release_that_can_run_it(
+    broker: TaskBroker,
+    open_broker: OpenBroker,
+    *,
+    tmp_path: Path,
+    logs: Logs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The actor is unknown, or has not yet an argument. No attempt is counted."""
+    monkeypatch.setattr(retries, "POSTPONE_MILLISECONDS", 50)
+    path = tmp_path / "words"
+
+    def tell(word: str, again: str) -> None:
+        write(str(path), f"{word}-{again}")
+
+    newer = open_broker()
+    del newer.actors["note"]
+    for name in ("note", "tell"):
+        tell_twice = dramatiq.actor(
+            actor_name=name, queue_name=queue_of(broker), broker=newer, max_retries=0
+        )(tell)
+        tell_twice.send(name, again="yes")
+    async with working(broker):
+        await eventually(lambda: len(events(logs, "task_not_runnable")) >= 6, "both three times")
+    async with working(newer):
+        await eventually(lambda: len(words(path)) == 2, "both tasks")
+
+    assert set(words(path)) == {"note-yes", "tell-yes"}
+    causes = {entry["cause"] for entry in events(logs, "task_not_runnable")}
+    assert "This worker has no actor tell." in causes
+    assert "The arguments do not fit the actor note: " in str(causes)
+    assert await asyncio.to_thread(broker.dead_letters, queue_of(broker), limit=9) == []
+
+
+@pytest.mark.usefixtures("relay")
+async def test_message_that_no_release_can_run_becomes_a_dead_letter(
+    committing_database: Database, broker: TaskBroker
+) -> None:
+    """A requeued one waits again. A tracked task has failed."""
+    since = current_millis() - PATIENCE
+    tracked = dramatiq.actor(
+        actor_name="new", queue_name=queue_of(broker), broker=broker, tracked=True
+    )(lambda: None)
+    async with committing_database.transaction() as db:
+        message = tracked.message_with_options(not_runnable_since=since)
+        task_id = await enqueue_message(db, message)
+        await enqueue_message(db, tracked.message_with_options(not_runnable_since=since + 600_000))
+    await eventually(lambda: broker.queue_state(queue_of(broker)).waiting == 2, "both messages")
+    del broker.actors["new"]
+    async with working(broker):
+        letter = await wait_for_dead_letter(broker)
+        task = await wait_for_end(committing_database, task_id)
+
+    assert letter.id == task_id
+    assert letter.message.options["error"] == "NotRunnableError: This worker has no actor new."
+    assert task.status is TaskStatus.FAILED
+    assert await asyncio.to_thread(broker.requeue_dead, queue_of(broker)) == 1
+    (requeued,) = await receive(broker)
+    assert requeued.message_id == task_id
+    assert "not_runnable_since" not in requeued.options
 
 
 # --- poison messages --------------------------------------------------------------------------

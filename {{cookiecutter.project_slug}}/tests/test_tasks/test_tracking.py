@@ -59,21 +59,6 @@ async def test_coroutine_that_is_not_awaited_fails_the_task(
     assert (await get_task(committing_database, task_id)).status is TaskStatus.FAILED
 
 
-async def test_task_of_an_unknown_actor_fails(
-    committing_database: Database, broker: TaskBroker
-) -> None:
-    """For example, its module is not in src/tasks, or the worker is older than the API."""
-    task_id = await send(committing_database, broker, "tracked_note", "path", "word")
-    actor = broker.actors.pop("tracked_note")
-    async with working(broker):
-        task = await wait_for_end(committing_database, task_id)
-        letter = await wait_for_dead_letter(broker)
-    broker.declare_actor(actor)
-
-    assert task.status is TaskStatus.FAILED
-    assert letter.message.options["error"].startswith("This worker has no actor tracked_note")
-
-
 async def test_a_task_is_queued_then_running_then_succeeded(
     committing_database: Database, broker: TaskBroker, tmp_path: Path
 ) -> None:

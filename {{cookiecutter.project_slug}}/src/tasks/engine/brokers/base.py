@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import Any, Protocol, cast
 
 import structlog
 from dramatiq import Actor, DecodeError, JSONEncoder, Message
@@ -20,7 +21,10 @@ log = structlog.get_logger(__name__)
 # Message options that record a failure. Dramatiq sets the last three of FAILURE_OPTIONS.
 ERROR = "error"
 DIED_AT = "died_at"
-FAILURE_OPTIONS = frozenset({ERROR, DIED_AT, "retries", "traceback", "requeue_timestamp"})
+NOT_RUNNABLE_SINCE = "not_runnable_since"
+FAILURE_OPTIONS = frozenset(
+    {ERROR, DIED_AT, NOT_RUNNABLE_SINCE, "retries", "traceback", "requeue_timestamp"}
+)
 # Smallest and largest values of the options of actors and messages that are numbers
 _LAST_TIME = 253_402_300_799_999  # milliseconds, the end of the year 9999
 _RANGES = {
@@ -34,6 +38,7 @@ _RANGES = {
     "eta": (0, _LAST_TIME),
     "requeue_timestamp": (0, _LAST_TIME),
     DIED_AT: (0, _LAST_TIME),
+    NOT_RUNNABLE_SINCE: (0, _LAST_TIME),
 }
 _FIELDS = {
     "queue_name": str,
@@ -47,6 +52,10 @@ _FIELDS = {
 # Milliseconds in which a message of another release waits for a process that can send or run it
 PATIENCE = 3_600_000
 UNREADABLE = "?"  # actor name of a dead letter whose body cannot be decoded
+
+
+# What Dramatiq's worker and middleware read of an actor
+_UNKNOWN_ACTOR = SimpleNamespace(priority=0, options={})
 
 
 class BrokerUnavailableError(Exception):
@@ -87,6 +96,14 @@ class TaskBroker(Broker, ABC):
         for problem in _problems(actor):
             raise ValueError(f"The actor {actor.actor_name} {problem}.")
         super().declare_actor(actor)
+
+    def get_actor(self, actor_name: str) -> Actor[Any, Any]:
+        """Return the actor, or a substitute for the middleware, which then postpones the message.
+
+        Dramatiq would make the message of an unknown actor a dead letter. `actors` has only those
+        that are known.
+        """
+        return self.actors.get(actor_name) or cast(Any, _UNKNOWN_ACTOR)
 
     @abstractmethod
     def open_publisher(self) -> AbstractAsyncContextManager[Publisher]:

@@ -6,6 +6,7 @@ from dramatiq.broker import MessageProxy
 from dramatiq.common import current_millis
 from prometheus_client import Counter, Gauge, Histogram
 
+from src.tasks.engine.brokers.base import UNREADABLE
 from src.tasks.engine.health import serve
 from src.tasks.engine.middleware.base import AttemptMiddleware
 
@@ -36,7 +37,7 @@ class MetricsMiddleware(AttemptMiddleware):
     def before_attempt(self, message: MessageProxy) -> None:
         due = message.options.get("requeue_timestamp", message.message_timestamp)
         delay = max(0, current_millis() - due) / 1000
-        DELAY.labels(message.queue_name, message.actor_name).observe(delay)
+        DELAY.labels(*self._labels(message)).observe(delay)
         IN_PROGRESS.labels(message.queue_name).inc()
         self._local.started = perf_counter()
 
@@ -46,5 +47,10 @@ class MetricsMiddleware(AttemptMiddleware):
         duration = perf_counter() - self._local.started
         outcome = "dead" if message.failed else "retry" if exception else "succeeded"
         IN_PROGRESS.labels(message.queue_name).dec()
-        DURATION.labels(message.queue_name, message.actor_name).observe(duration)
-        PROCESSED.labels(message.queue_name, message.actor_name, outcome).inc()
+        DURATION.labels(*self._labels(message)).observe(duration)
+        PROCESSED.labels(*self._labels(message), outcome).inc()
+
+    def _labels(self, message: MessageProxy) -> tuple[str, str]:
+        """Return queue and actor. Other programs could send any number of unknown actors."""
+        is_known = message.actor_name in self._resources.broker.actors
+        return message.queue_name, message.actor_name if is_known else UNREADABLE

@@ -5,30 +5,49 @@ import structlog
 from dramatiq import Broker, Message
 from dramatiq.broker import MessageProxy
 from dramatiq.common import current_millis
-from dramatiq.errors import BrokerConnectionError
-from dramatiq.middleware import Retries, Shutdown
+from dramatiq.errors import BrokerConnectionError, Retry
+from dramatiq.middleware import MiddlewareError, Retries, Shutdown
 
 from src.core.failures import describe
 from src.domain.errors import DomainError
-from src.tasks.engine.brokers.base import DIED_AT, ERROR
+from src.tasks.engine.brokers.base import DIED_AT, ERROR, NOT_RUNNABLE_SINCE, PATIENCE
 from src.tasks.engine.middleware.resources import NotRecordedError
+from src.tasks.outbox import bind
 
 log = structlog.get_logger(__name__)
 
 BROKER_RETRY_SECONDS = 1.0
 POSTPONE_MILLISECONDS = 5_000
+MAX_POSTPONE_MILLISECONDS = 300_000
+
+
+class NotRunnableError(MiddlewareError, Retry):
+    """The message is for another release. Dramatiq does not log a `Retry` as an error."""
 
 
 class RetriesMiddleware(Retries):
     """Dramatiq's retries with exponential backoff and jitter, but none after a domain error.
 
     It also records in a message when its retry is due, and when and why it became a dead letter.
+
+    A message for an unknown actor, or with arguments that do not fit, waits for a worker of another
+    release. That counts as no attempt. After PATIENCE it becomes a dead letter.
     """
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         if "eta" in message.options:
             # Dramatiq sets the time of the failure, so the backoff would count as delay.
             message.options["requeue_timestamp"] = message.options["eta"]
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        actor = broker.actors.get(message.actor_name)
+        if actor is None:
+            raise NotRunnableError(f"This worker has no actor {message.actor_name}.")
+        try:
+            bind(actor, message)
+        except TypeError as error:
+            raise NotRunnableError(str(error)) from None
+        message.options.pop(NOT_RUNNABLE_SINCE, None)
 
     def after_process_message(
         self,
@@ -64,6 +83,8 @@ class RetriesMiddleware(Retries):
                     broker.enqueue(message)  # type: ignore[arg-type]  # a proxy works too
                 elif isinstance(exception, NotRecordedError):  # the attempt did not start
                     broker.enqueue(message, delay=POSTPONE_MILLISECONDS)  # type: ignore[arg-type]  # a proxy works too
+                elif isinstance(exception, NotRunnableError):
+                    _wait_for_release(broker, message, exception)
                 else:
                     retry = super().after_process_message
                     retry(broker, message, exception=exception)  # type: ignore[no-untyped-call]  # untyped in Dramatiq
@@ -78,3 +99,14 @@ class RetriesMiddleware(Retries):
                 return
             else:
                 return
+
+
+def _wait_for_release(broker: Broker, message: MessageProxy, error: NotRunnableError) -> None:
+    """Enqueue the message again, each time with twice the delay, or fail it after PATIENCE."""
+    waited = current_millis() - message.options.setdefault(NOT_RUNNABLE_SINCE, current_millis())
+    if waited >= PATIENCE:
+        message.fail()
+        return
+    log.warning("task_not_runnable", cause=str(error))
+    delay = min(max(waited, POSTPONE_MILLISECONDS), MAX_POSTPONE_MILLISECONDS)
+    broker.enqueue(message, delay=delay)  # type: ignore[arg-type]  # a proxy works too

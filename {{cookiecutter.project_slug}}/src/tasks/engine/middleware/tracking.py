@@ -93,10 +93,9 @@ class TaskTrackingMiddleware(AttemptMiddleware):
                 self._resources.execute(mark_queued)
 
     def before_nack(self, broker: Broker, message: MessageProxy) -> None:
-        """Say why a message of an unknown actor failed. Dramatiq calls no other hook for it."""
+        """Record that a message of an unknown actor failed: it may belong to a tracked task."""
         if message.actor_name in broker.actors:
             return
-        mark_dead(message, f"This worker has no actor {message.actor_name}: add it in src/tasks.")
         with suppress(NotRecordedError, ValueError):  # ValueError: the id is not that of a task
             problem, task_id = _problem(None), UUID(message.message_id)
             self._resources.execute(
