@@ -50,6 +50,7 @@ MAX_JSON_DEPTH = 64
 MIN_JSON_MEMBERS = 1000
 BYTES_PER_MEMBER = 64
 MAX_QUERY_PARAMETERS = 1000
+_SURROGATE_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
 
 class TraceMiddleware:
@@ -112,18 +113,23 @@ class _BodyLimit(RequestBodyLimitResponder):
 
 
 def _check_json(body: bytes, max_members: int) -> None:
-    """Reject JSON whose parsing or validation would block the event loop. Raises HTTPException."""
+    """Reject JSON that would block the event loop, or contains text that nothing can encode.
+
+    Raises HTTPException.
+    """
+    if not json.detect_encoding(body).startswith("utf-8"):  # the parser accepts UTF-16 too
+        raise HTTPException(400, "JSON must be encoded as UTF-8.")
+    if b"\xed" in body or b"\\u" in body:
+        text = _SURROGATE_PAIR.sub(b"-", body.replace(b"\\\\", b"-"))
+        if re.search(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]", text):
+            raise HTTPException(422, "Text must not contain unpaired surrogates.")
     opened = body.count(b"[") + body.count(b"{")
     if opened <= MAX_JSON_DEPTH and opened + body.count(b",") <= max_members:
         return  # no need to find out which characters are in strings
-    try:
-        text = body.decode(json.detect_encoding(body), "surrogatepass")
-    except UnicodeDecodeError:
-        return  # the parser rejects it too
-    text = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
-    if sum(map(text.count, "[{,")) <= max_members:
-        brackets = re.sub(r"[^][{}]+", "", text)
-        depths = accumulate(1 if bracket in "[{" else -1 for bracket in brackets)
+    text = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    if sum(map(text.count, (b"[", b"{", b","))) <= max_members:
+        brackets = re.sub(rb"[^][{}]+", b"", text)
+        depths = accumulate(1 if bracket in b"[{" else -1 for bracket in brackets)
         if max(depths, default=0) <= MAX_JSON_DEPTH:
             return
     detail = f"A JSON body may have at most {max_members} members and {MAX_JSON_DEPTH} levels."

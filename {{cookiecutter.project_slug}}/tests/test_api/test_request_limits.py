@@ -44,7 +44,7 @@ def nested(depth: int) -> str:
 @pytest.mark.parametrize(
     "body",
     [
-        json.dumps({f"k{number}": 0 for number in range(88_000)}),
+        json.dumps({f"k{number}": 0 for number in range(60_000)}),
         json.dumps([0] * (MEMBERS + 1)),
         "[" + "{}," * MEMBERS + "{}]",
         nested(DEEP),
@@ -55,15 +55,13 @@ def nested(depth: int) -> str:
     ],
     ids=["members", "elements", "objects", "deep", "deeper", "deep objects", "mixed", "quotes"],
 )
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 @pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "key"}], ids=["plain", "keyed"])
 async def test_large_structures_are_rejected(
-    client: AsyncClient, body: str, encoding: str, key: dict[str, str]
+    client: AsyncClient, body: str, key: dict[str, str]
 ) -> None:
-    content = body.encode(encoding)[: 1024 * 1024]
     headers = {"Content-Type": "application/json", **key}
 
-    response = await client.post(NOTES, content=content, headers=headers)
+    response = await client.post(NOTES, content=body, headers=headers)
 
     assert response.status_code == 413
     assert response.headers["content-type"] == "application/problem+json"
@@ -92,6 +90,31 @@ async def test_other_structures_are_accepted(client: AsyncClient, value: Any) ->
         "/echo", content=chunks(), headers={"Content-Type": "application/json"}
     )
     assert chunked.json() == value
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (rb'{"a": "\ud83d"}', 422),
+        (rb'{"\uDE00": 1}', 422),
+        (rb'{"a": "\\\ud83d\\\ude00"}', 422),
+        (rb'{"a": "\ude00\ud83d"}', 422),
+        (b'{"a": "\xed\xa0\x80"}', 422),
+        ('{"a": "b"}'.encode("utf-16"), 400),
+        (rb'{"a": "\ud83d\uDE00 \\ud83d"}', 200),
+        ('{"a": "\ud7ff 한"}'.encode(), 200),
+    ],
+)
+async def test_unpaired_surrogates_are_rejected(
+    client: AsyncClient, body: bytes, status: int
+) -> None:
+    response = await client.post(
+        "/echo", content=body, headers={"Content-Type": "application/json"}
+    )
+
+    assert response.status_code == status
+    if status == 200:
+        assert response.json() == json.loads(body)
 
 
 @pytest.mark.parametrize(("count", "status"), [(MAX_QUERY_PARAMETERS, 200), (16_000, 414)])
