@@ -53,7 +53,13 @@ def cached(
         policy_without_stale: Policy[T] = Policy(name, codec, owner, ttl=ttl, jitter=jitter)
         build_key = key_builder(function, arguments, key_prefix, key)
         tag_templates = [Template(tag, arguments) for tag in tags]
-        _check_stale(function, arguments, stale)
+        if stale and arguments.of_request:
+            raise TypeError(
+                f"`{function.__qualname__}` cannot use `stale=`: the refresh in the background runs"
+                f" after the request, when its argument `{arguments.of_request[0]}` is no longer"
+                " valid. Remove the argument and open what you need inside the function, or remove"
+                " `stale=`."
+            )
 
         @functools.wraps(function)
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -74,15 +80,6 @@ def cached(
         return wrapper
 
     return decorate
-
-
-def _check_stale(function: Callable[..., Any], arguments: Arguments, stale: float) -> None:
-    if stale and arguments.of_request:
-        raise TypeError(
-            f"`{function.__qualname__}` cannot use `stale=`: the refresh in the background runs"
-            f" after the request, when its argument `{arguments.of_request[0]}` is no longer valid."
-            " Remove the argument and open what you need inside the function, or remove `stale=`."
-        )
 
 
 def key_builder(

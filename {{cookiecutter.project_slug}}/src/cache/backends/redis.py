@@ -44,13 +44,9 @@ COMMON_OPTIONS: Final[dict[str, Any]] = {
     "socket_timeout": SOCKET_SECONDS,
 }
 
-_RENEW_SCRIPT = """
+_IF_LEASED_SCRIPT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-"""
-_RELEASE_SCRIPT = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('UNLINK', KEYS[1])
+return redis.call(ARGV[2], KEYS[1], unpack(ARGV, 3))
 """
 _SET_IF_LEASED_SCRIPT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -107,8 +103,7 @@ class RedisBackend(CacheBackend):
         self._prefix_pattern = re.sub(r"([*?\[\]\\^-])", r"\\\1", self._prefix)
         # redis-py's BlockingConnectionPool makes each command a fifth slower.
         self._connection_slots = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._renew_script = self._client.register_script(_RENEW_SCRIPT)
-        self._release_script = self._client.register_script(_RELEASE_SCRIPT)
+        self._if_leased_script = self._client.register_script(_IF_LEASED_SCRIPT)
         self._set_if_leased_script = self._client.register_script(_SET_IF_LEASED_SCRIPT)
 
     async def aclose(self) -> None:
@@ -166,8 +161,8 @@ class RedisBackend(CacheBackend):
         return holder in {None, token.encode()}
 
     async def renew_lease(self, key: str, token: str, seconds: float) -> bool:
-        arguments: list[str | int] = [token, _milliseconds(seconds)]
-        return bool(await self._call(self._renew_script, [self._lease_key(key)], arguments))
+        arguments: list[str | int] = [token, "PEXPIRE", _milliseconds(seconds)]
+        return bool(await self._call(self._if_leased_script, [self._lease_key(key)], arguments))
 
     async def set_if_leased(
         self, key: str, token: str, value: Value, ex: float | None = None
@@ -175,7 +170,7 @@ class RedisBackend(CacheBackend):
         expiry = self._expiry(ex)
         lease = self._lease_key(key)
         if self._in_cluster and "}" in key:
-            is_held = bool(await self._call(self._release_script, [lease], [token]))
+            is_held = bool(await self._call(self._if_leased_script, [lease], [token, "UNLINK"]))
             if is_held:
                 await self.set(key, value, ex)
             return is_held
@@ -185,7 +180,7 @@ class RedisBackend(CacheBackend):
         )
 
     async def release_lease(self, key: str, token: str) -> None:
-        await self._call(self._release_script, [self._lease_key(key)], [token])
+        await self._call(self._if_leased_script, [self._lease_key(key)], [token, "UNLINK"])
 
     async def count(self, key: str, seconds: int) -> Counted:
         name = "rate{" + self._prefix + key + "}"  # not a value, so `flush()` does not delete it

@@ -3,7 +3,6 @@
 import os
 import re
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -26,7 +25,7 @@ _ROW_OVERHEAD_BYTES = 100
 _LARGEST_ROW_BYTES = 500 * 2**20  # below SQLite's own limit of 10**9
 _MAX_ATTEMPTS = 10  # other processes may replace the file at the same time
 
-_FIRST_SURROGATE, _LAST_SURROGATE = 0xD800, 0xDFFF
+_STARTS_WITH = "key >= ? AND key < CAST(? AS TEXT)"  # takes the values of `_range`
 
 _APPLICATION_ID = 0x43616368  # "Cach"
 _SCHEMA_VERSION = 1
@@ -144,17 +143,15 @@ class Store:
 
     def delete_matching(self, pattern: str) -> int:
         prefix = _literal_prefix(pattern)
-        return self._delete(
-            "key >= ? AND key < ? AND matches(?, key)", prefix, _upper_bound(prefix), pattern
-        )
+        return self._delete(f"{_STARTS_WITH} AND matches(?, key)", *_range(prefix), pattern)
 
     def scan(self, pattern: str, start: str) -> tuple[list[str], str | None]:
         """Return a batch of matching keys, and the start of the next batch (None at the end)."""
         prefix = _literal_prefix(pattern)
         rows = self._execute(
-            "SELECT key FROM entries WHERE key >= ? AND key < ? AND expires > ?"
+            f"SELECT key FROM entries WHERE {_STARTS_WITH} AND key >= ? AND expires > ?"  # noqa: S608
             " ORDER BY key LIMIT ?",
-            *(max(start, prefix), _upper_bound(prefix), time.time(), _SCAN_BATCH_SIZE),
+            *(*_range(prefix), start, time.time(), _SCAN_BATCH_SIZE),
         ).fetchall()
         matches = compile_pattern(pattern).fullmatch
         after = rows[-1][0] + "\0" if len(rows) == _SCAN_BATCH_SIZE else None
@@ -395,15 +392,8 @@ def _byte_size(text: Value) -> int:
     return len(text.encode())
 
 
-def _upper_bound(prefix: str) -> str | bytes:
-    """Return a value that SQLite sorts after every key with this prefix."""
-    stem = prefix.rstrip(chr(sys.maxunicode))
-    if not stem:
-        return b""  # SQLite sorts bytes after all text
-    successor = ord(stem[-1]) + 1
-    if successor == _FIRST_SURROGATE:
-        successor = _LAST_SURROGATE + 1
-    return stem[:-1] + chr(successor)
+def _range(prefix: str) -> tuple[str, bytes]:
+    return prefix, prefix.encode() + b"\xff"  # SQLite compares the bytes; text contains no 0xff
 
 
 def _matches(pattern: str, key: str) -> bool:

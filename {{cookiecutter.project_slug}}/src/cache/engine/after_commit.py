@@ -31,14 +31,6 @@ class _Transaction:
     key_patterns: set[str] = field(default_factory=set)
     tags: set[str] = field(default_factory=set)
 
-    async def run_callback(self) -> None:
-        try:
-            if self.invalidate is not None:
-                await self.invalidate(*sorted(self.key_patterns), tags=sorted(self.tags))
-        except Exception:
-            # Do not raise: the caller would think that the commit had failed.
-            log.exception("cache_invalidation_failed")
-
 
 _TRANSACTION = "cache_transaction"
 # Sessions that this asyncio task has used to write. Their transactions may have ended.
@@ -138,4 +130,8 @@ def _on_end(session: Session, transaction: SessionTransaction) -> None:
     # A read-only session is in AUTOCOMMIT mode: a statement that writes needs no commit.
     has_committed = ended.is_committing or isinstance(session, ReadOnlySession)
     if has_committed and ended.invalidate is not None:
-        await_only(ended.run_callback())
+        try:
+            await_only(ended.invalidate(*sorted(ended.key_patterns), tags=sorted(ended.tags)))
+        except Exception:
+            # Do not raise: the caller would think that the commit had failed.
+            log.exception("cache_invalidation_failed")
