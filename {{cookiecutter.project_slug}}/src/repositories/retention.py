@@ -7,11 +7,11 @@ A model names the setting that has the number of days, and the column with the s
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, Select, delete, select, tuple_
+from sqlalchemy import CursorResult, Select, delete, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.core.config import Settings
@@ -27,7 +27,8 @@ async def delete_expired(
     setting: str,
 ) -> int:
     """Delete the expired rows of each model that names `setting`; return their number."""
-    before = datetime.now(UTC) - timedelta(days=getattr(settings, setting))
+    # PostgreSQL's time: with a wrong clock, this process would delete rows too early.
+    before = func.now() - timedelta(days=getattr(settings, setting))
     total = 0
     for mapper in Base.registry.mappers:
         named, column = getattr(mapper.class_, "__retention__", (None, ""))

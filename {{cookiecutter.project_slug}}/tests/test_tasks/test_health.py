@@ -110,15 +110,15 @@ async def test_liveness_requires_a_recent_heartbeat_of_each_process(
 ) -> None:
     monkeypatch.setenv(SHARED_FOLDER, str(tmp_path))
     monkeypatch.setattr(maintenance, "INTERVAL_SECONDS", 0.05)
+    old = time.monotonic() - health.MAX_HEARTBEAT_AGE - 1
     async with working(broker):
         (beat,) = await eventually(lambda: list(tmp_path.glob("*.heartbeat")), "a heartbeat")
-        os.utime(beat, (0, 0))
+        os.utime(beat, (old, old))
         await eventually(health.is_alive, "another heartbeat")
         assert (await get(queue_settings, broker, "/health/live")).status_code == 200
     assert not beat.exists()  # a stopped process does not fail the check
 
     beat.touch()
-    old = time.time() - health.MAX_HEARTBEAT_AGE - 1
     os.utime(beat, (old, old))
     response = await get(queue_settings, broker, "/health/live")
     assert response.status_code == 503

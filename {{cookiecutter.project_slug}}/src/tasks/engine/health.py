@@ -87,7 +87,7 @@ def is_alive() -> bool:
     if SHARED_FOLDER not in os.environ:
         return True
     beats = Path(os.environ[SHARED_FOLDER]).glob("*.heartbeat")
-    return all(time.time() - beat.stat().st_mtime < MAX_HEARTBEAT_AGE for beat in beats)
+    return all(time.monotonic() - beat.stat().st_mtime < MAX_HEARTBEAT_AGE for beat in beats)
 
 
 class BacklogCollector(Collector):

@@ -1,6 +1,7 @@
 """The Redis broker redelivers messages of dead workers, and live workers lose none."""
 
 import asyncio
+import time
 
 import pytest
 import redis
@@ -25,27 +26,32 @@ from tests.test_tasks.workers import working
 pytestmark = pytest.mark.parametrize("server", ["redis"], indirect=True)
 
 
-def age_heartbeat(broker: RedisTaskBroker, seconds: float) -> None:
-    """Set the age of the worker's last heartbeat."""
-    then = current_millis() - int(seconds * 1000)
+def set_clock(broker: RedisTaskBroker, hours: float) -> None:
+    """Change the time of the worker's last heartbeat, as if its clock were wrong."""
+    then = current_millis() + int(hours * 3_600_000)
     broker.client.zadd(f"{broker.namespace}:__heartbeats__", {broker.broker_id: then})
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
 def test_messages_of_a_dead_worker_are_redelivered_once(
-    make_broker: MakeBroker, queue: str
+    make_broker: MakeBroker, queue: str, hours: int
 ) -> None:
+    """Not those of a worker whose clock is wrong."""
     dead, alive, other = make_broker(), make_broker(), make_broker()
     for number in range(2):
         dead.enqueue(message_to(queue, number))
     for _ in range(2):
         next(dead.consume(queue, prefetch=1))
-    age_heartbeat(dead, 5)
-    alive.maintain()
+    alive.heartbeat_timeout = other.heartbeat_timeout = 1
+    for ahead in (0, hours):
+        set_clock(dead, ahead)
+        alive.maintain()
     consumer = alive.consume(queue, prefetch=9)
     assert next(consumer) is None
-    age_heartbeat(dead, 16)
-    alive.maintain()
-    other.maintain()
+    for _ in range(2):
+        time.sleep(0.01)
+        alive.maintain()
+        other.maintain()
 
     taken = [take(consumer), take(consumer)]
     assert sorted(each.args[0] for each in taken) == [0, 1]
@@ -67,7 +73,7 @@ def test_frozen_worker_keeps_its_messages(make_broker: MakeBroker, queue: str) -
     broker.enqueue(message_to(queue))
     consumer = broker.consume(queue)
     taken = next(consumer)
-    age_heartbeat(broker, 60)
+    set_clock(broker, -1)
     broker.maintain()
 
     assert next(make_broker().consume(queue)) is None

@@ -189,6 +189,8 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         self._redeliver = self.client.register_script(_REDELIVER)
         self._move_to_dead = self.client.register_script(_MOVE_TO_DEAD)
         self._requeue_dead = self.client.register_script(_REQUEUE_DEAD)
+        # By worker and heartbeat, when this process first saw it. Clocks of workers may differ.
+        self._seen_at: dict[tuple[bytes, float], float] = {}
         # By queue, the ids of the messages that this process runs, or keeps until they are due.
         self.in_flight = defaultdict[str, set[str]](set)
 
@@ -293,8 +295,12 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
             # This worker is alive, even if it was frozen or has not fetched messages for a while.
             heartbeats = self._key("__heartbeats__")
             self.client.zadd(heartbeats, {self.broker_id: now})
-            for worker in self.client.zrangebyscore(heartbeats, 0, now - self.heartbeat_timeout):
-                self._redeliver_from(worker.decode())
+            beats = self.client.zrange(heartbeats, 0, -1, withscores=True)
+            seen_at = time.monotonic()
+            self._seen_at = {beat: self._seen_at.get(beat, seen_at) for beat in beats}
+            for (worker, _), since in self._seen_at.items():
+                if (seen_at - since) * 1000 >= self.heartbeat_timeout:
+                    self._redeliver_from(worker.decode())
             for queue_name in self.queues:
                 dead = self._key(xq_name(queue_name))
                 old = self.client.zrangebyscore(dead, 0, now - self.dead_message_ttl)
