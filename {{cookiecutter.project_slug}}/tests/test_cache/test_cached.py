@@ -1,6 +1,7 @@
 """`@cached` on the memory backend, and tests that do not depend on the backend."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from fastapi import Depends, FastAPI, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.cache import Cache, CacheBackend, MemoryBackend, cached, invalidate_cache, use_cache
+from src.cache.engine import policy
 from src.cache.engine.keys import identity_of
 from src.db.session import Database
 from tests.fixtures.client import connect
@@ -258,3 +260,24 @@ async def test_call_with_a_session_is_not_refreshed_in_the_background(
             while (found := await counter.count()) == 1:
                 await asyncio.sleep(0.005)
                 assert found == counter.calls
+
+
+async def test_value_is_refreshed_when_the_clock_was_set_back(
+    backend: CacheBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    @cached(ttl=60, stale=60)
+    async def count() -> int:
+        nonlocal calls
+        calls += 1
+        return calls
+
+    cache = Cache(backend, ttl=60)
+    with use_cache(cache):
+        assert await count() == 1
+        monkeypatch.setattr(policy, "time", lambda: time.time() - 3600)
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while await count() == 1:  # noqa: ASYNC110 - each call may start a refresh
+                await asyncio.sleep(0.005)
+    await cache.aclose()

@@ -3,6 +3,7 @@ import asyncio
 import shutil
 import sqlite3
 import sys
+import time
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncGenerator, Callable
 from contextlib import closing
@@ -137,6 +138,20 @@ async def test_file_damaged_while_closed_is_replaced_by_an_empty_one(
     assert set(found) <= {None, *VALUES.values()}
     assert None in found
     assert logged == [] if damage in {_nothing, _deleted, _folder_deleted} else ["cache_file_lost"]
+
+
+async def test_values_and_leases_expire_when_the_clock_is_set_back(
+    backend: FileBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await backend.set("key", "value", ex=60)
+    await backend.acquire_lease("leased", "one", 60)
+    hour_ago = time.time() - 3600
+    monkeypatch.setattr(time, "time", lambda: hour_ago)
+
+    assert await backend.get("key") is None
+    assert await backend.acquire_lease("leased", "two", 60)
+    await backend.set("key", "new", ex=60)
+    assert await backend.get("key") == "new"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not delete open files")

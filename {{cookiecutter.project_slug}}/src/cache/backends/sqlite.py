@@ -28,10 +28,12 @@ _MAX_ATTEMPTS = 10  # other processes may replace the file at the same time
 _STARTS_WITH = "key >= ? AND key < CAST(? AS TEXT)"  # takes the values of `_range`
 
 _APPLICATION_ID = 0x43616368  # "Cach"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 # Entries are replaced, never updated: the order of the row ids is the order of the writes.
 _SCHEMA = f"""
-    CREATE TABLE entries (key TEXT UNIQUE NOT NULL, value NOT NULL, expires REAL NOT NULL);
+    CREATE TABLE entries (
+        key TEXT UNIQUE NOT NULL, value NOT NULL, expires REAL NOT NULL, created REAL NOT NULL
+    );
     CREATE INDEX entries_by_end ON entries (expires) WHERE expires < 9e999;
     CREATE TABLE leases (key TEXT PRIMARY KEY, token TEXT NOT NULL, expires REAL NOT NULL)
         WITHOUT ROWID;
@@ -64,7 +66,8 @@ log = structlog.get_logger(__name__)
 class Store:
     """A database file and this process's connection to it; for use by one thread.
 
-    Expiry times are wall-clock times, because several processes share the file.
+    Expiry times are wall-clock times, because several processes share the file. If the clock was
+    set back, entries of the future are invalid.
 
     A damaged file is replaced by a new one. If the file was replaced or deleted, a process may still
     have the old file open. It detects this because the path refers to a different file than its
@@ -114,7 +117,8 @@ class Store:
 
     def get(self, key: str) -> Value | None:
         found = self._execute(
-            "SELECT value FROM entries WHERE key = ? AND expires > ?", key, time.time()
+            "SELECT value FROM entries WHERE key = ?1 AND expires > ?2 AND created <= ?2",
+            *(key, time.time()),
         ).fetchone()
         return found[0] if found else None
 
@@ -126,7 +130,9 @@ class Store:
         if size > min(self._max_bytes, _LARGEST_ROW_BYTES):
             self._execute("DELETE FROM entries WHERE key = ?", key)
             return
-        self._execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", key, value, expires)
+        self._execute(
+            "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", key, value, expires, time.time()
+        )
         self._bytes_since_size_check += size + _ROW_OVERHEAD_BYTES
         if self._bytes_since_size_check > self._size_check_interval:
             self._bytes_since_size_check = 0
@@ -164,7 +170,10 @@ class Store:
 
     def acquire_lease(self, key: str, token: str, seconds: float) -> bool:
         now = time.time()
-        self._execute("DELETE FROM leases WHERE expires <= ?", now)
+        self._execute(
+            "DELETE FROM leases WHERE expires <= ? OR key = ? AND expires > ?",
+            *(now, key, now + seconds),
+        )
         inserted = self._execute(
             "INSERT OR IGNORE INTO leases VALUES (?, ?, ?)", key, token, now + seconds
         )

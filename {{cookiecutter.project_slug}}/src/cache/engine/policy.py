@@ -1,6 +1,7 @@
 """Cache policy: TTL, serialization and metrics of one cached function or endpoint."""
 
 import json
+import math
 import random
 from time import time
 from typing import Generic, NamedTuple, TypeVar
@@ -98,7 +99,8 @@ class Policy(Generic[T]):
             fresh_until, *stored_versions = from_json(head) if head else (0,)
             if stored_versions != versions:
                 return None
-            is_fresh = not fresh_until or time() < fresh_until
+            # A value that is fresh for longer than `ttl` is from before the clock was set back.
+            is_fresh = not fresh_until or 0 < fresh_until - time() <= (self.ttl or math.inf)
             return CachedValue(self.codec.decode(payload), payload, is_fresh)
         except (TypeError, ValueError):  # a different release of the service stored it
             return None
