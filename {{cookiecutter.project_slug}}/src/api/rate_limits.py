@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Response
 from prometheus_client import Counter
-from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -78,25 +77,23 @@ class RateLimitMiddleware:
         self.exempt = exempt
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        connection = HTTPConnection(scope) if scope["type"] != "lifespan" else None
-        count = await get_counter(connection) if connection else None
+        count = scope.get("state", {}).get("count_requests")  # None during the lifespan
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if connection is None or count is None or path in self.exempt:
+        if count is None or path in self.exempt:
             await self.app(scope, receive, send)
             return
         try:
-            headers = await _check(count, self.rate, "", await get_caller(connection))
+            headers = await _check(count, self.rate, "", await get_caller(HTTPConnection(scope)))
         except HTTPException as error:
             status, detail = error.status_code, error.detail
-            refusal = problem_response(scope, status, headers=error.headers, detail=detail)
-            await refusal(scope, receive, send)
+            response = problem_response(scope, status, headers=error.headers, detail=detail)
+            await response(scope, receive, send)
             return
+        added = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                sent = MutableHeaders(scope=message)
-                for name, value in headers.items():
-                    sent.append(name, value)
+                message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
         await self.app(scope, receive, with_headers)

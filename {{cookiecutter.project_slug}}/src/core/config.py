@@ -36,7 +36,6 @@ from src.core import (
     # % if cookiecutter.__queue_rabbitmq
     rabbitmq_url,
     # % endif
-    rate_limits,
     # % if cookiecutter.__redis
     redis_url,
     # % endif
@@ -44,6 +43,7 @@ from src.core import (
     time_zone,
     # % endif
 )
+from src.core.rate_limits import Rate
 
 ROOT = Path(__file__).resolve().parents[2]
 _MANIFEST = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -88,10 +88,6 @@ def _checked_by(parse: Callable[[str], object]) -> AfterValidator:
         return secret
 
     return AfterValidator(check)
-
-
-def _check_rate(text: str) -> str:
-    return rate_limits.Rate.parse(text).text
 
 
 def _is_guessable(key: str) -> bool:
@@ -143,7 +139,7 @@ class Settings(BaseSettings):
     DISABLED_PAGES: Annotated[list[Page], NoDecode, BeforeValidator(_split)] = []
     METRICS_PORT: Port | None = None
     MAX_BODY_SIZE: Annotated[ByteSize, Field(ge=1)] = ByteSize(1024 * 1024)
-    RATE_LIMIT: Annotated[str, AfterValidator(_check_rate)] | None = None
+    RATE_LIMIT: Annotated[str, AfterValidator(lambda rate: Rate.parse(rate).text)] | None = None
     SHUTDOWN_DELAY_SECONDS: float | None = Field(default=None, ge=0)
 
     POSTGRES_HOST: str = "localhost"

@@ -1,11 +1,20 @@
 """Counters of rate limits in Valkey."""
 
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+from httpx import AsyncClient
 from redis.asyncio import Redis
+from sqlalchemy import URL
 
 from src.cache.backends.redis import RedisBackend
 from src.cache.engine.circuit_breaker import CircuitBreakerBackend
 from src.core import redis_url
 from src.core.redis_url import RedisURL
+from tests.fixtures.client import HEADERS
+from tests.fixtures.commands import LIMIT, serving
+from tests.fixtures.environment import API
 from tests.proxy import Proxy
 from tests.test_cache.contract import keys_of, until
 
@@ -50,3 +59,45 @@ async def test_requests_are_not_counted_during_an_outage(proxy: Proxy, namespace
 
     assert counted is not None
     assert counted.number == 2
+
+
+@pytest.mark.slow
+async def test_service_serves_while_the_server_hangs(proxy: Proxy, committing_url: URL) -> None:
+    """Two processes share the limit. During the outage they log one warning each and wait once."""
+    variables = {
+        "API_KEYS": "",
+        "CACHE_BACKEND_TYPE": "redis",
+        "DATABASE_URL": committing_url.render_as_string(hide_password=False),
+        "RATE_LIMIT": "6/hour",
+        "REDIS_URL": f"redis://127.0.0.1:{proxy.port}",
+    }
+
+    async with AsyncExitStack() as stack:
+        clients, processes = [], []
+        for _ in range(2):
+            process, address = await asyncio.to_thread(stack.enter_context, serving(**variables))
+            client = AsyncClient(base_url=address, headers=HEADERS, timeout=LIMIT)
+            clients.append(await stack.enter_async_context(client))
+            processes.append(process)
+
+        async def get_all() -> list[int]:
+            """Send four requests to each process; return the statuses."""
+            paths = [f"{API}/app-info"] * 4
+            return [(await each.get(path)).status_code for each in clients for path in paths]
+
+        async def is_limited() -> bool:
+            return 429 in await get_all()
+
+        shared = await get_all()
+        proxy.freeze()
+        during_outage = await get_all()
+        unchecked = [(await each.get("/metrics")).text for each in clients]
+        await proxy.stop()
+        await proxy.start()
+        await until(is_limited)
+        warnings = [each.log_text.count("cache_unavailable") for each in processes]
+
+    assert shared == [200] * 6 + [429] * 2
+    assert during_outage == [200] * 8
+    assert all("rate_limit_unchecked_requests_total 4.0" in each for each in unchecked)
+    assert warnings == [1, 1]
