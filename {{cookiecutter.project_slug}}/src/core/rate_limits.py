@@ -1,11 +1,12 @@
 """Rates such as `300/minute`, and counters in the memory of this process."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import NamedTuple, Self
 
-MAX_COUNTERS = 50_000  # about 10 MB
+MAX_COUNTERS = 50_000  # about 20 MB
 
 _RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)")
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
@@ -36,7 +37,8 @@ class MemoryCounters:
     """Counts up to `MAX_COUNTERS` callers. When it is full, it forgets the least active one."""
 
     def __init__(self) -> None:
-        self._windows: dict[str, tuple[int, float]] = {}
+        # A plain dictionary needs longer and longer to find its first key.
+        self._windows: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     async def count(self, key: str, seconds: int) -> Counted:
         now = monotonic()
@@ -44,6 +46,6 @@ class MemoryCounters:
         if end <= now:
             number, end = 0, now + seconds
         if len(self._windows) >= MAX_COUNTERS:
-            del self._windows[next(iter(self._windows))]
+            self._windows.popitem(last=False)
         self._windows[key] = number + 1, end
         return Counted(number + 1, end - now)
