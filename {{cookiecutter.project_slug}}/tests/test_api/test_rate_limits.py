@@ -25,6 +25,13 @@ INFO = f"{API}/app-info"
 WORK = "/work"
 KEYS = ["8f14e45fceea167a5a36dedd4bea2543", "c9f0f895fb98ab9159f51fd0297e236d"]
 
+HANDSHAKE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
 
 @pytest.fixture
 def limited(settings: Settings) -> Settings:
@@ -102,19 +109,13 @@ class TestOfAllRequests:
             await websocket.accept()
             await websocket.close()
 
-        handshake = {
-            "Connection": "Upgrade",
-            "Upgrade": "websocket",
-            "Sec-WebSocket-Version": "13",
-            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-        }
         async with (
             served(app, database, limited, rate_limits=True) as host,
             AsyncClient(base_url=f"http://{host}", headers=HEADERS) as client,
         ):
-            accepted = await client.get("/socket", headers=handshake)
+            accepted = await client.get("/socket", headers=HANDSHAKE)
             await client.get(INFO)
-            rejected = await client.get("/socket", headers=handshake)
+            rejected = await client.get("/socket", headers=HANDSHAKE)
 
         assert accepted.status_code == 101
         assert rejected.status_code == rejected.json()["status"] == 429
@@ -173,6 +174,20 @@ class TestOfARoute:
 
         assert_problem(second, 429)
         assert not is_replay(second)
+
+    async def test_applies_to_websockets(self, fresh_app: FastAPI, database: Database) -> None:
+        @fresh_app.websocket("/socket", dependencies=[rate_limit("1/minute")])
+        async def accept(websocket: WebSocket) -> None:
+            await websocket.accept()
+            await websocket.close()
+
+        async with (
+            served(fresh_app, database, rate_limits=True) as host,
+            AsyncClient(base_url=f"http://{host}", headers=HEADERS) as client,
+        ):
+            statuses = [(await client.get("/socket", headers=HANDSHAKE)).status_code for _ in "12"]
+
+        assert statuses == [101, 429]
 
     async def test_is_off_in_tests(self, app: FastAPI, database: Database) -> None:
         client = connect(app, database)
