@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from src.cache.backends import sqlite
-from src.cache.backends.base import CacheError, CacheUnavailableError
+from src.cache.backends.base import CacheUnavailableError
 from src.cache.backends.file import FileBackend
 from src.cache.backends.sqlite import FILE_NAME, LOCK_NAME
 from src.core.config import ROOT
@@ -226,21 +226,16 @@ async def test_writes_fail_and_reads_succeed_while_the_file_is_locked(
     await assert_works(backend)
 
 
-async def test_full_disk_fails_only_the_write(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Reads and deletions still work."""
+async def test_full_disk_empties_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deletions need space too, so that the file could never become smaller."""
     monkeypatch.setattr(sqlite, "_PRAGMAS", (*sqlite._PRAGMAS, "max_page_count = 50"))  # noqa: SLF001
     async with FileBackend(folder) as backend:
         await backend.set("key", "value")
-        with pytest.raises(CacheError, match="full"):
+        with pytest.raises(CacheUnavailableError, match="full"):
             await backend.set("big", b"x" * 2**20)
 
-        assert await backend.get_many("key", "big") == ["value", None]
-        _, deleted = await asyncio.gather(
-            backend.set("big", b"x" * 2**20), backend.delete("key"), return_exceptions=True
-        )
-        assert deleted == 1
+        assert await backend.get_many("key", "big") == [None, None]
+        await assert_works(backend)
 
 
 async def test_failed_call_does_not_fail_other_calls_in_its_batch(backend: FileBackend) -> None:
@@ -289,6 +284,42 @@ async def test_value_larger_than_the_limit_is_not_stored(folder: Path) -> None:
         await backend.set("key", bytes(2**20))
 
         assert await backend.get_many("key", "other") == [None, "value"]
+
+
+FILL_DISK = """
+import asyncio, sys
+from pathlib import Path
+from src.cache.backends.file import FileBackend
+from src.cache.engine.circuit_breaker import CircuitBreakerBackend
+
+async def fill(folder):
+    async with CircuitBreakerBackend(FileBackend(folder)) as backend:
+        number = 0
+        while backend.available:
+            number += 1
+            await backend.set(f"key{number}", bytes(10_000))
+        assert await backend.get("key1") is None
+        while not backend.available:
+            await asyncio.sleep(0.05)
+        await backend.set("key", "value")
+        assert await backend.get_many("key", "key1") == ["value", None]
+
+asyncio.run(asyncio.wait_for(fill(Path(sys.argv[1]) / "cache"), 60))
+"""
+IN_SMALL_DISK = ["unshare", "-Urm", "sh", "-ec", 'mount -t tmpfs -o size=2m tmpfs "$0"; exec "$@"']
+
+
+@pytest.mark.slow
+async def test_cache_that_filled_its_disk_recovers(tmp_path: Path) -> None:
+    async def run(*command: str) -> int:
+        process = await asyncio.create_subprocess_exec(
+            *(*IN_SMALL_DISK, str(tmp_path), *command), cwd=ROOT
+        )
+        return await process.wait()
+
+    if not shutil.which("unshare") or await run("true") != 0:
+        pytest.skip("needs Linux's unshare to mount a small disk")
+    assert await run(sys.executable, "-c", FILL_DISK, str(tmp_path)) == 0
 
 
 WORK = """

@@ -170,7 +170,7 @@ class FileBackend(CacheBackend):
         except Exception as error:  # noqa: BLE001 - it is raised to the caller
             if len(calls) == 1:
                 return [(None, error)]
-            # One call failed, for example because the disk is full. Execute each call separately.
+            # One call failed, for example because of its type. Execute each call separately.
             return [outcome for call in calls for outcome in self._run_in_transaction([call])]
 
     def _deliver(self, calls: list[_Call], outcomes: list[Outcome]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from src.cache.backends.base import CacheError, CacheUnavailableError, Value
+from src.cache.backends.base import CacheUnavailableError, Value
 from src.cache.engine.glob import compile_pattern
 
 FILE_NAME = "cache.sqlite3"
@@ -53,10 +53,9 @@ _PRAGMAS = (
     "cell_size_check = ON",  # detects damage
 )
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-# After an I/O error, a new file may fail too, for example because of a quota.
-_DENIED = {
-    *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY)
-}
+# The next attempt replaces the file: on a full disk, deletions need space too. It may fail as well.
+_REPLACED = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+_DENIED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, *_REPLACED}
 
 Outcome = tuple[Any, Exception | None]
 
@@ -296,6 +295,7 @@ class Store:
         _create_private_file(path)
         with closing(_connect(path)) as lock:
             try:
+                lock.execute("PRAGMA journal_mode = MEMORY")  # the disk may be full
                 lock.execute("BEGIN EXCLUSIVE")
             except sqlite3.Error as error:
                 if _primary_error_code(error) not in _BUSY:
@@ -313,14 +313,12 @@ class Store:
             raise CacheUnavailableError(
                 f"The cache file {self._path} was locked for over {_LOCK_TIMEOUT_SECONDS:g} s."
             ) from error
-        if code == sqlite3.SQLITE_FULL:
-            raise CacheError(f"The disk of the cache file {self._path} is full.") from error
         if isinstance(error, sqlite3.ProgrammingError):
             raise error
         if self._file_id != _file_id(self._path):
             self._close_lost_file("deleted or replaced")
         elif code in _DENIED:
-            if code == sqlite3.SQLITE_IOERR:
+            if code in _REPLACED:
                 self._damaged_file_id = self._file_id
             self.close()
             raise CacheUnavailableError(
