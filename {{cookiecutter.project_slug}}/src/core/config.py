@@ -178,7 +178,6 @@ class Settings(BaseSettings):
     # % endif
     # % if cookiecutter.__queue_redis
     DRAMATIQ_REDIS_URL: Annotated[SecretStr, _checked_by(redis_url.parse)] | None = None
-    DRAMATIQ_NAMESPACE: Namespace | None = None
     # % endif
     # % if cookiecutter.__queue_rabbitmq
     RABBITMQ_URL: Annotated[SecretStr, _checked_by(rabbitmq_url.check)] = SecretStr(
@@ -187,6 +186,7 @@ class Settings(BaseSettings):
     # % endif
     # % if cookiecutter.__queue
     DRAMATIQ_BROKER: broker_type.BrokerType = broker_type.DEFAULT
+    DRAMATIQ_NAMESPACE: Namespace | None = None
     DRAMATIQ_PROCESSES: int = Field(default=2, ge=1)
     DRAMATIQ_THREADS: int = Field(default=8, ge=1)
     DRAMATIQ_HEALTH_PORT: Port | None = None
@@ -300,11 +300,6 @@ class Settings(BaseSettings):
 
     # % endif
     # % if cookiecutter.__queue_redis
-    @property
-    def queue_namespace(self) -> str:
-        """`DRAMATIQ_NAMESPACE`, or the task queue's part of `namespace`."""
-        return self.DRAMATIQ_NAMESPACE or f"{self.namespace}.tasks"
-
     @cached_property
     def queue_redis_url(self) -> redis_url.RedisURL:
         """`DRAMATIQ_REDIS_URL`, or `redis_url` if it is not set."""

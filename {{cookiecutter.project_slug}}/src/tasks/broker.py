@@ -63,12 +63,16 @@ def middleware(settings: Settings) -> list[Middleware]:
 
 def create_broker(settings: Settings) -> TaskBroker:
     """Create the broker. It connects on first use."""
+    namespace = settings.DRAMATIQ_NAMESPACE or f"{settings.namespace}.tasks"
     # % if cookiecutter.__queue_rabbitmq
     if settings.DRAMATIQ_BROKER == "rabbitmq":
         from src.tasks.engine.brokers.rabbitmq import RabbitmqTaskBroker  # noqa: PLC0415 - imported on use
 
-        url = settings.RABBITMQ_URL.get_secret_value()
-        return RabbitmqTaskBroker(url, middleware=middleware(settings))
+        return RabbitmqTaskBroker(
+            settings.RABBITMQ_URL.get_secret_value(),
+            namespace=namespace,
+            middleware=middleware(settings),
+        )
     # % endif
     # % if cookiecutter.__queue_redis
     if settings.DRAMATIQ_BROKER == "redis":
@@ -76,7 +80,7 @@ def create_broker(settings: Settings) -> TaskBroker:
 
         return RedisTaskBroker(
             settings.queue_redis_url,
-            namespace=settings.queue_namespace,
+            namespace=namespace,
             middleware=middleware(settings),
         )
     # % endif

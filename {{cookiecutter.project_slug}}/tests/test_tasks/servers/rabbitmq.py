@@ -61,16 +61,16 @@ def via(url: str, port: int) -> str:
     return parts._replace(netloc=f"{user}@127.0.0.1:{port}").geturl()
 
 
-def create(url: str, _namespace: str) -> RabbitmqTaskBroker:
-    return RabbitmqTaskBroker(url, middleware=[])
+def create(url: str, namespace: str) -> RabbitmqTaskBroker:
+    return RabbitmqTaskBroker(url, namespace=namespace, middleware=[])
 
 
 def put_raw(broker: RabbitmqTaskBroker, queue: str, body: bytes) -> None:
     """Put raw bytes on the queue."""
     broker.declare_queue(q_name(queue), ensure=True)
-    broker.channel.basic_publish("", queue, body)
+    broker.channel.basic_publish("", broker.server_name(queue), body)
 
 
-def variables(url: str, _name: str) -> dict[str, str]:
-    """Return the settings of a worker. Its server is shared, so each test needs unique queues."""
-    return {"DRAMATIQ_BROKER": "rabbitmq", "RABBITMQ_URL": url}
+def variables(url: str, name: str) -> dict[str, str]:
+    """Return the settings of a worker. Its server is shared, so each test needs a namespace."""
+    return {"DRAMATIQ_BROKER": "rabbitmq", "RABBITMQ_URL": url, "DRAMATIQ_NAMESPACE": name}

@@ -12,7 +12,9 @@ import pytest
 from dramatiq import Message
 from dramatiq.common import current_millis, dq_name
 from dramatiq.errors import BrokerConnectionError
+from sqlalchemy import URL
 
+from src.tasks.broker import create_broker
 from src.tasks.engine.brokers.base import ERROR, BrokerUnavailableError, TaskBroker
 from tests.proxy import Proxy
 from tests.test_tasks.conftest import Server
@@ -24,7 +26,7 @@ from tests.test_tasks.test_brokers.messages import (
     take,
     wait_for,
 )
-from tests.test_tasks.workers import Logs, events, eventually, working
+from tests.test_tasks.workers import Logs, events, eventually, settings_for, working
 
 SENTENCE = r"^\w+ is unavailable: .*$"
 
@@ -39,6 +41,35 @@ async def test_publish_returns_once_messages_are_on_their_queues(
         assert broker.queue_state(other).waiting == 1
     with consuming(broker, queue) as consumer:
         assert take(consumer).args == (text,)
+
+
+async def test_environments_share_nothing(server: Server, queue: str) -> None:
+    """They may use one server, as two services may."""
+    variables = server.variables(queue) | {"DRAMATIQ_NAMESPACE": ""}
+    broker, other = [
+        create_broker(settings_for(URL.create("postgresql"), variables | {"ENV": env}))
+        for env in ("test", "development")
+    ]
+    done: list[str] = []
+    for each, name in ((broker, "own"), (other, "other")):
+        dramatiq.actor(broker=each, queue_name=queue, actor_name="act")(
+            lambda number, name=name: done.append(f"{name} {number}")
+        )
+    async with broker.open_publisher() as publisher:
+        await publisher.publish([message_to(queue, 1)])
+    broker.enqueue(message_to(queue, 2), delay=10)
+    broker.add_dead_letter(queue, "dead", message_to(queue, 3).encode())
+    for each in (other, broker):
+        each.middleware.clear()
+    async with working(other), working(broker):
+        await eventually(lambda: len(done) == 2, "both messages")
+
+    assert set(done) == {"own 1", "own 2"}
+    assert other.queue_state(queue).dead == len(other.dead_letters(queue, limit=9)) == 0
+    assert other.requeue_dead(queue) + other.purge_dead(queue) == 0
+    assert broker.purge_dead(queue) == 1
+    for each in (other, broker):
+        each.close()
 
 
 # --- the server is unavailable ----------------------------------------------------------------

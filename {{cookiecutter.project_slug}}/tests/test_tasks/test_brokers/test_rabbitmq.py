@@ -86,6 +86,17 @@ def test_queues_have_the_arguments(
                 operator.channel().queue_declare(name, durable=True, arguments=others)
 
 
+def test_namespace_none_keeps_the_names_of_queues(
+    server: Server, operator: pika.BlockingConnection, queue: str
+) -> None:
+    """Services of releases without namespaces have such queues."""
+    broker = server.module.create(server.url, "none")
+    broker.enqueue(message_to(queue))
+    declared = operator.channel().queue_declare(queue, passive=True)
+    assert declared.method.message_count == 1
+    broker.close()
+
+
 def test_message_survives_more_deliveries_than_the_server_allows_by_default(
     broker: RabbitmqTaskBroker, queue: str
 ) -> None:
@@ -102,12 +113,12 @@ async def test_queue_that_was_deleted_is_declared_again(
 ) -> None:
     """A publisher gets an error, because its message would be lost."""
     broker.enqueue(message_to(queue))
-    operator.channel().queue_delete(queue)
+    operator.channel().queue_delete(broker.server_name(queue))
     broker.enqueue(message_to(queue))
     assert broker.queue_state(queue).waiting == 1
     async with broker.open_publisher() as publisher:
         await publisher.publish([message_to(queue)])
-        operator.channel().queue_delete(queue)
+        operator.channel().queue_delete(broker.server_name(queue))
         with pytest.raises(BrokerUnavailableError, match="NO_ROUTE"):
             await publisher.publish([message_to(queue)])
         await publisher.publish([message_to(queue)])
@@ -117,7 +128,7 @@ async def test_queue_that_was_deleted_is_declared_again(
 async def test_queue_of_another_type_is_rejected(
     broker: RabbitmqTaskBroker, operator: pika.BlockingConnection, queue: str
 ) -> None:
-    operator.channel().queue_declare(queue, durable=True)
+    operator.channel().queue_declare(broker.server_name(queue), durable=True)
     async with broker.open_publisher() as publisher:
         with pytest.raises(BrokerUnavailableError, match="inequivalent arg"):
             await publisher.publish([message_to(queue)])
@@ -270,7 +281,7 @@ def test_dead_letter_is_written_on_a_new_connection(
         message = take(consumer)
         message.options[ERROR] = "ValueError: no"
         broker.connection.close()
-        operator.channel().queue_delete(xq_name(queue))  # as an operator may do
+        operator.channel().queue_delete(broker.server_name(xq_name(queue)))  # as an operator may do
         consumer.nack(message)
     wait_for(broker, queue, waiting=0, dead=1)
     (letter,) = broker.dead_letters(queue, limit=10)
@@ -328,7 +339,7 @@ def test_failed_requeue_loses_nothing(
     broker: RabbitmqTaskBroker, operator: pika.BlockingConnection, queue: str
 ) -> None:
     add_dead_letters(broker, queue, 3)
-    operator.channel().queue_delete(queue)
+    operator.channel().queue_delete(broker.server_name(queue))
     with pytest.raises(BrokerUnavailableError, match="unroutable"):
         broker.requeue_dead(queue)
     wait_for(broker, queue, dead=3)

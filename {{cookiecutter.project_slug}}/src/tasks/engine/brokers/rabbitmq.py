@@ -1,8 +1,9 @@
 """The RabbitMQ broker.
 
 Dramatiq declares three queues for each queue of tasks: `default`, `default.DQ` for delayed
-messages, and `default.XQ` for dead letters. Here they are quorum queues. A message is removed from
-one queue only after RabbitMQ has confirmed it on the next.
+messages, and `default.XQ` for dead letters. Here they are quorum queues, and their names on the
+server begin with the namespace. A message is removed from one queue only after RabbitMQ has
+confirmed it on the next.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -23,7 +24,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pika
 import structlog
-from dramatiq import Middleware
+from dramatiq import Message, Middleware
 from dramatiq.broker import MessageProxy
 from dramatiq.brokers.rabbitmq import (
     DEAD_MESSAGE_TTL,
@@ -85,6 +86,7 @@ DEAD_ARGUMENTS: Mapping[str, Any] = {
     "x-message-ttl": DEAD_MESSAGE_TTL,
 }
 
+NO_NAMESPACE = "none"
 MAX_PREFETCH = 1000  # dead letters in memory at the same time
 _NOT_FOUND, _LOCKED = 404, 405  # AMQP reply codes
 _POLL_SECONDS = 0.02
@@ -97,9 +99,10 @@ _Consumed = Iterator[tuple[DeadLetter, Callable[[], None]]]
 class RabbitmqConsumer(_RabbitmqConsumer):
     broker: "RabbitmqTaskBroker"
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, broker: "RabbitmqTaskBroker", queue_name: str, *arguments: Any) -> None:
         with connection_errors(OSError):  # for example an unknown host name
-            super().__init__(*arguments)
+            super().__init__(broker, broker.server_name(queue_name), *arguments)
+        self.queue_name = queue_name
 
     def __next__(self) -> MessageProxy | None:
         """Return the next message, or None after a time-out. Others are set aside."""
@@ -154,7 +157,8 @@ class RabbitmqConsumer(_RabbitmqConsumer):
 class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
     """Publishing waits for the publisher confirm: a published message is on the server's disk."""
 
-    def __init__(self, url: str, *, middleware: list[Middleware]) -> None:
+    def __init__(self, url: str, *, namespace: str, middleware: list[Middleware]) -> None:
+        self._prefix = "" if namespace == NO_NAMESPACE else f"{namespace}."
         parts = urlsplit(url)
         query = urlencode({**CONNECTION, **dict(parse_qsl(parts.query))})
         super().__init__(
@@ -184,19 +188,34 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
     def _build_queue_arguments(self, queue_name: str) -> dict[str, Any]:
         return {**super()._build_queue_arguments(queue_name), **WORK_ARGUMENTS}
 
+    def _declare_queue(self, queue_name: str) -> Any:
+        return super()._declare_queue(self.server_name(queue_name))
+
+    def _declare_dq_queue(self, queue_name: str) -> Any:
+        return super()._declare_dq_queue(self.server_name(queue_name))
+
     def _declare_xq_queue(self, queue_name: str) -> Any:
-        return self.channel.queue_declare(
-            xq_name(queue_name), durable=True, arguments=DEAD_ARGUMENTS
-        )
+        name = xq_name(self.server_name(queue_name))
+        return self.channel.queue_declare(name, durable=True, arguments=DEAD_ARGUMENTS)
+
+    def server_name(self, queue_name: str) -> str:
+        """Return the name on the server. Other services and environments have other names."""
+        return self._prefix + queue_name
 
     def declarations(self, queue_name: str) -> Mapping[str, Mapping[str, Any]]:
         """Return the arguments of the three queues, by name, that Dramatiq uses for a queue."""
-        work = self._build_queue_arguments(queue_name)
-        return {
-            q_name(queue_name): work,
-            dq_name(queue_name): work,
-            xq_name(queue_name): DEAD_ARGUMENTS,
-        }
+        name = self.server_name(queue_name)
+        work = self._build_queue_arguments(name)
+        return {q_name(name): work, dq_name(name): work, xq_name(name): DEAD_ARGUMENTS}
+
+    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        if delay is not None:
+            name, eta = dq_name(message.queue_name), current_millis() + delay
+            message = message.copy(queue_name=name, options={"eta": eta})
+        self.emit_before("enqueue", message, delay)
+        self._send(message.queue_name, message)
+        self.emit_after("enqueue", message, delay)
+        return message
 
     def close(self) -> None:
         """Close the connections of all threads. Do not wait for a server that hangs."""
@@ -226,20 +245,25 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
         up to a thousand delayed ones for each thread.
         """
         with self._session() as connection:
-            names = (queue_name, dq_name(queue_name), xq_name(queue_name))
+            names = self.declarations(queue_name)
             waiting, delayed, dead = (_count(connection, name) for name in names)
         return QueueState(waiting, delayed, dead, oldest_seconds=None)
 
     def move_to_dead_letters(self, message: MessageProxy) -> None:
         """Raises BrokerConnectionError, or TypeError or ValueError if the message is not JSON."""
         dead = message.copy(options={DIED_AT: message.options.get(DIED_AT, current_millis())})
+        self._send(xq_name(dead.queue_name), dead)
+
+    def _send(self, queue_name: str, message: Message[Any]) -> None:
+        """Publish on the connection of this thread. Raises BrokerConnectionError."""
         for is_last_attempt in (False, True):
             try:
-                self.declare_queue(dead.queue_name, ensure=True)
-                send(self.channel, xq_name(dead.queue_name), dead.message_id, dead.encode())
+                self.declare_queue(q_name(message.queue_name), ensure=True)
+                name = self.server_name(queue_name)
+                send(self.channel, name, message.message_id, message.encode())
             except (AMQPConnectionError, AMQPChannelError) as error:
                 del self.connection  # for example because the server closed it
-                self.queues_pending.add(q_name(dead.queue_name))
+                self.queues_pending.add(q_name(message.queue_name))
                 if is_last_attempt:
                     raise ConnectionClosed(reason(error)) from error
             else:
@@ -251,7 +275,7 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
             channel.confirm_delivery()
             for name, arguments in self.declarations(queue_name).items():
                 channel.queue_declare(name, durable=True, arguments=dict(arguments))
-            send(channel, xq_name(queue_name), letter_id, body)
+            send(channel, xq_name(self.server_name(queue_name)), letter_id, body)
 
     def dead_letters(self, queue_name: str, *, limit: int) -> Sequence[DeadLetter]:
         """Read all dead letters, because RabbitMQ does not keep their order; return the newest."""
@@ -270,7 +294,8 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
                     continue
                 if letter.id not in done:
                     message = without_failure_metadata(letter.message).copy(queue_name=queue_name)
-                    send(channel, queue_name, message.message_id, message.encode())
+                    name = self.server_name(queue_name)
+                    send(channel, name, message.message_id, message.encode())
                     done.add(letter.id)
                 remove()
         return len(done)
@@ -291,8 +316,9 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
         AMQP has no other way to read messages.
         """
         with self._session() as connection:
-            _lock(connection, queue_name)
-            yield connection, _consume_all(connection, queue_name)
+            name = xq_name(self.server_name(queue_name))
+            _lock(connection, name)
+            yield connection, _consume_all(connection, name, queue_name)
 
     @contextmanager
     def _session(self) -> Iterator[pika.BlockingConnection]:
@@ -304,7 +330,7 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
             raise unavailable(error) from error
 
 
-def _lock(connection: pika.BlockingConnection, queue_name: str) -> None:
+def _lock(connection: pika.BlockingConnection, name: str) -> None:
     """Wait until no other command consumes the dead letters: this one would not see them.
 
     The lock is an exclusive queue. RabbitMQ deletes it when the connection ends.
@@ -312,7 +338,7 @@ def _lock(connection: pika.BlockingConnection, queue_name: str) -> None:
     deadline = time.monotonic() + RESPONSE_SECONDS
     while True:
         try:
-            connection.channel().queue_declare(f"{xq_name(queue_name)}.lock", exclusive=True)
+            connection.channel().queue_declare(f"{name}.lock", exclusive=True)
         except ChannelClosedByBroker as error:
             if error.reply_code != _LOCKED or time.monotonic() > deadline:
                 raise
@@ -321,17 +347,17 @@ def _lock(connection: pika.BlockingConnection, queue_name: str) -> None:
             return
 
 
-def _consume_all(connection: pika.BlockingConnection, queue_name: str) -> _Consumed:
+def _consume_all(connection: pika.BlockingConnection, name: str, queue_name: str) -> _Consumed:
     """Yield each dead letter with the function that removes it.
 
     basic.get would be simpler, but takes a millisecond or more for each message.
     """
-    left = _count(connection, xq_name(queue_name))
+    left = _count(connection, name)
     while left:
         channel = connection.channel()
         size = min(left, MAX_PREFETCH)
         channel.basic_qos(prefetch_count=size)
-        deliveries = channel.consume(xq_name(queue_name), inactivity_timeout=RESPONSE_SECONDS)
+        deliveries = channel.consume(name, inactivity_timeout=RESPONSE_SECONDS)
         for method, properties, body in islice(deliveries, size):
             if method is None:
                 left = 0  # some have expired since they were counted

@@ -78,7 +78,8 @@ class RabbitmqPublisher:
         first, self._published = self._published + 1, self._published + len(messages)
         self._unconfirmed = set(range(first, self._published + 1))
         for message, body in zip(messages, bodies, strict=True):
-            send(channel, message.queue_name, message.message_id, body)
+            name = self._broker.server_name(message.queue_name)
+            send(channel, name, message.message_id, body)
         await reply
 
     async def _open(self) -> Channel:
