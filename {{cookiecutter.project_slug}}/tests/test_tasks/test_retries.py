@@ -78,6 +78,33 @@ async def test_backoff_grows(broker: TaskBroker, queue: str) -> None:
     assert broker.dead_letters(queue, limit=9) == []
 
 
+@pytest.mark.parametrize("when", ["another clock is ahead", "the clock is set back"])
+async def test_retry_does_not_wait_longer_than_its_delay(
+    broker: TaskBroker, queue: str, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    attempts = 0
+    delays = Delays()
+    broker.add_middleware(delays)
+    now = time.time
+
+    def fail_once() -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            if when == "another clock is ahead":
+                monkeypatch.setattr(time, "time", lambda: now() + 3600)
+            raise ValueError
+
+    dramatiq.actor(queue_name=queue, broker=broker, max_backoff=1500)(fail_once)
+    enqueue(broker, "fail_once")
+    async with working(broker, threads=1):
+        await eventually(lambda: delays.messages, "a failure")
+        if when == "the clock is set back":
+            await asyncio.sleep(0.5)  # for the worker to receive the message
+        monkeypatch.setattr(time, "time", lambda: now() - 3600)
+        await eventually(lambda: attempts == 2, "the retry")
+
+
 @pytest.mark.slow
 async def test_a_task_that_exceeds_its_time_limit_is_cancelled_and_retried(
     broker: TaskBroker, tmp_path: Path

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar, cast
 
-from dramatiq import Broker, Worker
+from dramatiq import Broker, Worker, worker
 from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_loop_thread
 from dramatiq.errors import ConnectionFailed
 from dramatiq.middleware import AsyncIO
@@ -118,6 +118,15 @@ def debounce_sigterm() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), stop_once)
+
+
+def monotonic_millis() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+# Remove when a delay does not change if the clock is set. In 2.2.1 a worker compares times of day.
+# RetriesMiddleware converts `eta`.
+vars(worker)["current_millis"] = monotonic_millis
 
 
 # Remove when Dramatiq has an option to disable this warning. 2.2.1 has none.

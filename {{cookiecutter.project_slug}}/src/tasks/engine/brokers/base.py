@@ -19,11 +19,12 @@ from dramatiq.common import current_millis, dq_name, q_name
 log = structlog.get_logger(__name__)
 
 # Message options that record a failure. Dramatiq sets the last three of FAILURE_OPTIONS.
+RETRY_DELAY = "retry_delay"
 ERROR = "error"
 DIED_AT = "died_at"
 NOT_RUNNABLE_SINCE = "not_runnable_since"
 FAILURE_OPTIONS = frozenset(
-    {ERROR, DIED_AT, NOT_RUNNABLE_SINCE, "retries", "traceback", "requeue_timestamp"}
+    {RETRY_DELAY, ERROR, DIED_AT, NOT_RUNNABLE_SINCE, "retries", "traceback", "requeue_timestamp"}
 )
 # Smallest and largest values of the options of actors and messages that are numbers
 _LAST_TIME = 253_402_300_799_999  # milliseconds, the end of the year 9999
@@ -37,6 +38,7 @@ _RANGES = {
     "retries": (0, math.inf),
     "eta": (0, _LAST_TIME),
     "requeue_timestamp": (0, _LAST_TIME),
+    RETRY_DELAY: (0, math.inf),
     DIED_AT: (0, _LAST_TIME),
     NOT_RUNNABLE_SINCE: (0, _LAST_TIME),
 }

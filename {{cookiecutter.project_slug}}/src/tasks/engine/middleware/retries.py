@@ -1,3 +1,4 @@
+import math
 import time
 from typing import Any
 
@@ -10,7 +11,8 @@ from dramatiq.middleware import MiddlewareError, Retries, Shutdown
 
 from src.core.failures import describe
 from src.domain.errors import DomainError
-from src.tasks.engine.brokers.base import DIED_AT, ERROR, NOT_RUNNABLE_SINCE, PATIENCE
+from src.tasks.engine.brokers.base import DIED_AT, ERROR, NOT_RUNNABLE_SINCE, PATIENCE, RETRY_DELAY
+from src.tasks.engine.dramatiq_patches import monotonic_millis
 from src.tasks.engine.middleware.resources import NotRecordedError
 from src.tasks.outbox import bind
 
@@ -38,6 +40,14 @@ class RetriesMiddleware(Retries):
         if "eta" in message.options:
             # Dramatiq sets the time of the failure, so the backoff would count as delay.
             message.options["requeue_timestamp"] = message.options["eta"]
+            if delay is not None:
+                message.options[RETRY_DELAY] = delay
+
+    def before_delay_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Wait at most the delay: the clocks of two workers may differ, and a clock may be set."""
+        left = message.options["eta"] - current_millis()
+        left = min(left, message.options.get(RETRY_DELAY, math.inf))
+        message.options["eta"] = monotonic_millis() + max(0, left)
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         actor = broker.actors.get(message.actor_name)
