@@ -72,7 +72,7 @@ LINES = [b"GET / HTTP/1.0", b"* * HTTP/1.1", b"GET http://evil.example/ HTTP/1.1
 def operations(address: str) -> list[tuple[bytes, str]]:
     prefix = API.rpartition("/")[0]
     document = httpx.get(f"{address}{prefix}/openapi.json", headers=HEADERS).json()
-    paths = [(method, path) for path, item in document["paths"].items() for method in item]
+    paths = [(method, path) for path, methods in document["paths"].items() for method in methods]
     methods = [(method.upper().encode(), path) for method, path in paths]
     pages = [f"{prefix}/docs", "/metrics", "/", API]
     # Readiness is 503 if a server of the service is not running.
