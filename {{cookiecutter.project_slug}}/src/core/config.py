@@ -349,7 +349,7 @@ class Settings(BaseSettings):
         }
         if self.DATABASE_POOLER:
             options[postgres_url.POOLER] = "true"
-        return url.update_query_dict(options)
+        return url.set(query={**options, **url.query})
 
 
 def load_settings(*, dev_server: bool = True) -> Settings:

@@ -27,6 +27,8 @@ ASYNCPG = (  # asyncpg accepts these in its DSN
     "application_name",
     "options",
 )
+# The service adds these options. PostgreSQL has the same names.
+TIMEOUTS = ("lock_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
 # Linux closes a connection if the peer does not acknowledge data or keepalive probes in time.
 TCP = {
     "keepalives": 1,
@@ -41,7 +43,7 @@ _CHOICES = {
     "channel_binding": ("disable", "prefer", "require"),
     POOLER: ("true", "false"),
 }
-_OPTIONS = {"host", "port", *ASYNCPG, *_NUMBERS, *_CHOICES}
+_OPTIONS = {"host", "port", *ASYNCPG, *TIMEOUTS, *_NUMBERS, *_CHOICES}
 _INSTEAD = {
     "connection_limit": "set DATABASE_POOL_SIZE",
     "pool_size": "set DATABASE_POOL_SIZE",

@@ -21,8 +21,6 @@ COMMAND_TIMEOUT_SECONDS = 30
 IDLE_CHECK_SECONDS = 0.5
 PING_TIMEOUT_SECONDS = 1.0  # less than the limits of readiness checks
 CLOSE_TIMEOUT_SECONDS = 0.5
-# Options that the service adds to the URL. PostgreSQL has the same names.
-TIMEOUTS = ("lock_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
 _NAMES = {  # of the operating system; macOS and Windows lack some
     "keepalives_idle": "TCP_KEEPIDLE",
     "keepalives_interval": "TCP_KEEPINTVL",
@@ -99,7 +97,8 @@ def split(url: URL) -> tuple[URL, dict[str, Any]]:
     if options.get("sslrootcert") == postgres_url.SYSTEM:
         arguments["ssl"] = True
     given = options.get("options", "")  # a timeout of the user has priority
-    timeouts = {name: options[name] for name in TIMEOUTS if name in options and name not in given}
+    names = [name for name in postgres_url.TIMEOUTS if name in options and name not in given]
+    timeouts = {name: options[name] for name in names}
     size = options.get("prepared_statement_cache_size")
     if options.get(postgres_url.POOLER) == "true" or size == "0":
         # An unnamed statement is parsed and executed in one message, so by one server.

@@ -163,7 +163,7 @@ def test_dev_ends_with_the_status_of_a_program_that_exits(
     assert b"waiting | hello\n" in output.out
     assert b"seven exited with status 7." in output.err
     program, url = read(path)
-    assert url == "postgresql+asyncpg://me:secret@nowhere/app"
+    assert url.startswith("postgresql+asyncpg://me:secret@nowhere/app?")
     assert not is_running(program)
     assert not {"postgres", "dev.env"} & {path.name for path in here.iterdir()}
 
