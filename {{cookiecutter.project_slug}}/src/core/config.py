@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     DATABASE_POOL_SIZE: int = Field(default=20, ge=1)
     DATABASE_POOLER: bool = False
     DATABASE_LOCK_TIMEOUT_SECONDS: float = Field(default=3, ge=0)
-    DATABASE_IDLE_TRANSACTION_SECONDS: float = Field(default=60, ge=0)
+    DATABASE_IDLE_TRANSACTION_SECONDS: float = Field(default=30, ge=0)
 
     # % if cookiecutter.__redis
     REDIS_HOST: str = "localhost"

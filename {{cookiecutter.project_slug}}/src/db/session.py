@@ -13,6 +13,7 @@ from sqlalchemy import URL, Connection, DateTime, Dialect, SelectBase, UpdateBas
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgDateTime
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import IllegalStateChangeError, InvalidRequestError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -286,8 +287,14 @@ async def _complete(work: Coroutine[Any, Any, None]) -> None:
 def _map_error(context: ExceptionContext) -> Exception | None:
     """Return our exception, or None to keep the original one."""
     error = context.original_exception
-    if not isinstance(error, Exception):
-        return None  # a cancellation, which SQLAlchemy treats as a disconnect
+    if isinstance(error, DatabaseUnavailableError | PoolTimeoutError):
+        # A lost connection could not be replaced. SQLAlchemy would wrap the error.
+        return DatabaseUnavailableError(str(error))
+    # Not a cancellation, which SQLAlchemy treats as a disconnect.
+    return _map_driver_error(context, error) if isinstance(error, Exception) else None
+
+
+def _map_driver_error(context: ExceptionContext, error: Exception) -> Exception | None:
     if isinstance(error, TimeoutError):
         return DatabaseUnavailableError("A statement took longer than command_timeout.")
     sqlstate = getattr(error, "sqlstate", None) or ""

@@ -211,6 +211,24 @@ def terminate(url: URL) -> None:
     asyncio.run(run())
 
 
+async def test_a_read_whose_connection_cannot_be_replaced_returns_503(
+    fresh_app: FastAPI, database: Database, db_proxy: PostgresProxy, committing_database: Database
+) -> None:
+    @fresh_app.get("/sleep")
+    async def sleep(db: ReadSession) -> None:
+        await db.execute(select(func.pg_sleep(600)))
+
+    request = asyncio.create_task(connect(fresh_app, database).get("/sleep"))
+    async with committing_database.reads() as session:
+        sleeping = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+        while not await session.scalar(sleeping):
+            pass
+    await db_proxy.stop()
+
+    response = await request
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+
+
 ATTEMPTS = text("SELECT last_value FROM attempt")
 
 
