@@ -72,12 +72,9 @@ class ItemRepository(Repository[Item]):
         Only MAX_MATCHES items are ranked: the rank of an item with a long text is expensive.
         """
         query = func.to_tsquery(SEARCH_CONFIG, prefix_query(text))
-        matches = (
-            select(Item, SEARCH_DOCUMENT)
-            .where(SEARCH_DOCUMENT.op("@@")(query))
-            .limit(MAX_MATCHES)
-            .subquery()
-        )
+        found = select(Item, SEARCH_DOCUMENT).where(SEARCH_DOCUMENT.op("@@")(query)).cte()
+        # Without MATERIALIZED, the limit makes PostgreSQL prefer a scan of the table to the index.
+        matches = select(found.prefix_with("MATERIALIZED")).limit(MAX_MATCHES).subquery()
         item = aliased(Item, matches)
         rank = func.ts_rank(matches.c.search, query)
         statement = select(item).order_by(rank.desc(), item.id.desc()).offset(offset).limit(limit)
@@ -86,6 +83,8 @@ class ItemRepository(Repository[Item]):
 
 def prefix_query(text: str) -> str:
     """Convert the words, each once, to a `tsquery`. Quotes prevent words from being operators."""
-    words = [f"'{word}'" for word in _WORD.findall(text)]
-    unique = list({word.lower(): word for word in reversed(words)}.values())
-    return " & ".join([f"{last}:*" for last in unique[:1]] + unique[1:MAX_WORDS])
+    words = _WORD.findall(text)
+    unique = [f"'{word}'" for word in {word.lower(): word for word in reversed(words)}.values()]
+    if words and len(words[-1].encode()) > 1:  # too many words start with the same letter
+        unique[0] += ":*"
+    return " & ".join(unique[:MAX_WORDS])

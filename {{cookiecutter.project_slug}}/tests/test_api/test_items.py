@@ -195,7 +195,7 @@ class TestSearch:
     def test_repeated_words_do_not_make_a_query_expensive(self, text: str) -> None:
         query = prefix_query(text)
 
-        assert query in {"'lamp':*", "'Lamp':*", "'a':*"}
+        assert query in {"'lamp':*", "'Lamp':*", "'a'"}
 
     def test_a_query_has_at_most_ten_words(self) -> None:
         query = prefix_query(" ".join(map(str, range(100))))
@@ -261,7 +261,7 @@ async def test_a_deletion_checks_the_version(client: AsyncClient) -> None:
     [
         (ITEMS, ["SELECT"]),
         (f"{ITEMS}?total=true", ["SELECT", "SELECT"]),
-        (f"{SEARCH}?q=lamp", ["SELECT"]),
+        (f"{SEARCH}?q=lamp", ["WITH"]),
     ],
 )
 async def test_a_read_sends_one_statement_per_result(

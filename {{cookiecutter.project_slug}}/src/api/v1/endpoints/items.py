@@ -84,8 +84,9 @@ async def search_items(
 ) -> dict[str, Sequence[Item]]:
     """Search names and descriptions, best match first.
 
-    An item matches if it contains every word of `q`. The last word also matches as a prefix, which
-    allows search-as-you-type. If more than 1,000 items match, only 1,000 of them are ranked.
+    An item matches if it contains every word of `q`. The last word also matches as a prefix, if it
+    has at least two letters, which allows search-as-you-type. If more than 1,000 items match, only
+    1,000 of them are ranked.
     """
     return {"items": await ItemService.search_items(db, query)}
 
