@@ -64,6 +64,10 @@ async def wait_for_file_async(path: str, awaited: str) -> None:
     write(path, "ended")
 
 
+async def nap_in_thread(path: str, seconds: float) -> None:
+    await asyncio.to_thread(nap, path, seconds)
+
+
 async def nap_async(path: str, seconds: float) -> None:
     write(path, "started")
     try:
@@ -131,8 +135,8 @@ def add_note(path: str) -> None:
 
 
 ACTORS: tuple[Callable[..., Any], ...] = (
-    note, nap, wait_for_file, wait_for_file_async, nap_async, kill_worker, crash, exit_process,
-    interrupt, refuse, fail, count, add_note,
+    note, nap, nap_in_thread, nap_async, wait_for_file, wait_for_file_async, kill_worker, crash,
+    exit_process, interrupt, refuse, fail, count, add_note,
 )  # fmt: skip
 
 

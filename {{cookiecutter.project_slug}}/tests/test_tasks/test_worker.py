@@ -98,11 +98,12 @@ async def test_sigterm_lets_a_running_task_finish(
 async def test_a_second_sigterm_stops_a_worker_immediately(
     broker: TaskBroker, start: Start, tmp_path: Path
 ) -> None:
+    """Another worker runs the tasks without a timeout."""
     path = tmp_path / "words"
-    worker = start(shutdown_seconds=600.0)
-    for actor in ("nap", "nap_async"):
+    worker = start(threads=3, shutdown_seconds=600.0, TEST_HEARTBEAT_TIMEOUT="3600000")
+    for actor in ("nap", "nap_async", "nap_in_thread"):
         enqueue(broker, actor, str(path), 600.0)
-    await eventually(lambda: len(words(path)) == 2, "both starts")
+    await eventually(lambda: words(path).count("started") == 3, "their starts")
     worker.send_signal(signal.SIGTERM)
     await asyncio.to_thread(worker.wait_for_log, STOPPING)
     await asyncio.sleep(1.5 * DEBOUNCE_SECONDS)
@@ -110,6 +111,8 @@ async def test_a_second_sigterm_stops_a_worker_immediately(
     worker.send_signal(signal.SIGTERM)
 
     assert await asyncio.to_thread(worker.wait, LIMIT) != 0
+    start(threads=3)
+    await eventually(lambda: words(path).count("started") == 6, "their next starts")
 
 
 @pytest.mark.slow
@@ -118,11 +121,16 @@ async def test_orderly_stops_are_not_counted(
     broker: TaskBroker, committing_database: Database, start: Start, tmp_path: Path
 ) -> None:
     """Interrupted tasks are requeued immediately. None of them is a poison message."""
-    awaited, actors = tmp_path / "awaited", ("wait_for_file", "wait_for_file_async", "nap")
-    arguments = (str(awaited), str(awaited), 600.0)  # `nap` cannot be interrupted
+    awaited = tmp_path / "awaited"
+    actors = {
+        "wait_for_file": str(awaited),
+        "wait_for_file_async": str(awaited),
+        "nap": 600.0,  # this one and the next cannot be interrupted
+        "nap_in_thread": 600.0,
+    }
     ids = [
         await send(committing_database, broker, f"tracked_{actor}", str(tmp_path / actor), argument)
-        for actor, argument in zip(actors, arguments, strict=True)
+        for actor, argument in actors.items()
     ]
 
     async def states() -> list[tuple[TaskStatus, int]]:
@@ -134,7 +142,7 @@ async def test_orderly_stops_are_not_counted(
 
     stops = MAX_STARTS + 2
     for stop in range(1, stops + 1):
-        worker = start(threads=4, shutdown_seconds=0.5, TEST_HEARTBEAT_TIMEOUT="3600000")
+        worker = start(threads=4, shutdown_seconds=4.0, TEST_HEARTBEAT_TIMEOUT="3600000")
         await eventually(lambda: started(stop), "the next starts")  # noqa: B023 - called immediately
         os.killpg(worker.pid, signal.SIGTERM)
         assert await asyncio.to_thread(worker.wait, LIMIT) == 0

@@ -6,14 +6,17 @@ The consumers in `brokers/` have more fixes, with the comment "Dramatiq 2.2".
 import asyncio
 import logging
 import math
+import os
 import signal
+import threading
 import time
 from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any, TypeVar, cast
 
-from dramatiq import Broker, Worker, worker
+from dramatiq import Broker, Worker, get_broker, worker
 from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_loop_thread
 from dramatiq.errors import ConnectionFailed
 from dramatiq.middleware import AsyncIO
@@ -22,13 +25,14 @@ T = TypeVar("T")
 
 BOOT_SECONDS = 10.0
 DEBOUNCE_SECONDS = 1.0
+INTERRUPT_SECONDS = 5.0
 
 
 # Remove when Dramatiq starts its event loop in a daemon thread. 2.2.1 does not.
 class DaemonAsyncIO(AsyncIO):
     """Runs Dramatiq's event loop in a daemon thread, which does not keep the process alive.
 
-    A second SIGTERM ends a worker process without stopping the loop, so the process would hang.
+    A worker that ends because of an unknown queue does not stop the loop, so it would hang.
     """
 
     def __init__(self) -> None:
@@ -96,13 +100,13 @@ class _LoopThread(EventLoopThread):
         self.join()
 
 
-# Remove when Dramatiq ignores a repeated SIGTERM. 2.2.1 does not.
+# Remove when Dramatiq ignores a repeated SIGTERM, and a later one interrupts tasks. 2.2.1 does not.
 def debounce_sigterm() -> None:
     """Ignore a SIGTERM that follows another one within DEBOUNCE_SECONDS.
 
     systemd sends SIGTERM to all processes of a service. A worker process then gets that signal and
-    another one from Dramatiq's main process. Dramatiq treats the second signal as a request to stop
-    immediately, and drops the running tasks.
+    another one from Dramatiq's main process. A later signal is a request to stop immediately.
+    Dramatiq would not tell its middleware, and would wait for threads.
     """
     stop = signal.getsignal(signal.SIGTERM)
     if getattr(stop, "__module__", None) != "dramatiq.cli" or not callable(stop):
@@ -113,7 +117,16 @@ def debounce_sigterm() -> None:
         nonlocal last
         before, last = last, time.monotonic()
         if last - before > DEBOUNCE_SECONDS:
-            stop(number, frame)
+            if before == -math.inf:
+                stop(number, frame)
+                return
+            broker = get_broker()
+            interrupt = partial(broker.emit_before, "consumer_thread_shutdown", None)
+            interrupting = threading.Thread(target=interrupt, daemon=True)
+            interrupting.start()
+            interrupting.join(INTERRUPT_SECONDS)
+            broker.close()
+            os._exit(1)  # without waiting for threads
 
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):

@@ -1,3 +1,5 @@
+import multiprocessing
+import os
 import threading
 import time
 from contextlib import suppress
@@ -10,13 +12,15 @@ from dramatiq.threading import Interrupt, raise_thread_exception
 from dramatiq.worker import ConsumerThread
 
 CLEANUP_SECONDS = 2.0
+EXIT_SECONDS = 5.0  # after the interruption, even if a task blocks the event loop
 
 
 class InterruptionMiddleware(ShutdownNotifications):
     """Interrupts the tasks that still run when the shutdown timeout of the worker is over.
 
     Their outcome is ignored: no retry is counted, and the message is not acknowledged. The broker
-    gives it to another worker, when this one has closed its consumers or itself.
+    gives it to another worker when this one closes its connections. The process then exits without
+    waiting for threads, because a task that cannot be interrupted would run twice at a time.
     """
 
     def __init__(self) -> None:
@@ -24,6 +28,7 @@ class InterruptionMiddleware(ShutdownNotifications):
         self._threads = set[int]()  # those that run a task
         self._lock = threading.Lock()
         self._is_over = threading.Event()
+        self._has_interrupted = False
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         self._is_over.clear()
@@ -34,11 +39,21 @@ class InterruptionMiddleware(ShutdownNotifications):
             if self._is_over.is_set():
                 return
             self._is_over.set()
+        if not self._threads:
+            return
+        self._has_interrupted = True
+        exiting = threading.Timer(EXIT_SECONDS, _exit, [broker])
+        exiting.daemon = True
+        exiting.start()
         for identifier in list(self._threads):
             raise_thread_exception(identifier, Shutdown)
         deadline = time.monotonic() + CLEANUP_SECONDS
         while self._threads and time.monotonic() < deadline:
             time.sleep(0.02)
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        if self._has_interrupted:
+            _exit(broker)
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         super().before_process_message(broker, message)  # type: ignore[no-untyped-call]  # untyped in Dramatiq
@@ -64,3 +79,11 @@ class InterruptionMiddleware(ShutdownNotifications):
         while self._is_over.is_set():
             with suppress(Interrupt):
                 threading.Event().wait()
+
+
+def _exit(broker: Broker) -> None:
+    if multiprocessing.parent_process() is not None:  # else it is a test, not a worker process
+        try:
+            broker.close()
+        finally:
+            os._exit(0)
