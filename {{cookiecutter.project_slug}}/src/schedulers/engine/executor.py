@@ -40,10 +40,9 @@ class Executor:
 
     def submit(self, job: Job, ticks: Sequence[datetime]) -> None:
         """Run the job, or record the ticks as skipped if the previous run has not finished."""
-        if job.id in self._running:
-            task = asyncio.create_task(self._run_ticks(job, ticks, RunOutcome.SKIPPED))
-        else:
-            task = asyncio.create_task(self._run_ticks(job, ticks, RunOutcome.RUNNING))
+        outcome = RunOutcome.SKIPPED if job.id in self._running else RunOutcome.RUNNING
+        task = asyncio.create_task(self._run_ticks(job, ticks, outcome))
+        if outcome is RunOutcome.RUNNING:
             task.add_done_callback(lambda _: self._running.discard(job.id))
             self._running.add(job.id)
         task.add_done_callback(self._tasks.discard)
