@@ -3,7 +3,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, Text, func, select
+from sqlalchemy.dialects.postgresql import TSQUERY
 from sqlalchemy.orm import aliased
 
 from src.db.models.item import SEARCH_CONFIG, SEARCH_DOCUMENT, Item
@@ -20,7 +21,7 @@ _SORT_COLUMNS = {
 
 MAX_WORDS = 10  # in a search
 MAX_MATCHES = 1000
-# Words, and hosts, emails and numbers like 1.5: other text could become an expensive phrase.
+# Words, and hosts, emails and numbers like 1.5.
 _WORD = re.compile(r"[^\s\x00-/:-@\[-`{-~]+(?:[./@][^\s\x00-/:-@\[-`{-~]+){0,3}")
 
 
@@ -71,7 +72,9 @@ class ItemRepository(Repository[Item]):
 
         Only MAX_MATCHES items are ranked: the rank of an item with a long text is expensive.
         """
-        query = func.to_tsquery(SEARCH_CONFIG, prefix_query(text))
+        phrases = func.to_tsquery(SEARCH_CONFIG, prefix_query(text)).cast(Text)
+        # `ann@example` would be a phrase, which the index cannot find alone.
+        query = func.replace(phrases, "<->", "&").cast(TSQUERY)
         found = select(Item, SEARCH_DOCUMENT).where(SEARCH_DOCUMENT.op("@@")(query)).cte()
         # Without MATERIALIZED, the limit makes PostgreSQL prefer a scan of the table to the index.
         matches = select(found.prefix_with("MATERIALIZED")).limit(MAX_MATCHES).subquery()
