@@ -51,7 +51,7 @@ FEATURES = [
         src/tasks/engine/brokers/rabbitmq*.py  tests/**/rabbitmq.py  tests/**/test_rabbitmq*.py"""),
     ("{{ cookiecutter.scheduler }}", """
         alembic/versions/*_create_scheduler.py  docs/scheduler.md  src/**/scheduler.py
-        src/core/time_zone.py  src/schedulers  tests/test_schedulers
+        src/core/time_zone.py  src/schedulers  tests/faults/test_scheduler_*.py  tests/test_schedulers
         tests/test_api/test_scheduler_endpoints.py  tests/test_cache/test_scheduled.py"""),
     ("{{ cookiecutter.__queue or cookiecutter.scheduler }}", """
         src/core/context.py  src/core/failures.py  tests/test_core/test_failures.py

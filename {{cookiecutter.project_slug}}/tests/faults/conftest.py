@@ -20,8 +20,10 @@ Report = Callable[..., None]
 
 @pytest.fixture
 def report(record_property: Callable[[str, object], None]) -> Report:
-    def report(fault: str, load: Load, acknowledged: str = "") -> None:
-        row = (fault, *load.columns(), acknowledged, f"{load.recovery_seconds:.1f} s")
+    def report(fault: str, load: Load | None, kept: str = "", seconds: float | None = None) -> None:
+        columns = load.columns() if load else ("", "none", "")
+        well = load.recovery_seconds if load else seconds
+        row = (fault, *columns, kept, f"{well:.1f} s")
         record_property("row", f"| {' | '.join(row)} |")
 
     return report

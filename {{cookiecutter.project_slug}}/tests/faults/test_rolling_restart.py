@@ -78,7 +78,7 @@ async def test_no_request_fails_in_a_rolling_restart(
             instance.process.kill()
 
     assert load.results.keys() == {200}, load.results
-    report(f"Rolling restart of two instances, {workers} API processes each", load)
+    report(f"Rolling restart of two instances (`--workers {workers}`)", load)
 
 
 @pytest.mark.parametrize("path", ["/sleeping", "/in-thread", "/in-database", "/in-transaction"])

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import monotonic
 from typing import NamedTuple
 
 import httpx
@@ -24,6 +25,7 @@ from src.core.config import get_settings
 from src.db.session import Database, open_database
 from src.schedulers.context import job_tick
 from src.schedulers.engine import process
+from tests.faults.conftest import Report
 from tests.fixtures.client import HEADERS
 from tests.fixtures.commands import Process, serving
 from tests.fixtures.environment import API
@@ -106,22 +108,27 @@ async def replicas(tmp_path: Path, fresh_url: URL) -> AsyncGenerator[Replicas]:
                 process.kill()
 
 
-@pytest.mark.parametrize("fault", ["killed", "frozen", "refused", "unanswered"])
+@pytest.mark.parametrize(
+    "fault", ["killed", "frozen", "refused by PostgreSQL", "cut off from PostgreSQL"]
+)
 async def test_failed_leader_is_replaced_and_no_run_is_repeated(
-    replicas: Replicas, fresh_url: URL, db_proxy: PostgresProxy, fault: str
+    replicas: Replicas, fresh_url: URL, db_proxy: PostgresProxy, fault: str, report: Report
 ) -> None:
     """The leader is killed, is frozen and wakes up later, or its database is unavailable."""
     first = replicas.start(db_proxy.url.set(database=fresh_url.database))
     await replicas.wait_for_runs(2)
     replicas.start(fresh_url)
+    failed_at = monotonic()
     if fault == "killed":
         replicas.processes[first].kill()
     elif fault == "frozen":
         replicas.processes[first].send_signal(signal.SIGSTOP)
-    elif fault == "refused":
+    elif fault == "refused by PostgreSQL":
         await db_proxy.stop()
     else:
         db_proxy.freeze()
+    await until(lambda: replicas.runs()[-1].pid != first)
+    seconds = monotonic() - failed_at
     await replicas.wait_for_another(first)
     if fault == "frozen":
         replicas.processes[first].send_signal(signal.SIGCONT)
@@ -129,6 +136,8 @@ async def test_failed_leader_is_replaced_and_no_run_is_repeated(
         await replicas.wait_for_runs(count + 4)
         assert {run.pid for run in replicas.runs()[count + 1 :]} == {await replicas.leader()}
     replicas.assert_each_tick_once()
+    runs = f"{len(replicas.runs())} runs"
+    report(f"Leader of the scheduler is {fault}", None, runs, seconds)
 
 
 @needs_faketime
