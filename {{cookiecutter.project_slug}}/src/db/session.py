@@ -351,7 +351,9 @@ def _note_failure(context: ExceptionContext) -> None:
     connection = context.connection
     error = context.original_exception.__cause__
     is_from_server = getattr(error, "severity", None) is not None  # the driver refuses values too
-    if connection is not None and is_from_server and not context.is_disconnect:
+    if connection is None or connection.invalidated or context.is_disconnect:
+        return  # `info` would connect
+    if is_from_server:
         connection.info[_FAILED_KEY] = not _is_autocommit(connection)
 
 

@@ -261,3 +261,21 @@ async def test_only_a_select_is_repeated_if_its_connection_is_lost(
         assert response.status_code == status
         async with database.reads() as session:
             assert await session.scalar(ATTEMPTS) == (2 if status == 200 else 1)
+
+
+async def test_server_that_refuses_to_replace_a_connection_returns_503(
+    fresh_app: FastAPI, fresh_url: URL, committing_database: Database
+) -> None:
+    """Such as one that shuts down: it responds with an error."""
+    refuse = text(f'ALTER DATABASE "{fresh_url.database}" ALLOW_CONNECTIONS false')
+
+    @fresh_app.get("/refused")
+    async def lose_connection(db: ReadSession) -> None:
+        process = await db.scalar(select(func.pg_backend_pid()))
+        async with committing_database.reads() as other:
+            await other.execute(refuse)
+            await other.execute(select(func.pg_terminate_backend(process, 60_000)))
+        await db.execute(select(1))
+
+    async with open_database(fresh_url, pool_size=1) as database:
+        assert (await connect(fresh_app, database).get("/refused")).status_code == 503
