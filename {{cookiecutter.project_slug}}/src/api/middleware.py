@@ -126,9 +126,12 @@ def _check_json(body: bytes, max_members: int) -> None:
     opened = body.count(b"[") + body.count(b"{")
     if opened <= MAX_JSON_DEPTH and opened + body.count(b",") <= max_members:
         return  # no need to find out which characters are in strings
-    text = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    # Valid JSON has at most four quotes and two brackets for each member.
+    max_quotes = 4 * max_members + 2
+    parts = body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"', max_quotes)
+    text = b"".join(parts[::2])
     if sum(map(text.count, (b"[", b"{", b","))) <= max_members:
-        brackets = re.sub(rb"[^][{}]+", b"", text)
+        brackets = re.sub(rb"[^][{}]+", b"", text)[: 2 * max_members]
         depths = accumulate(1 if bracket in b"[{" else -1 for bracket in brackets)
         if max(depths, default=0) <= MAX_JSON_DEPTH:
             return

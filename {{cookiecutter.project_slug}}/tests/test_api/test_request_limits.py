@@ -76,8 +76,9 @@ async def test_large_structures_are_rejected(
         json.loads(nested(MAX_JSON_DEPTH)),
         [0] * (MEMBERS - 1),
         [{"a": [1]}] * 1000,
+        {str(number): "" for number in range(MEMBERS)},
     ],
-    ids=["text", "keys", "depth", "elements", "objects"],
+    ids=["text", "keys", "depth", "elements", "objects", "members"],
 )
 async def test_other_structures_are_accepted(client: AsyncClient, value: Any) -> None:
     async def chunks() -> AsyncGenerator[bytes]:
