@@ -220,7 +220,7 @@ async def test_a_read_whose_connection_cannot_be_replaced_returns_503(
 
     request = asyncio.create_task(connect(fresh_app, database).get("/sleep"))
     async with committing_database.reads() as session:
-        sleeping = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+        sleeping = text(f"SELECT count(*) {OTHERS} AND wait_event = 'PgSleep'")
         while not await session.scalar(sleeping):
             pass
     await db_proxy.stop()

@@ -16,6 +16,7 @@ from src.api.middleware import WATCH_AFTER_SECONDS
 from src.db.session import Database, open_database
 from tests.fixtures.client import served
 from tests.fixtures.notes import Note
+from tests.fixtures.statements import until_waiting
 
 LIMIT = 30.0
 KEY = 7_001  # of the lock that the test holds, so that the endpoints wait
@@ -26,7 +27,6 @@ WAIT_AT_COMMIT = (
     """CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON test.note DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW EXECUTE FUNCTION test.wait()""",
 )
-WAITING = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
 POOL_SIZE = 2
 
 
@@ -50,12 +50,6 @@ async def locked(admin: Database) -> AsyncGenerator[None]:
     async with asyncio.timeout(LIMIT), admin.transaction() as session:
         await session.execute(WAIT)
         yield
-
-
-async def until_waiting(admin: Database, number: int) -> None:
-    async with admin.reads() as session:
-        while await session.scalar(WAITING) != number:
-            pass
 
 
 async def texts(admin: Database) -> list[str]:

@@ -12,6 +12,7 @@ from src.db import session
 from src.db.session import Database, open_database
 from tests.fixtures.client import connect
 from tests.fixtures.notes import NOTES
+from tests.fixtures.statements import until_waiting
 
 
 @pytest.fixture
@@ -24,14 +25,6 @@ def app(fresh_app: FastAPI) -> FastAPI:
         await db.execute(text("SELECT 1"))
 
     return fresh_app
-
-
-async def wait_for_statements(database: Database, count: int) -> None:
-    """Wait until this number of statements wait for the lock."""
-    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
-    async with asyncio.timeout(60), database.reads() as db:
-        while await db.scalar(waiting) != count:  # noqa: ASYNC110 - the lock is in PostgreSQL
-            await asyncio.sleep(0.02)
 
 
 def assert_busy(response: Response) -> None:
@@ -54,7 +47,7 @@ async def test_a_limited_number_runs_at_the_same_time(
         async with committing_database.transaction() as db:
             await db.execute(text("SELECT pg_advisory_xact_lock(1)"))
             running = [asyncio.create_task(client.get("/report?wait=1")) for _ in range(2)]
-            await wait_for_statements(committing_database, len(running))
+            await until_waiting(committing_database, len(running))
 
             assert_busy(await client.get("/report"))
             assert (await client.get(NOTES)).status_code == 200
@@ -75,4 +68,4 @@ async def test_a_slow_statement_is_cancelled(
         async with committing_database.transaction() as db:
             await db.execute(text("SELECT pg_advisory_xact_lock(1)"))
             assert_busy(await client.get("/report?wait=1"))
-            await wait_for_statements(committing_database, 0)
+            await until_waiting(committing_database, 0)

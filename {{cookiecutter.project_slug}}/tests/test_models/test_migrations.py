@@ -16,9 +16,10 @@ from sqlalchemy import URL, select, text
 from sqlalchemy.exc import DBAPIError
 
 from src.core.config import ROOT
-from src.db.session import Database, open_database
+from src.db.session import open_database
 from src.db.setup import create_database, drop_database
 from tests.fixtures.notes import Note
+from tests.fixtures.statements import until_waiting
 
 REPLICAS = 10
 
@@ -102,13 +103,6 @@ def upgrade():
     with op.get_context().autocommit_block():
         op.execute("CREATE INDEX CONCURRENTLY added ON test.note (text)")
 """
-WAITING = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-
-
-async def until(database: Database, *, waiting: bool) -> None:
-    async with database.reads() as session:
-        while bool(await session.scalar(WAITING)) is not waiting:
-            pass
 
 
 @pytest.mark.slow
@@ -121,8 +115,8 @@ async def test_migration_that_waits_for_a_lock_lets_other_queries_run(
             await reader.execute(select(Note))
             migrating = asyncio.create_task(alembic("upgrade", fresh_url, "column", more=tmp_path))
             for _ in range(2):
-                await until(database, waiting=True)
-                await until(database, waiting=False)
+                await until_waiting(database, 1)
+                await until_waiting(database, 0)
             async with database.reads() as session:
                 assert (await session.scalars(select(Note))).all() == []
         await migrating
@@ -139,7 +133,7 @@ async def test_an_index_is_created_concurrently_behind_a_long_transaction(
         async with database.streams() as reader:
             await reader.execute(select(Note))
             migrating = asyncio.create_task(alembic("upgrade", fresh_url, "index", more=tmp_path))
-            await until(database, waiting=True)
+            await until_waiting(database, 1)
             await asyncio.sleep(1.5)  # longer than the limit for other locks
         await migrating
 
