@@ -89,7 +89,7 @@ async def connect_and_run() -> None:
 
 async def _migrate(connection: AsyncConnection) -> None:
     """Run the migrations, again after a pause if another transaction holds a lock."""
-    commits: list[object] = []  # of `autocommit_block()`; what is before it must not run twice
+    commits: list[object] = []  # of `autocommit_block()`; the part before it must not run twice
     event.listen(connection.sync_connection, "commit", commits.append)
     for attempt in range(1, ATTEMPTS + 1):
         try:

@@ -1,4 +1,4 @@
-"""Ports on which processes listen, apart from that of the API.
+"""Ports on which processes listen, except that of the API.
 
 This module must not import prometheus_client, which reads PROMETHEUS_MULTIPROC_DIR at its import.
 """

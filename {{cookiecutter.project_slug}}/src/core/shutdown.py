@@ -1,4 +1,4 @@
-"""What happens between SIGTERM and the end of the server."""
+"""The graceful shutdown of the API after SIGTERM."""
 
 import asyncio
 import signal
@@ -29,7 +29,7 @@ class Shutdown:
         """
         stop = signal.getsignal(signal.SIGTERM)
         if threading.current_thread() is not threading.main_thread() or not callable(stop):
-            yield  # no server runs the application, but a test
+            yield  # a test runs the application, not a server
             return
         loop = asyncio.get_running_loop()
 

@@ -164,7 +164,7 @@ def check_idle(connection: Any, record: Any, _proxy: object) -> None:
         try:
             connection.run_async(lambda it: it.execute("SELECT 1", timeout=PING_TIMEOUT_SECONDS))
         except _ERRORS:
-            driver.terminate()  # at once: closing would wait for the peer
+            driver.terminate()  # without waiting for the peer
         else:
             return
     raise DisconnectionError

@@ -15,6 +15,7 @@ from tests.fixtures.commands import LIMIT, Process, free_port
 from tests.proxy import Proxy, Stream
 
 FAULT_SECONDS = 3
+APPLICATION = "tests.fixtures.client:application"  # with the notes
 
 
 class Server:

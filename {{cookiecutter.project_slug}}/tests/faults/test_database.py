@@ -19,7 +19,7 @@ from src.core.config import ROOT
 from src.db.session import open_database
 from tests.faults.conftest import Report
 from tests.faults.load import Load, Notes
-from tests.faults.servers import Server, api, children, serving
+from tests.faults.servers import APPLICATION, Server, api, children, serving
 from tests.fixtures import notes
 from tests.fixtures.client import HEADERS
 from tests.fixtures.commands import LIMIT
@@ -30,9 +30,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's"),
 ]
-
-
-APPLICATION = "tests.fixtures.client:application"
 
 
 async def connect(url: str) -> Stream:

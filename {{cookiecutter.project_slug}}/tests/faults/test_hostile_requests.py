@@ -3,14 +3,16 @@
 import asyncio
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from sqlalchemy import URL
 
+from tests.faults.servers import APPLICATION, api
 from tests.fixtures.client import HEADERS
-from tests.fixtures.commands import LIMIT, serving
+from tests.fixtures.commands import LIMIT
 from tests.fixtures.environment import API
 
 pytestmark = pytest.mark.slow
@@ -33,7 +35,9 @@ BODIES = rb"""
     {"%s": "Lamp"}
     {"%s": "x", "%s": "x"}
     {"%s": {"a": [{}]}}
+    {"__proto__": {}, "%s": "\u202e"}
     name,name""".splitlines()
+BODIES += [b"", b"{", b"null", b'{"%s": "' + b"a" * 2_000_000 + b'"}']
 BODIES += [b"\0", b"\xff\xfe[\0", b"[" * 100_000, b'{"%s":' * 70, b'{"%s": ' + b"9" * 5000]
 BODIES += [b"name\n\0\n", b'name\n"x\n', b"name\nx,y\n", b"name\nLamp\n", b'{"%s": "\xed\xa0\x80"}']
 FORM = b"multipart/form-data; boundary=x"
@@ -51,6 +55,7 @@ Idempotency-Key: a
 Idempotency-Key: \xff
 If-Match: *
 If-Match: "1", \xff
+If-Match: W/"9", *, \x01
 If-None-Match: "a",*
 Range: bytes=9-1
 X-Request-ID: \x1b[31m
@@ -63,10 +68,16 @@ Host: [::1
 Host: evil.example
 X-Forwarded-For: \xff,,
 X-Forwarded-Proto: javascript
+X-HTTP-Method-Override: TRACE
+Accept: */*;q=\xff
 Content-Encoding: br
 a b: c""".splitlines()
+OTHERS += [b"A: b\r\n c", b"X-Request-ID: " + b"{}" * 4000, b"Cookie: " + b"a=b; " * 3000]
 OTHERS.append(b"Upgrade: websocket\r\nSec-WebSocket-Key: eA==\r\nSec-WebSocket-Version: 13")
-LINES = [b"GET / HTTP/1.0", b"* * HTTP/1.1", b"GET http://evil.example/ HTTP/1.1", b"\x16\x03\x01"]
+LINES = [b"GET / HTTP/1.0", b"* * HTTP/1.1", b"\x16\x03\x01", b"GET", b"GET / HTTP/9.9"]
+PATHS = b"http://evil.example/ //evil.example/%2e%2e /../../etc/passwd /% /metrics/%00 \xff".split()
+PATHS += [b"/" + b"a" * 30_000, b"/?" + b"a=" * 20_000, b"/?" + b"://:" * 10_000]
+LINES += [b"GET " + path + b" HTTP/1.1" for path in PATHS]
 
 
 def operations(address: str) -> list[tuple[bytes, str]]:
@@ -114,10 +125,13 @@ async def send(port: int, request: bytes) -> bytes:
         writer.close()
 
 
-async def test_hostile_requests_find_no_error_and_no_internals(committing_url: URL) -> None:
+async def test_hostile_requests_find_no_error_and_no_internals(
+    committing_url: URL, tmp_path: Path
+) -> None:
     url = committing_url.render_as_string(hide_password=False)
     statuses = set()
-    with serving(DATABASE_URL=url, API_KEYS=KEY) as (process, address):
+    variables = {"DATABASE_URL": url, "API_KEYS": KEY}
+    async with api(APPLICATION, folder=tmp_path, **variables) as (process, address):
         for request in requests(address):
             response = await send(urlsplit(address).port or 0, request)
             status = response[9:12]

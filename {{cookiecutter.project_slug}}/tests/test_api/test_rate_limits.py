@@ -1,6 +1,7 @@
 """Rate limits of callers and of routes."""
 
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -31,6 +32,21 @@ HANDSHAKE = {
     "Sec-WebSocket-Version": "13",
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
+
+
+async def handshakes(
+    app: FastAPI, database: Database, settings: Settings | None = None, **options: Any
+) -> list[Response]:
+    @app.websocket("/socket", **options)
+    async def accept(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.close()
+
+    async with (
+        served(app, database, settings, rate_limits=True) as host,
+        AsyncClient(base_url=f"http://{host}", headers=HEADERS | HANDSHAKE) as client,
+    ):
+        return [await client.get("/socket") for _ in range(3)]
 
 
 @pytest.fixture
@@ -102,20 +118,7 @@ class TestOfAllRequests:
     async def test_includes_websocket_handshakes(
         self, limited: Settings, database: Database
     ) -> None:
-        app = create_application(limited)
-
-        @app.websocket("/socket")
-        async def accept(websocket: WebSocket) -> None:
-            await websocket.accept()
-            await websocket.close()
-
-        async with (
-            served(app, database, limited, rate_limits=True) as host,
-            AsyncClient(base_url=f"http://{host}", headers=HEADERS) as client,
-        ):
-            accepted = await client.get("/socket", headers=HANDSHAKE)
-            await client.get(INFO)
-            rejected = await client.get("/socket", headers=HANDSHAKE)
+        accepted, _, rejected = await handshakes(create_application(limited), database, limited)
 
         assert accepted.status_code == 101
         assert rejected.status_code == rejected.json()["status"] == 429
@@ -176,18 +179,10 @@ class TestOfARoute:
         assert not is_replay(second)
 
     async def test_applies_to_websockets(self, fresh_app: FastAPI, database: Database) -> None:
-        @fresh_app.websocket("/socket", dependencies=[rate_limit("1/minute")])
-        async def accept(websocket: WebSocket) -> None:
-            await websocket.accept()
-            await websocket.close()
+        limit = rate_limit("1/minute")
+        responses = await handshakes(fresh_app, database, dependencies=[limit])
 
-        async with (
-            served(fresh_app, database, rate_limits=True) as host,
-            AsyncClient(base_url=f"http://{host}", headers=HEADERS) as client,
-        ):
-            statuses = [(await client.get("/socket", headers=HANDSHAKE)).status_code for _ in "12"]
-
-        assert statuses == [101, 429]
+        assert [each.status_code for each in responses] == [101, 429, 429]
 
     async def test_is_off_in_tests(self, app: FastAPI, database: Database) -> None:
         client = connect(app, database)
