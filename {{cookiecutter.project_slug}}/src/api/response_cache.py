@@ -297,7 +297,9 @@ class ResponseCodec:
         ):
             return None
         headers = [
-            (name.decode("latin-1"), text.decode("latin-1")) for name, text in value.raw_headers
+            (name.decode("latin-1"), text.decode("latin-1"))
+            for name, text in value.raw_headers
+            if not name.startswith(b"ratelimit")  # of this request's caller
         ]
         return to_json(headers) + b"\n" + bytes(body)
 

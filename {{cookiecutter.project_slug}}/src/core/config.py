@@ -254,8 +254,9 @@ class Settings(BaseSettings):
             )
         if "*" in self.CORS_ORIGINS:
             yield "CORS_ORIGINS must list the allowed origins instead of '*'"
-        if "*" in os.environ.get("FORWARDED_ALLOW_IPS", ""):  # uvicorn reads it
-            yield "FORWARDED_ALLOW_IPS must list the addresses of your proxies instead of '*'"
+        proxies = os.environ.get("FORWARDED_ALLOW_IPS", "")  # uvicorn reads it
+        if "*" in proxies or "/0" in proxies:
+            yield "FORWARDED_ALLOW_IPS must list the addresses of your proxies instead of '*' or /0"
         yield from self._api_key_errors()
 
     def _api_key_errors(self) -> Iterator[str]:

@@ -16,6 +16,7 @@ from starlette.types import Message
 
 from main import add_middleware
 from src.api.deps import get_read_session
+from src.api.rate_limits import rate_limit
 from src.api.response_cache import CachedRoute, cached_response, check_routes
 from src.cache import Cache, MemoryBackend
 from src.core.config import Settings
@@ -319,3 +320,15 @@ async def test_overridden_dependency_bypasses_the_cache(
         fresh_app.dependency_overrides = {get_read_session: contextlib.nullcontext}
         fresh_app.dependency_overrides[none] = none
         assert (await client.get("/n")).json() == "own"
+
+
+async def test_cached_response_does_not_repeat_the_rate_limit_of_a_caller(
+    fresh_app: FastAPI, database: Database
+) -> None:
+    limit = rate_limit("5/minute")
+    fresh_app.include_router(cached_router(shared=True), dependencies=[limit])
+    async with connect(fresh_app, database, rate_limits=True) as client:
+        responses = [await client.get("/n") for _ in range(2)]
+
+    assert ["ratelimit" in each.headers for each in responses] == [True, False]
+    assert [each.json() for each in responses] == [1, 1]

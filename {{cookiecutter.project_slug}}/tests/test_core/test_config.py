@@ -194,6 +194,7 @@ class TestProduction:
             ("DATABASE_URL", "postgresql:///a?host=/tmp", "postgresql://localhost,db/a", "SSLMODE"),
             ("POSTGRES_HOST", "localhost", "10.0.0.7", "SSLMODE"),
             ("FORWARDED_ALLOW_IPS", "10.0.0.0/8", "*", "FORWARDED_ALLOW_IPS"),
+            ("FORWARDED_ALLOW_IPS", "10.0.0.7", "10.0.0.7,::/0", "FORWARDED_ALLOW_IPS"),
         ],
     )
     def test_one_unsafe_value_is_enough(
