@@ -142,7 +142,8 @@ class Scheduler:
         async with self._store.repository(atomic=True) as tables:
             await set_idle_in_transaction_timeout(tables.session, seconds=RESPONSE_SECONDS)
             if not await tables.lock_lease(leadership.holder):
-                return []  # the renewal detects this too
+                leadership.is_resumed = False  # try again, unless the renewal detects this too
+                return []
             await tables.replace_jobs(catch_up(jobs, await tables.jobs(), leadership.now()))
             lost = await tables.mark_lost_runs(leadership.holder)
         LEADER.set(1)

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
-from hashlib import sha256
 from typing import Any
 
 import structlog
@@ -160,7 +159,7 @@ class Relay:
         """Make the message a dead letter. Return False if it waits in the outbox instead."""
         queues = self._broker.get_declared_queues()
         queue = min(queues, default="default")
-        message = read_message(body, queue, sha256(body).hexdigest()[:32])
+        message = read_message(body, queue)
         if message.queue_name in queues:
             queue = message.queue_name
         if message.actor_name != UNREADABLE:

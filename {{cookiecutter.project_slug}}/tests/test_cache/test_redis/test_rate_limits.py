@@ -9,8 +9,6 @@ from redis.asyncio import Redis
 from sqlalchemy import URL
 
 from src.cache.backends.redis import RedisBackend
-from src.cache.engine.circuit_breaker import CircuitBreakerBackend
-from src.core import redis_url
 from src.core.redis_url import RedisURL
 from tests.fixtures.client import HEADERS
 from tests.fixtures.commands import LIMIT, serving
@@ -42,23 +40,6 @@ async def test_counter_whose_expiry_was_lost_expires(
     await server.persist(name)
 
     assert (await backend.count("caller", 60)).seconds_left > 0
-
-
-async def test_requests_are_not_counted_during_an_outage(proxy: Proxy, namespace: str) -> None:
-    url = redis_url.parse(f"redis://127.0.0.1:{proxy.port}")
-    redis = RedisBackend(url, namespace=namespace)
-    async with CircuitBreakerBackend(redis, retry_seconds=0.01) as backend:
-        assert await backend.count("caller", 60) is not None
-        await proxy.stop()
-        assert await backend.count("caller", 60) is None
-        assert not backend.available
-        await proxy.start()
-        await until(lambda: backend.available)
-
-        counted = await backend.count("caller", 60)
-
-    assert counted is not None
-    assert counted.number == 2
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from sqlalchemy import URL
 
 from src.tasks.broker import create_broker
 from src.tasks.engine.brokers.base import ERROR, BrokerUnavailableError, TaskBroker
+from src.tasks.engine.middleware.retries import RetriesMiddleware
 from tests.proxy import Proxy
 from tests.test_tasks.conftest import Server
 from tests.test_tasks.test_brokers.messages import (
@@ -60,7 +61,7 @@ async def test_environments_share_nothing(server: Server, queue: str) -> None:
     broker.enqueue(message_to(queue, 2), delay=10)
     broker.add_dead_letter(queue, "dead", message_to(queue, 3).encode())
     for each in (other, broker):
-        each.middleware.clear()
+        each.middleware = [RetriesMiddleware()]  # converts the time of a delayed message
     async with working(other), working(broker):
         await eventually(lambda: len(done) == 2, "both messages")
 

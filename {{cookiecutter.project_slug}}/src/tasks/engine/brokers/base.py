@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
@@ -28,19 +29,12 @@ FAILURE_OPTIONS = frozenset(
 )
 # Smallest and largest values of the options of actors and messages that are numbers
 _LAST_TIME = 253_402_300_799_999  # milliseconds, the end of the year 9999
+_NOT_NEGATIVE = ("max_retries", "min_backoff", "max_backoff", "max_age", "retries", RETRY_DELAY)
 _RANGES = {
     "priority": (-math.inf, math.inf),
-    "max_retries": (0, math.inf),
-    "min_backoff": (0, math.inf),
-    "max_backoff": (0, math.inf),
-    "max_age": (0, math.inf),
     "time_limit": (1, math.inf),
-    "retries": (0, math.inf),
-    "eta": (0, _LAST_TIME),
-    "requeue_timestamp": (0, _LAST_TIME),
-    RETRY_DELAY: (0, math.inf),
-    DIED_AT: (0, _LAST_TIME),
-    NOT_RUNNABLE_SINCE: (0, _LAST_TIME),
+    **dict.fromkeys(_NOT_NEGATIVE, (0, math.inf)),
+    **dict.fromkeys(("eta", "requeue_timestamp", DIED_AT, NOT_RUNNABLE_SINCE), (0, _LAST_TIME)),
 }
 _FIELDS = {
     "queue_name": str,
@@ -54,8 +48,6 @@ _FIELDS = {
 # Milliseconds in which a message of another release waits for a process that can send or run it
 PATIENCE = 3_600_000
 UNREADABLE = "?"  # actor name of a dead letter whose body cannot be decoded
-
-
 # What Dramatiq's worker and middleware read of an actor
 _UNKNOWN_ACTOR = SimpleNamespace(priority=0, options={})
 
@@ -220,12 +212,16 @@ def read_entry(body: bytes, queue_name: str) -> Message[Any] | None:
     return replace(message, queue_name=queue_name, options={**due, **message.options})
 
 
-def read_message(body: bytes, queue_name: str, message_id: str) -> Message[Any]:
-    """Decode a message. If that fails, return a substitute with the actor name UNREADABLE."""
+def read_message(body: bytes, queue_name: str = "", message_id: str | None = None) -> Message[Any]:
+    """Decode a message. If that fails, return a substitute with the actor name UNREADABLE.
+
+    The substitute has this queue and id. By default, the same body has the same id.
+    """
     try:
         return Message.decode(body)
     except DecodeError as error:
         options = {ERROR: f"{fault(error)} {body[:200]!r}"}
+        message_id = message_id or sha256(body).hexdigest()[:32]
         return Message(queue_name, UNREADABLE, (), {}, options, message_id=message_id)
 
 

@@ -17,7 +17,6 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapp
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from hashlib import sha256
 from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -382,7 +381,7 @@ def _count(connection: pika.BlockingConnection, name: str) -> int:
 
 
 def _read(queue_name: str, properties: pika.BasicProperties, body: bytes) -> DeadLetter:
-    message = read_message(body, queue_name, sha256(body).hexdigest()[:32])
+    message = read_message(body, queue_name)
     died_at = message.options.get(DIED_AT)
     if isinstance(died_at, int):
         return DeadLetter(message.message_id, message, datetime.fromtimestamp(died_at / 1000, UTC))

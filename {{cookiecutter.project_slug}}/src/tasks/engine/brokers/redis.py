@@ -215,7 +215,7 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         """
         with connection_errors(redis.RedisError):
             taken: set[bytes] = self.client.smembers(self._acks_key(queue_name))
-            orphaned = taken - {key.encode() for key in self.in_flight[queue_name]}
+            orphaned = taken - {key.encode() for key in self.in_flight[queue_name].copy()}
             if orphaned:
                 self.do_requeue(queue_name, *orphaned)
             return len(orphaned)
@@ -314,7 +314,7 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
             messages = self._messages_key(queue_name)
             for key in self.client.smembers(acks):
                 body = self.client.hget(messages, key) or b""
-                message = read_message(body, "", "")
+                message = read_message(body)
                 if message.actor_name != UNREADABLE:
                     body = message.copy(options={REDELIVERED: True}).encode()
                 keys = [acks, self._key(queue_name), messages]
@@ -407,6 +407,6 @@ def _redis_id(message: Message[Any] | MessageProxy) -> str:
 
 
 def _age(body: bytes) -> float:
-    message = read_message(body, "", "")
+    message = read_message(body)
     since: int = message.options.get("requeue_timestamp", message.message_timestamp)
     return max(0.0, (current_millis() - since) / 1000)
