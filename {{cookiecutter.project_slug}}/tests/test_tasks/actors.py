@@ -78,6 +78,10 @@ async def nap_async(path: str, seconds: float) -> None:
     write(path, "ended")
 
 
+async def block(path: str, seconds: float) -> None:
+    nap(path, seconds)
+
+
 def kill_worker(path: str) -> None:
     write(path, "died")
     os._exit(1)
@@ -135,8 +139,8 @@ def add_note(path: str) -> None:
 
 
 ACTORS: tuple[Callable[..., Any], ...] = (
-    note, nap, nap_in_thread, nap_async, wait_for_file, wait_for_file_async, kill_worker, crash,
-    exit_process, interrupt, refuse, fail, count, add_note,
+    note, nap, nap_in_thread, nap_async, wait_for_file, wait_for_file_async, block, kill_worker,
+    crash, exit_process, interrupt, refuse, fail, count, add_note,
 )  # fmt: skip
 
 

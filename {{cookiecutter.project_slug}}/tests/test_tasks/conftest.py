@@ -147,6 +147,7 @@ def start(variables: dict[str, str], tmp_path: Path) -> Iterator[Start]:
             *("-m", "dramatiq", "src.tasks.jobs", "tests.test_tasks.worker_entrypoint"),
             *("--skip-logging", "--processes", str(processes), "--threads", str(threads)),
             *("--worker-shutdown-timeout", str(int(shutdown_seconds * 1000))),
+            *("--queues", variables["TEST_QUEUE"]),
         ]
         log = tmp_path / f"worker-{len(started)}.log"
         started.append(Process(*arguments, log=log, **variables, **extra))

@@ -159,17 +159,14 @@ async def test_orderly_stops_are_not_counted(
 
 
 @pytest.mark.slow
-async def test_a_task_that_exceeds_the_shutdown_timeout_runs_again(
+async def test_worker_stops_while_a_task_blocks_the_event_loop(
     broker: TaskBroker, start: Start, tmp_path: Path
 ) -> None:
-    path, awaited = tmp_path / "words", tmp_path / "awaited"
-    first = start(shutdown_seconds=0.5)
-    enqueue(broker, "wait_for_file", str(path), str(awaited))
-    await eventually(lambda: words(path), "its start")
-    first.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(first.wait, LIMIT) == 0
-    awaited.touch()
-    start()
-    await eventually(lambda: words(path)[-1] == "ended", "its end")
-
-    assert words(path) == ["started", "started", "ended"]
+    """Also if the task was interrupted before. Its status and count cannot be recorded then."""
+    path = tmp_path / "words"
+    enqueue(broker, "tracked_block", str(path), 600.0)
+    for stop in (1, 2):
+        worker = start(shutdown_seconds=0.5, TEST_HEARTBEAT_TIMEOUT="3600000")
+        await eventually(lambda: words(path).count("started") == stop, "a start")  # noqa: B023 - called immediately
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.wait, LIMIT) == 0

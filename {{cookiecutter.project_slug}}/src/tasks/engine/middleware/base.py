@@ -25,6 +25,9 @@ class AttemptMiddleware(Middleware):
     ) -> None:
         """The task has ended if `message.failed` is true or `exception` is None."""
 
+    def after_interruption(self) -> None:
+        """The worker stops, and these attempts do not end. This is called in another thread."""
+
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         self.before_attempt(message)
 

@@ -11,6 +11,8 @@ from dramatiq.middleware import Shutdown, ShutdownNotifications
 from dramatiq.threading import Interrupt, raise_thread_exception
 from dramatiq.worker import ConsumerThread
 
+from src.tasks.engine.middleware.base import AttemptMiddleware
+
 CLEANUP_SECONDS = 2.0
 EXIT_SECONDS = 5.0  # after the interruption, even if a task blocks the event loop
 
@@ -39,8 +41,14 @@ class InterruptionMiddleware(ShutdownNotifications):
             if self._is_over.is_set():
                 return
             self._is_over.set()
-        if not self._threads:
-            return
+        if self._threads:
+            self._interrupt(broker)
+        # After the timer has started: this waits for the event loop, which a task may block.
+        for middleware in broker.middleware:
+            if isinstance(middleware, AttemptMiddleware):
+                middleware.after_interruption()
+
+    def _interrupt(self, broker: Broker) -> None:
         self._has_interrupted = True
         exiting = threading.Timer(EXIT_SECONDS, _exit, [broker])
         exiting.daemon = True

@@ -3,9 +3,7 @@ from contextlib import suppress
 from typing import Any
 
 import structlog
-from dramatiq import Broker
 from dramatiq.broker import MessageProxy
-from dramatiq.worker import ConsumerThread
 
 from src.repositories.task import RedeliveryRepository
 from src.tasks.engine.brokers.base import mark_dead
@@ -59,10 +57,8 @@ class PoisonMessageMiddleware(AttemptMiddleware):
         except NotRecordedError as error:
             log.warning("redelivery_count_not_cleared", cause=str(error))  # pruning deletes the row
 
-    def before_consumer_thread_shutdown(self, broker: Broker, thread: ConsumerThread) -> None:
-        """The worker stops before these tasks have ended. That is no sign of poison."""
-        counted, self._counted = self._counted, set()
-        if counted:
+    def after_interruption(self) -> None:
+        if counted := self._counted.copy():
             with suppress(NotRecordedError):
                 self._resources.execute(lambda db: RedeliveryRepository(db).uncount_starts(counted))
 

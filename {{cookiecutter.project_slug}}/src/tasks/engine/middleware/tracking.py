@@ -12,7 +12,6 @@ import structlog
 from dramatiq import Broker
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import SkipMessage
-from dramatiq.worker import ConsumerThread
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.core.failures import describe
@@ -80,9 +79,8 @@ class TaskTrackingMiddleware(AttemptMiddleware):
             self._record(lambda db: TaskRepository(db).mark_queued(task_id, attempt))
         self._running.discard((task_id, attempt))
 
-    def before_consumer_thread_shutdown(self, broker: Broker, thread: ConsumerThread) -> None:
-        """The worker stops before these tasks have ended. Another worker runs them again."""
-        running, self._running = self._running, set()
+    def after_interruption(self) -> None:
+        running = self._running.copy()
 
         async def mark_queued(db: AsyncSession) -> None:
             for task_id, attempt in running:
