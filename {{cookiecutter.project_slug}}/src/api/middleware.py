@@ -26,6 +26,11 @@ log = structlog.get_logger(__name__)
 
 WATCH_AFTER_SECONDS = 0.1
 CLIENT_CLOSED_REQUEST = 499  # as in nginx
+MAX_JSON_DEPTH = 64
+# A JSON body may have 1,000 members and elements, or one for each 64 bytes of `max_body_size`.
+MIN_JSON_MEMBERS = 1000
+BYTES_PER_MEMBER = 64
+MAX_QUERY_PARAMETERS = 1000
 _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 _HEADERS = [
     (b"cross-origin-opener-policy", b"same-origin"),
@@ -43,13 +48,6 @@ _PAGE_POLICY = (
     b"img-src 'self' data:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
 _PAGE_TYPES = (b"text/html", b"text/javascript", b"application/javascript")
-
-
-MAX_JSON_DEPTH = 64
-# A JSON body may have 1,000 members and elements, or one for each 64 bytes of `max_body_size`.
-MIN_JSON_MEMBERS = 1000
-BYTES_PER_MEMBER = 64
-MAX_QUERY_PARAMETERS = 1000
 _SURROGATE_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
 
