@@ -52,7 +52,7 @@ def test_metrics_include_all_workers() -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_metrics_can_have_a_separate_port(workers: str) -> None:
     port = free_port()
-    with serving("--workers", workers, METRICS_PORT=port) as (_, address):
+    with serving("--workers", workers, HOST="127.0.0.1", METRICS_PORT=port) as (_, address):
         response = httpx.get(f"{address}/metrics", headers=HEADERS, timeout=LIMIT)
         metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=LIMIT).text
 
@@ -63,7 +63,7 @@ def test_metrics_can_have_a_separate_port(workers: str) -> None:
 def test_a_port_in_use_is_reported(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-        result = run("api", "--port", "0", METRICS_PORT=port)
+        result = run("api", "--port", "0", HOST="127.0.0.1", METRICS_PORT=port)
 
     assert f"METRICS_PORT: cannot listen on 127.0.0.1:{port}" in result.err
 

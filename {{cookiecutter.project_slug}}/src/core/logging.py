@@ -43,6 +43,7 @@ _MAX_DEPTH = 8
 _PIPE_BYTES = 1024 * 1024  # at 300 bytes a line, more than a second of a busy process
 # Everything up to the next space is one match, so that no character is read twice.
 _URL_PASSWORD = re.compile(r"""(://[^:/\s"']*:)([^\s"']++)""")
+_URL_PARAMETER = re.compile(r"""([?&][^=&?\s"']++=)([^&\s"']++)""")
 # Loggers that repeat other lines or say nothing useful.
 _SILENCED = (
     "alembic.runtime.plugins",
@@ -192,11 +193,18 @@ def _masked(name: str, value: Any, depth: int = 0) -> Any:
         return "**********"
     if isinstance(value, dict | list | tuple) and depth == _MAX_DEPTH:
         return "…"  # it may contain itself
-    if isinstance(value, dict):
-        return {str(key): _masked(str(key), each, depth + 1) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_masked("", each, depth + 1) for each in value]
+    match value:
+        case dict():
+            return {_text(key): _masked(_text(key), each, depth + 1) for key, each in value.items()}
+        case [str() | bytes() as key, each]:  # a pair, such as a header
+            return [key, _masked(_text(key), each, depth + 1)]
+        case list() | tuple():
+            return [_masked("", each, depth + 1) for each in value]
     return value
+
+
+def _text(name: object) -> str:
+    return name.decode("latin-1") if isinstance(name, bytes) else str(name)
 
 
 def _is_secret(name: str, value: Any) -> bool:
@@ -207,10 +215,17 @@ def _is_secret(name: str, value: Any) -> bool:
 
 
 def _mask_urls(_logger: object, _method: str, line: Any) -> Any:
-    """Mask passwords in URLs anywhere in the rendered line, tracebacks included."""
-    return _URL_PASSWORD.sub(_mask_password, line) if "://" in line else line
+    """Mask secrets in URLs anywhere in the rendered line, tracebacks included."""
+    if "://" in line:
+        line = _URL_PASSWORD.sub(_mask_password, line)
+    return _URL_PARAMETER.sub(_mask_parameter, line) if "=" in line else line
 
 
 def _mask_password(url: re.Match[str]) -> str:
     password, _, rest = url[2].rpartition("@")
     return f"{url[1]}**********@{rest}" if password else url[0]
+
+
+def _mask_parameter(parameter: re.Match[str]) -> str:
+    is_secret = _is_secret(parameter[1].strip("?&="), parameter[2])
+    return f"{parameter[1]}**********" if is_secret else parameter[0]

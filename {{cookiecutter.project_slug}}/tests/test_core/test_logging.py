@@ -82,7 +82,8 @@ def test_secrets_are_masked_at_any_depth(capsys: Captured, production: Settings)
         password="hunter2",
         calls=[{"token": "hunter2"}],
         url="postgresql://me:hunter2@db/shop",
-        headers={"Authorization": "hunter2", "x-api-key": "hunter2", "Accept": "text/plain"},
+        headers={"Authorization": "hunter2", b"x-api-key": "hunter2", "Accept": "text/plain"},
+        pairs=[(b"cookie", b"hunter2"), ("x-api-key", "hunter2")],
     )
 
     (line,) = lines(capsys)
@@ -96,6 +97,8 @@ def test_secrets_are_masked_at_any_depth(capsys: Captured, production: Settings)
         ("a://u:hunter2@h b://u:hun@ter2@h/p", "a://u:**********@h b://u:**********@h/p"),
         ("http://h/?next=a://u:hunter2@h", "http://h/?next=a://u:**********@h"),
         ("http://h:80/p 'a://u:@h'", "http://h:80/p 'a://u:@h'"),
+        ("http://h/?page=2&api_key=hunter2", "http://h/?page=2&api_key=**********"),
+        ("GET /?access_token=hunter2&size=9", "GET /?access_token=**********&size=9"),
     ],
 )
 def test_passwords_in_urls_are_masked(

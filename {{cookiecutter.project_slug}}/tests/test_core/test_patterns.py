@@ -10,8 +10,9 @@ from typing import Any
 
 from src.core.config import ROOT
 
-HEADS = ["", "token_", "a://", "[", "{"]
-REPEATED = ["://:", "a://", "token", "_1", "1", "a", "Aa", "a-", ",", ":", "{", "[", "*", "\\", " "]
+HEADS = ["", "token_", "a://", "?a=", "[", "{"]
+REPEATED = ["://:", "a://", "&a", "a=", "token", "_1", "1", "a", "Aa", "a-", ",", ":", "{", "["]
+REPEATED += ["*", "\\", " "]
 TIMES = 100_000  # a quadratic pattern needs minutes
 
 
