@@ -245,6 +245,7 @@ async def test_a_task_does_not_start_while_its_start_cannot_be_recorded(
     *,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     actor: str,
 ) -> None:
     """These attempts do not count as failures."""
@@ -261,6 +262,8 @@ async def test_a_task_does_not_start_while_its_start_cannot_be_recorded(
         assert not words(path)
         await db_proxy.start()
         await eventually(lambda: words(path), "its start")
+
+    assert "Unexpected failure" not in caplog.text
 
 
 async def test_workers_delete_tasks_that_ended_task_history_days_ago(

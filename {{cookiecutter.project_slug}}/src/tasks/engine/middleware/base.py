@@ -29,6 +29,7 @@ class AttemptMiddleware(Middleware):
         """The worker stops, and these attempts do not end. This is called in another thread."""
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        self._local.has_begun = True
         self.before_attempt(message)
 
     def after_process_message(
@@ -39,6 +40,7 @@ class AttemptMiddleware(Middleware):
         result: Any | None = None,
         exception: BaseException | None = None,
     ) -> None:
-        self.after_attempt(message, result, exception)
+        if self._local.__dict__.pop("has_begun", False):  # else an earlier middleware has raised
+            self.after_attempt(message, result, exception)
 
     after_skip_message = after_process_message

@@ -46,7 +46,7 @@ class PoisonMessageMiddleware(AttemptMiddleware):
     def after_attempt(
         self, message: MessageProxy, result: Any | None, exception: BaseException | None
     ) -> None:
-        # `before_attempt` is not called, or not complete, if a middleware raises.
+        # `before_attempt` is not complete if it has raised.
         if (alone := self._local.__dict__.pop("alone", None)) is not None:
             self._turns.end(alone=alone)
         if message.message_id not in self._counted:
