@@ -10,6 +10,7 @@ from httpx import AsyncClient
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from src.core import postgres_url
 from src.core.config import load_settings
 from src.db.session import Database, DatabaseUnavailableError, open_database
 from tests.fixtures.client import connect
@@ -20,6 +21,7 @@ SETTINGS = ["1500ms", "20s"]
 
 
 def configured(env: pytest.MonkeyPatch, url: URL) -> URL:
+    url = url.difference_update_query(postgres_url.TIMEOUTS)
     env.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
     env.setenv("DATABASE_LOCK_TIMEOUT_SECONDS", "1.5")
     env.setenv("DATABASE_IDLE_TRANSACTION_SECONDS", "20")

@@ -131,12 +131,12 @@ async def test_blocked_event_loop_is_logged(
     monkeypatch.setattr(maintenance, "INTERVAL_SECONDS", 0.01)
     monkeypatch.setattr(maintenance, "BLOCKED_SECONDS", 0.05)
 
-    async def block() -> None:
+    async def block_loop() -> None:
         time.sleep(0.2)  # noqa: ASYNC251 - the mistake
 
-    dramatiq.actor(queue_name=queue, broker=broker)(block)
+    dramatiq.actor(queue_name=queue, broker=broker)(block_loop)
     async with working(broker):
-        enqueue(broker, "block")
+        enqueue(broker, "block_loop")
         await eventually(lambda: events(logs, "event_loop_blocked"), "the warning")
 
 
