@@ -1,5 +1,6 @@
 """The application's lifespan: opens resources at startup, and closes them in reverse order."""
 
+import signal
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NotRequired, TypedDict
@@ -21,7 +22,7 @@ from src import (
 from src.core.config import Settings
 from src.core.metrics_server import open_metrics_server
 from src.core.rate_limits import Count, MemoryCounters
-from src.core.shutdown import Shutdown
+from src.core.shutdown import Shutdown, end_with_parent
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +68,8 @@ async def open_resources(settings: Settings) -> AsyncGenerator[State]:
 def build_lifespan(settings: Settings) -> Lifespan[FastAPI]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[State]:
+        # SIGINT, because SHUTDOWN_DELAY_SECONDS would keep the port from the next server.
+        end_with_parent(signal.SIGINT)
         async with AsyncExitStack() as stack:
             state = await stack.enter_async_context(open_resources(settings))
             # % if cookiecutter.scheduler

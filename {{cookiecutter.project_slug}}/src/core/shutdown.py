@@ -1,6 +1,8 @@
-"""The graceful shutdown of the API after SIGTERM."""
+"""The graceful shutdown of the API after SIGTERM, and of child processes without a parent."""
 
 import asyncio
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import AsyncGenerator
@@ -13,6 +15,7 @@ from starlette.types import Scope
 log = structlog.get_logger(__name__)
 
 _CANCEL_SECONDS = 3
+_WATCH_SECONDS = 0.5  # workers ignore a SIGTERM that follows another one within a second
 
 
 @dataclass
@@ -52,3 +55,23 @@ class Shutdown:
 def is_stopping(scope: Scope) -> bool:
     shutdown = scope.get("state", {}).get("shutdown")
     return shutdown is not None and shutdown.is_requested
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Send this signal to the current process when its parent process is killed.
+
+    Nothing else stops the other processes of `--workers` then.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    creator = os.getppid()
+
+    def watch() -> None:
+        # A forked sibling keeps `parent` alive. With a fork server, `creator` is not the parent.
+        while parent.is_alive() and os.getppid() == creator:
+            parent.join(_WATCH_SECONDS)
+        log.warning("parent_process_died")
+        signal.raise_signal(number)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

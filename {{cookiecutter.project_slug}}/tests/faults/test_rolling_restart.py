@@ -12,7 +12,7 @@ from sqlalchemy import URL
 from tests.faults.conftest import Report
 from tests.faults.load import Load
 from tests.fixtures.client import HEADERS
-from tests.fixtures.commands import LIMIT, Process, free_port
+from tests.fixtures.commands import LIMIT, Process, free_port, is_free
 from tests.fixtures.environment import API
 from tests.haproxy import haproxy, needs_haproxy
 
@@ -131,3 +131,24 @@ async def test_readiness_fails_first_and_requests_succeed_until_the_end_of_the_d
 
     assert (ready.status_code, ready.json()["checks"]) == (503, {"server": "unavailable"})
     assert (live.status_code, live.headers["connection"]) == (200, "close")
+
+
+async def test_processes_of_a_killed_parent_stop_and_free_the_port(
+    committing_url: URL, tmp_path: Path
+) -> None:
+    url = committing_url.render_as_string(hide_password=False)
+    variables = {"DATABASE_URL": url, "SHUTDOWN_DELAY_SECONDS": "600"}
+    instance = Instance(tmp_path, "--workers", "2", **variables)
+    instance.start()
+    process = instance.process
+    try:
+        async with asyncio.timeout(LIMIT):
+            while process.log_text.count("startup complete") < 2:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.05)
+            process.send_signal(signal.SIGKILL)
+            while process.log_text.count("api_stopped") < 2:  # noqa: ASYNC110 - other processes
+                await asyncio.sleep(0.05)
+            while not is_free(int(instance.port)):  # noqa: ASYNC110 - other processes
+                await asyncio.sleep(0.05)
+    finally:
+        process.kill()

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import dramatiq
+import structlog
 from dramatiq import Broker
 
 from src.domain.errors import DomainError
 from src.tasks.context import message_id, report_progress, run, transaction
 from tests.fixtures.notes import Note
+
+log = structlog.get_logger(__name__)
 
 STOPPING = "The worker stops as soon as its tasks have ended."  # written by a worker process
 
@@ -37,6 +40,14 @@ def words(path: Path) -> list[str]:
 
 def note(path: str, word: str) -> None:
     write(path, word)
+
+
+def shout(path: str) -> None:
+    """Write 3 MB to the log, more than a pipe holds."""
+    for _ in range(400):
+        sys.stdout.write("a" * 4000)
+        log.warning("shouted", text="a" * 4000)
+    write(path, "ended")
 
 
 def nap(path: str, seconds: float) -> str:
@@ -139,8 +150,8 @@ def add_note(path: str) -> None:
 
 
 ACTORS: tuple[Callable[..., Any], ...] = (
-    note, nap, nap_in_thread, nap_async, wait_for_file, wait_for_file_async, block, kill_worker,
-    crash, exit_process, interrupt, refuse, fail, count, add_note,
+    note, shout, nap, nap_in_thread, nap_async, wait_for_file, wait_for_file_async, block,
+    kill_worker, crash, exit_process, interrupt, refuse, fail, count, add_note,
 )  # fmt: skip
 
 

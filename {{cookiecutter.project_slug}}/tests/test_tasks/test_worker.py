@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from src.tasks.engine.actors import load_actors
 from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.dramatiq_patches import DEBOUNCE_SECONDS
 from src.tasks.engine.middleware.poison import MAX_STARTS
+from tests.fixtures.commands import Process, is_free
 from tests.test_tasks.actors import STOPPING, words
 from tests.test_tasks.conftest import Start
 from tests.test_tasks.workers import (
@@ -170,3 +173,40 @@ async def test_worker_stops_while_a_task_blocks_the_event_loop(
         await eventually(lambda: words(path).count("started") == stop, "a start")  # noqa: B023 - called immediately
         worker.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(worker.wait, LIMIT) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can open a pipe again")
+async def test_a_worker_runs_and_stops_while_no_one_reads_its_log(
+    broker: TaskBroker, start: Start, tmp_path: Path
+) -> None:
+    path, log = tmp_path / "words", tmp_path / "worker-0.log"
+    os.mkfifo(log)
+    reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)  # it never reads
+    try:
+        worker = start()
+        for _ in range(3):
+            enqueue(broker, "shout", str(path))
+        await eventually(lambda: len(words(path)) == 3, "the ends")
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.wait, LIMIT) == 0
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+async def test_all_processes_of_a_worker_stop_if_the_main_process_is_killed(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    command = ("cli.py", "worker", "--processes", "2", "--threads", "1", "--health-port", "0")
+    worker = Process(*command, log=tmp_path / "log", HOST="127.0.0.1", **variables)
+    try:
+        await asyncio.to_thread(worker.wait_for_log, "health_server_started")
+        address = re.search(r"127.0.0.1:(\d+)", worker.log_text)
+        assert address
+        worker.send_signal(signal.SIGKILL)
+        await eventually(lambda: worker.log_text.count("worker_stopped") == 2, "their ends")
+        await eventually(lambda: is_free(int(address[1])), "the end of the health server")
+    finally:
+        worker.kill()

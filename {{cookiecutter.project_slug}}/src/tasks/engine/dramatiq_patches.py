@@ -8,18 +8,22 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
-from typing import Any, TypeVar, cast
+from typing import Any, TextIO, TypeVar, cast
 
 from dramatiq import Broker, Worker, get_broker, worker
 from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_loop_thread
 from dramatiq.errors import ConnectionFailed
 from dramatiq.middleware import AsyncIO
+
+from src.core.config import Settings
+from src.core.logging import configure_logging
 
 T = TypeVar("T")
 
@@ -98,6 +102,16 @@ class _LoopThread(EventLoopThread):
         """Stop the loop. Dramatiq's method does nothing while the loop restarts."""
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.join()
+
+
+# Remove when Dramatiq's processes do not wait for a reader of the log. In 2.2.1 they wait for the
+# main process, which waits for the reader of its standard error.
+def configure_child_logging(settings: Settings) -> None:
+    """Let a process of Dramatiq write its log and its prints to standard error itself."""
+    sys.stderr = sys.__stderr__
+    configure_logging(settings)
+    (handler,) = logging.getLogger().handlers
+    sys.stdout = sys.stderr = cast(logging.StreamHandler[TextIO], handler).stream
 
 
 # Remove when Dramatiq ignores a repeated SIGTERM, and a later one interrupts tasks. 2.2.1 does not.

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -22,9 +23,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from src.core.config import Settings, get_settings
-from src.core.logging import configure_logging
 from src.core.ports import listen
 from src.core.process_metrics import SHARED_FOLDER, register_processes
+from src.core.shutdown import end_with_parent
 from src.db import Database, open_database
 from src.db.session import DatabaseUnavailableError
 from src.repositories.task import OutboxRepository
@@ -32,6 +33,7 @@ from src.schemas.health import Readiness
 from src.services.health import ping_database, run_checks
 from src.tasks.engine.actors import load_actors
 from src.tasks.engine.brokers.base import BrokerUnavailableError, QueueState, TaskBroker
+from src.tasks.engine.dramatiq_patches import configure_child_logging
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +43,8 @@ MAX_HEARTBEAT_AGE = 30.0  # seconds, or ten missed heartbeats
 def serve() -> int:
     """Serve until the worker ends. Dramatiq runs this function in a separate process."""
     settings = get_settings()
-    configure_logging(settings)
+    configure_child_logging(settings)
+    end_with_parent(signal.SIGTERM)
     load_actors()  # declares the queues
     app = create_app(settings, cast(TaskBroker, get_broker()))
     with listen(settings.HOST, settings.DRAMATIQ_HEALTH_PORT or 0) as listener:

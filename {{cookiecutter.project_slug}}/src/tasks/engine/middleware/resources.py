@@ -1,6 +1,7 @@
 """The resources that the tasks of a worker process share, for example the database."""
 
 import logging
+import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TypeVar, cast
@@ -18,12 +19,16 @@ from src import (
     db,
 )
 from src.core.config import Settings
-from src.core.logging import configure_logging
+from src.core.shutdown import end_with_parent
 from src.db.session import DatabaseUnavailableError
 from src.tasks.context import run
 from src.tasks.engine.actors import load_actors
 from src.tasks.engine.brokers.base import TaskBroker
-from src.tasks.engine.dramatiq_patches import debounce_sigterm, silence_result_warnings
+from src.tasks.engine.dramatiq_patches import (
+    configure_child_logging,
+    debounce_sigterm,
+    silence_result_warnings,
+)
 from src.tasks.engine.maintenance import open_maintenance
 from src.tasks.engine.relay import open_relay
 
@@ -71,7 +76,7 @@ class ResourcesMiddleware(Middleware):
             raise NotRecordedError(str(error)) from error
 
     def after_process_boot(self, broker: Broker) -> None:
-        configure_logging(self.settings)
+        configure_child_logging(self.settings)
         for name, level in _LEVELS.items():
             logging.getLogger(name).setLevel(level)
         try:
@@ -82,6 +87,7 @@ class ResourcesMiddleware(Middleware):
             raise SystemExit(1) from error
         silence_result_warnings()
         debounce_sigterm()
+        end_with_parent(signal.SIGTERM)
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         self.broker = cast(TaskBroker, broker)
