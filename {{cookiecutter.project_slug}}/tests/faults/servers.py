@@ -101,7 +101,8 @@ async def api(
     arguments = ("-m", "uvicorn", "--factory", application, "--port", port, *flags)
     process = Process(*arguments, log=folder / "api.log", **variables)
     try:
-        await asyncio.to_thread(process.wait_for_log, "Application startup complete")
+        for words in ("Uvicorn running on", "Application startup complete"):
+            await asyncio.to_thread(process.wait_for_log, words)
         yield process, f"http://127.0.0.1:{port}"
         process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(process.wait, LIMIT)

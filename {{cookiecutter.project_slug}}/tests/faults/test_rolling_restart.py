@@ -92,7 +92,7 @@ async def test_requests_that_are_cut_off_get_a_problem(
         *arguments, "--timeout-graceful-shutdown", "1", log=tmp_path / "log", DATABASE_URL=url
     )
     try:
-        process.wait_for_log("Application startup complete")
+        process.wait_for_log("Uvicorn running on")
         async with AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=LIMIT) as client:
             request = asyncio.create_task(client.get(path))
             await asyncio.to_thread(process.wait_for_log, "endless_request_started")
@@ -115,7 +115,7 @@ async def test_readiness_fails_first_and_requests_succeed_until_the_end_of_the_d
     instance = Instance(tmp_path, DATABASE_URL=url, SHUTDOWN_DELAY_SECONDS="600")
     instance.start()
     try:
-        instance.process.wait_for_log("Application startup complete")
+        instance.process.wait_for_log("Uvicorn running on")
         address = f"http://127.0.0.1:{instance.port}{API}/health"
         async with AsyncClient(headers=HEADERS, timeout=LIMIT) as client:
             assert (await client.get(f"{address}/ready")).status_code == 200

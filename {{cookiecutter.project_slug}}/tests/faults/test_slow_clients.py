@@ -56,7 +56,9 @@ def test_the_api_runs_and_stops_while_no_one_reads_its_log(workers: str) -> None
     killer = ProcessKiller(process.pid)
     assert process.stderr
     try:
-        while b"startup complete" not in process.stderr.readline():
+        log = b""
+        while not (b"startup complete" in log and b"Uvicorn running on" in log):
+            log += process.stderr.readline()
             assert process.poll() is None
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=HEADERS) as client:
             for number in range(600):  # a line of each: 2.4 MB, more than a pipe holds
