@@ -55,7 +55,7 @@ FEATURES = [
         tests/test_api/test_scheduler_endpoints.py  tests/test_cache/test_scheduled.py"""),
     ("{{ cookiecutter.__queue or cookiecutter.scheduler }}", """
         src/core/context.py  src/core/failures.py  tests/test_core/test_failures.py
-        src/db/batches.py  src/repositories/retention.py  src/repositories/sql.py"""),
+        src/db/batches.py  src/repositories/retention.py"""),
     ("{{ cookiecutter.ci_provider == 'github' }}", """
         .github/dependabot.yml  .github/packages  .github/python-version
         .github/workflows/ci.yml  .github/workflows/lock.yml"""),

@@ -59,6 +59,11 @@ class SchedulerRepository:
         )
         return await self.session.scalar(renewed)
 
+    async def set_idle_timeout(self, *, seconds: float) -> None:
+        """Let PostgreSQL abort this transaction if it is idle for longer, as in a frozen process."""
+        setting = "idle_in_transaction_session_timeout"
+        await self.session.execute(select(func.set_config(setting, f"{seconds:.0f}s", True)))
+
     async def lock_lease(self, holder: str) -> bool:
         """Lock the lease until the transaction ends. Return False if `holder` has lost it."""
         held = select(SchedulerLease.id).where(_is_held_by(holder)).with_for_update()

@@ -21,7 +21,6 @@ from prometheus_client import Gauge
 
 from src.db.session import DatabaseUnavailableError
 from src.domain.scheduler import RunOutcome
-from src.repositories.sql import set_idle_in_transaction_timeout
 from src.schedulers.context import JobContext
 from src.schedulers.engine.catch_up import catch_up, due_ticks
 from src.schedulers.engine.executor import RUNS, Executor
@@ -140,7 +139,7 @@ class Scheduler:
         jobs: Sequence[Job] = self._build().get_jobs()
         leadership.is_resumed = True
         async with self._store.repository(atomic=True) as tables:
-            await set_idle_in_transaction_timeout(tables.session, seconds=RESPONSE_SECONDS)
+            await tables.set_idle_timeout(seconds=RESPONSE_SECONDS)
             if not await tables.lock_lease(leadership.holder):
                 leadership.is_resumed = False  # try again, unless the renewal detects this too
                 return []
