@@ -3,7 +3,8 @@
 import asyncio
 import multiprocessing
 import os
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sqlalchemy import URL, select, text
 from sqlalchemy.exc import DBAPIError
 
 from src.core.config import ROOT
-from src.db.session import open_database
+from src.db.session import Database, open_database
 from src.db.setup import create_database, drop_database
 from tests.fixtures.notes import Note
 from tests.fixtures.statements import until_waiting
@@ -105,23 +106,32 @@ def upgrade():
 """
 
 
+@asynccontextmanager
+async def migrating_behind_a_reader(
+    url: URL, revision: str, folder: Path
+) -> AsyncGenerator[Database]:
+    """Migrate while a transaction reads the table. The block ends it, then the migration ends."""
+    async with open_database(url, pool_size=3) as database:
+        async with database.streams() as reader:
+            await reader.execute(select(Note))
+            migrating = asyncio.create_task(alembic("upgrade", url, revision, more=folder))
+            yield database
+        await migrating
+
+
 @pytest.mark.slow
 async def test_migration_that_waits_for_a_lock_lets_other_queries_run(
     fresh_url: URL, tmp_path: Path
 ) -> None:
     (tmp_path / "column.py").write_text(ADD_COLUMN)
-    async with open_database(fresh_url, pool_size=3) as database:
-        async with database.streams() as reader:
-            await reader.execute(select(Note))
-            migrating = asyncio.create_task(alembic("upgrade", fresh_url, "column", more=tmp_path))
-            for _ in range(2):
-                await until_waiting(database, 1)
-                await until_waiting(database, 0)
-            async with database.reads() as session:
-                assert (await session.scalars(select(Note))).all() == []
-        await migrating
+    async with migrating_behind_a_reader(fresh_url, "column", tmp_path) as database:
+        for _ in range(2):
+            await until_waiting(database, 1)
+            await until_waiting(database, 0)
         async with database.reads() as session:
-            assert await session.scalar(text("SELECT count(added) FROM test.note, first")) == 0
+            assert (await session.scalars(select(Note))).all() == []
+    async with open_database(fresh_url, pool_size=1) as database, database.reads() as session:
+        assert await session.scalar(text("SELECT count(added) FROM test.note, first")) == 0
 
 
 @pytest.mark.slow
@@ -129,13 +139,9 @@ async def test_an_index_is_created_concurrently_behind_a_long_transaction(
     fresh_url: URL, tmp_path: Path
 ) -> None:
     (tmp_path / "index.py").write_text(CREATE_INDEX)
-    async with open_database(fresh_url, pool_size=3) as database:
-        async with database.streams() as reader:
-            await reader.execute(select(Note))
-            migrating = asyncio.create_task(alembic("upgrade", fresh_url, "index", more=tmp_path))
-            await until_waiting(database, 1)
-            await asyncio.sleep(1.5)  # longer than the limit for other locks
-        await migrating
+    async with migrating_behind_a_reader(fresh_url, "index", tmp_path) as database:
+        await until_waiting(database, 1)
+        await asyncio.sleep(1.5)  # longer than the limit for other locks
 
 
 @pytest.mark.slow
