@@ -41,10 +41,14 @@ async def get_caller(connection: HTTPConnection) -> str:
     return str(address)
 
 
-async def get_counter(connection: HTTPConnection) -> Count | None:
+def _count_of(scope: Scope) -> Count | None:
     """Return how to count requests; None in tests, which have no rate limits by default."""
-    count: Count | None = connection.scope.get("state", {}).get("count_requests")
+    count: Count | None = scope.get("state", {}).get("count_requests")
     return count
+
+
+async def get_counter(connection: HTTPConnection) -> Count | None:
+    return _count_of(connection.scope)
 
 
 def rate_limit(rate: str, by: Callable[..., Any] = get_caller) -> Any:
@@ -77,7 +81,7 @@ class RateLimitMiddleware:
         self.exempt = exempt
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        count = scope.get("state", {}).get("count_requests")  # None during the lifespan
+        count = _count_of(scope)  # None during the lifespan
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
         if count is None or path in self.exempt:
             await self.app(scope, receive, send)

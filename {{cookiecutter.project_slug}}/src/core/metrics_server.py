@@ -25,6 +25,10 @@ async def metrics(_request: Request) -> Response:
     if SHARED_FOLDER in os.environ:
         registry = CollectorRegistry()
         register_processes(registry)
+    return render(registry)
+
+
+def render(registry: CollectorRegistry) -> Response:
     return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

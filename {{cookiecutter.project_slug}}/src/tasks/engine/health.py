@@ -13,7 +13,7 @@ from typing import cast
 import structlog
 import uvicorn
 from dramatiq import get_broker
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from src.core.config import Settings, get_settings
+from src.core.metrics_server import render
 from src.core.ports import listen
 from src.core.process_metrics import SHARED_FOLDER, register_processes
 from src.core.shutdown import end_with_parent
@@ -79,7 +80,7 @@ def create_app(settings: Settings, broker: TaskBroker) -> Starlette:
         states = await asyncio.to_thread(_queue_states, broker)
         outbox_age = await _outbox_age(request.state.database)
         registry.register(BacklogCollector(states, outbox_age))
-        return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return render(registry)
 
     paths = {"/health/live": live, "/health/ready": ready, "/metrics": metrics}
     return Starlette(routes=[Route(*each) for each in paths.items()], lifespan=lifespan)
