@@ -72,8 +72,11 @@ NEXT_STEPS = """
 %s is ready. Next steps:
 
   cd %s
+  git init && git add --all && git commit -m "Start"
   make dev     start the service and the servers that it needs
-  make test    run the tests"""
+  make test    run the tests
+
+Updates of the template need the commit."""
 
 
 def drop(path):

@@ -65,6 +65,14 @@ def test_only_the_project_is_left_after_generation(template: Path, terminal: Ter
         assert words in done.stdout
 
 
+def test_the_next_steps_commit_the_project(template: Path, terminal: Terminal) -> None:
+    printed = terminal.cookiecutter(template).stdout
+    (commands,) = [line for line in printed.splitlines() if "git init" in line]
+    done = terminal.run("sh", "-c", f"cd my-service && {commands}")
+    assert done.returncode == 0, done.stderr
+    assert terminal.git(terminal.work / "my-service", "status", "--porcelain") == ""
+
+
 def test_caches_of_tools_are_not_copied_into_a_project(
     own_template: Path, terminal: Terminal, bake: Bake
 ) -> None:
