@@ -11,6 +11,7 @@ from tests.conftest import Bake
 from tests.project import BakedProject, texts_under
 from tests.servers import serving
 from tests.subprocesses import UNTOUCHED, run, run_tests
+from tests.test_guide import LENT
 from tests.test_variants import LINTERS, WITHOUT_FUZZER
 from tests.variants import ALL
 
@@ -75,7 +76,8 @@ def test_alembic_drops_the_tables(bake: Bake) -> None:
         run("python", "cli.py", "db", "init", cwd=project.path, env=database)
         code, _ = parts_of_the_page(project)
         follow(project, code)
-        for command in ("revision --autogenerate -m remove", "upgrade head", "check"):
+        run("make", "migration", "m=remove", *LENT, cwd=project.path, env=database)
+        for command in ("upgrade head", "check"):
             run("alembic", *command.split(), cwd=project.path, env=database)
         for linter in LINTERS.values():
             run(*linter, cwd=project.path)

@@ -33,6 +33,7 @@ from src.db.base import Base, TableNameMixin, TimestampMixin, UUIDMixin
 class OrderLine(Base, UUIDMixin, TableNameMixin, TimestampMixin):
     name = Column(String, index=True)
 """
+LENT = (f"BIN={BINARIES}", "--assume-old=setup")  # for make: the packages of the template
 BARE = {"example": "no", "cache_backend": "none", "task_queue": "none", "scheduler": "no"}
 
 
@@ -75,7 +76,7 @@ def register_notes(router: Path) -> None:
 
 def test_migration_covers_the_new_models(project: Path) -> None:
     """It goes up, down and up again, and leaves no difference to the models."""
-    run("alembic", "revision", "--autogenerate", "-m", "create_note", cwd=project)
+    run("make", "migration", "m=create note", *LENT, cwd=project)
     for command in ("upgrade head", "downgrade -1", "upgrade head", "check"):
         run("alembic", *command.split(), cwd=project)
     (migration,) = project.glob("alembic/versions/*_create_note.py")

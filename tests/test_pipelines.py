@@ -118,9 +118,9 @@ def test_pipelines_use_existing_make_targets(render: Bake) -> None:
     """GitHub's matrix has the same targets as GitLab's jobs."""
     for path in WORKFLOWS:
         makefile = path.parents[2] / "Makefile"
-        known = set(re.findall(r"^([\w./]+):", makefile.read_text("utf-8"), re.MULTILINE))
+        known = set(re.findall(r"^([\w./-]+):", makefile.read_text("utf-8"), re.MULTILINE))
         matrix = read(path)["jobs"].get("make", {"strategy": {"matrix": {"target": []}}})
-        named = {*re.findall(r"\bmake (\w+)", path.read_text("utf-8"))}
+        named = {*re.findall(r"\bmake ([\w-]+)", path.read_text("utf-8"))}
         assert {*named, *matrix["strategy"]["matrix"]["target"]} <= known, path
     jobs = read(render(ci_provider="gitlab").path / ".gitlab-ci.yml")
     extended = [name for name, job in jobs.items() if ".make" in str(job) and name != ".make"]
@@ -151,13 +151,13 @@ def test_pins_are_in_the_order_of_uv(render: Bake) -> None:
 
 
 def test_missing_migration_is_found(bake: Bake, tmp_path: Path) -> None:
-    """`make migrations`, which pipelines run, fails and names the new column."""
+    """`make check-migrations`, which pipelines run, fails and names the new column."""
     project = with_environment(bake())
     model = project.path / "src/db/models/item.py"
     first = re.compile(r"^(    \w+: Mapped)", re.MULTILINE)
     model.write_text(first.sub(r"    new: Mapped[str]\n\1", model.read_text("utf-8"), count=1))
     env = {"COVERAGE_FILE": str(tmp_path / "coverage")}
-    done = attempt("make", "migrations", f"BIN={BINARIES}", cwd=project.path, env=env)
+    done = attempt("make", "check-migrations", f"BIN={BINARIES}", cwd=project.path, env=env)
     assert done.returncode != 0
     assert "'new'" in done.stdout
 

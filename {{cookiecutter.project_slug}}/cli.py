@@ -23,6 +23,7 @@ from src import (
 from src.core import config
 from src.core.logging import configure_logging
 from src.core.ports import check_port
+from src.db import autogenerate
 from src.db.setup import create_database
 
 # Below the 30 seconds that orchestrators usually grant between SIGTERM and SIGKILL.
@@ -229,7 +230,10 @@ def revision(
     ] = False,
 ) -> None:
     """Generate a migration by comparing the models with the database."""
-    command.revision(_alembic_config(), message, autogenerate=not empty)
+    if empty:
+        command.revision(_alembic_config(), message)
+    elif not autogenerate.write_migration(_alembic_config(), message):
+        typer.echo("The models match the database: no migration is needed.")
 
 
 @migrations.command()

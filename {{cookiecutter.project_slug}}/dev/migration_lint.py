@@ -1,4 +1,4 @@
-"""Checks migrations for changes that block or break a running service: `make migrations`.
+"""Checks migrations for changes that block or break a running service: `make check-migrations`.
 
 Squawk reads the SQL of each migration. To allow a change, write a comment into the migration, with
 the names of the rules: `# squawk-ignore-file ban-drop-column`.

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal, TypeGuard
 
+from alembic import command
+from alembic.config import Config
 from alembic.ddl.impl import ComparisonResult
 from alembic.ddl.postgresql import PostgresqlImpl
 from alembic.operations.ops import CreateTableOp, ExecuteSQLOp
@@ -83,6 +85,19 @@ def _create_schemas(context: MigrationContext, _revision: object, scripts: Any) 
         for name in sorted(wanted.difference(existing)):
             operations.insert(0, ExecuteSQLOp(f'CREATE SCHEMA "{name}"'))
             script.downgrade_ops.ops.append(ExecuteSQLOp(f'DROP SCHEMA "{name}"'))
+
+
+def write_migration(config: Config, message: str) -> bool:
+    """Write a migration if the models differ from the database; return whether they do."""
+    written = command.revision(
+        config, message, autogenerate=True, process_revision_directives=_skip_empty
+    )
+    return written != []
+
+
+def _skip_empty(_context: object, _revision: object, scripts: Any) -> None:
+    if scripts[0].upgrade_ops.is_empty():
+        scripts.clear()
 
 
 OPTIONS: dict[str, Any] = {
