@@ -35,6 +35,7 @@ INSTEAD = {
     r"stands? in": "is in",
     r"likewise|as does|as do": "also",
     r"let alone|as it were": "say it directly",
+    r"docker-compose(?= [-a-z]|`)": "docker compose",
     r"(?-i:[Nn]obody)(?!['\"`:])": "no one, no user",  # quoted, it is an account of the system
 }
 BANNED = [(re.compile(rf"(?i)\b({words})\b"), instead) for words, instead in INSTEAD.items()]
