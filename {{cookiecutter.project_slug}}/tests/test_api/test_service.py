@@ -1,6 +1,8 @@
 """Probes, metrics, headers, API keys and OpenAPI."""
 
+import pkgutil
 import re
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import uuid4
@@ -12,8 +14,9 @@ from fastapi.staticfiles import StaticFiles
 from httpx import AsyncClient
 from pydantic import ByteSize, SecretStr
 
+import main
 from main import create_application
-from src.core.config import Settings
+from src.core.config import ROOT, Settings
 from src.db.session import Database
 from tests.fixtures.client import connect
 from tests.fixtures.environment import API
@@ -28,6 +31,12 @@ NOTE = NOTES + "{note_id}"
 def path_of(url: str | None) -> str:
     """Return the path, or skip the test if you disabled the page."""
     return url or pytest.skip("the page is turned off")
+
+
+def test_commands_of_fastapi_find_the_application() -> None:
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["fastapi"]
+
+    assert pkgutil.resolve_name(options["entrypoint"]) is main.app
 
 
 class TestHealth:
