@@ -36,8 +36,13 @@ OPTIONS = {
     "transaction_timeout": "0",
 }
 log = structlog.get_logger(__name__)
+MISSING = (
+    "No migration has created these tables. After an update of the template, run `make relink`. "
+    "Otherwise generate a migration."
+)
 MERGE = """
-Two migrations follow the same one. Run `alembic merge heads -m merge`, or change `down_revision`."""
+Two migrations follow the same one. After an update of the template, run `make relink`. Otherwise run
+`alembic merge heads -m merge`, or change `down_revision`."""
 NEWER = """
 The database has this migration, but alembic/versions does not. In development, switch to the branch
 that has it, and run `alembic downgrade {head}` there, or delete the database: see
@@ -52,11 +57,22 @@ def run_migrations(connection: Connection) -> None:
     try:
         with context.begin_transaction():
             context.run_migrations()
+            _warn_of_missing_tables(connection)
     except CommandError as error:
         raise CommandError(f"{error}{_hint(error.__cause__)}") from error
     except DBAPIError as error:
         error.add_note(ROLLED_BACK)
         raise
+
+
+def _warn_of_missing_tables(connection: Connection) -> None:
+    """After `upgrade head`, warn if no migration has created the table of a model."""
+    migrated = context.get_context()
+    at_head = set(migrated.get_current_heads()) == set(context.script.get_heads())
+    if not at_head or "destination_rev" not in migrated.opts:  # `check` or `revision`
+        return
+    if tables := autogenerate.missing_tables(connection):
+        log.warning("tables_missing", tables=tables, hint=MISSING)
 
 
 def _hint(cause: BaseException | None) -> str:

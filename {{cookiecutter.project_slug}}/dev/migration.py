@@ -48,7 +48,7 @@ def main(message: str) -> None:
     try:
         with new_database() as url:
             alembic = Config(ROOT / "alembic.ini", attributes={"url": url})
-            override_setting("LOG_LEVEL", "WARNING")  # do not list the migrations
+            override_setting("LOG_LEVEL", "ERROR")  # not the migrations, nor the missing tables
             command.upgrade(alembic, "head")
             override_setting("LOG_LEVEL", "INFO")
             if not write_migration(alembic, message):

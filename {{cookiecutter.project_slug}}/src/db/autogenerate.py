@@ -1,5 +1,6 @@
 """How Alembic compares the models with the database, for `--autogenerate` and `alembic check`."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeGuard
 
 from alembic import command
@@ -11,8 +12,10 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import CheckConstraint, Connection, Enum, String, inspect, text
 from sqlalchemy.exc import DBAPIError
 
+from src.core.config import ROOT
 from src.db.base import Base
 
+KEPT_TABLES = ROOT / "alembic/kept_tables.txt"  # written by `make relink`, or by hand
 _PARSED = text(
     "SELECT pg_get_expr(conbin, conrelid) FROM pg_constraint"
     " WHERE contype = 'c' AND conrelid = 'pg_temp.parsed'::regclass"
@@ -70,9 +73,24 @@ def _render_type(kind: str, element: object, _context: object) -> str | Literal[
     return "sa.String()" if kind == "type" and _is_text_enum(element) else False
 
 
-def _include_name(name: str | None, kind: str, _parents: object) -> bool:
+def _include_name(name: str | None, kind: str, parents: Mapping[str, str | None]) -> bool:
     """Compare only the schemas of models, not those of others in the same database."""
+    if kind == "table":
+        table = parents["schema_qualified_table_name"]
+        return table in Base.metadata.tables or table not in kept_tables()
     return kind != "schema" or name in {None, *(t.schema for t in Base.metadata.tables.values())}
+
+
+def kept_tables() -> set[str]:
+    """Return the names of tables without a model that are not to be dropped."""
+    return set(KEPT_TABLES.read_text("utf-8").split("\n")) if KEPT_TABLES.exists() else set()
+
+
+def missing_tables(connection: Connection) -> list[str]:
+    """Return the tables of models that the database does not have."""
+    inspector = inspect(connection)
+    tables = Base.metadata.tables.items()
+    return sorted(name for name, t in tables if not inspector.has_table(t.name, schema=t.schema))
 
 
 def _create_schemas(context: MigrationContext, _revision: object, scripts: Any) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import URL, CheckConstraint, ForeignKey, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from src.core.config import ROOT
+from src.db import autogenerate
 from src.db.base import Base, UUIDMixin
 from src.db.session import open_database
 
@@ -144,3 +145,22 @@ async def test_a_schema_is_created_and_others_are_ignored(
     async with open_database(fresh_url, pool_size=1) as database, database.transaction() as db:
         await db.execute(text("CREATE SCHEMA unrelated CREATE TABLE month (id int)"))
     await alembic.check()
+
+
+async def test_a_kept_table_is_dropped_when_its_line_is_deleted(
+    alembic: Alembic,
+    define: Define,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = tmp_path_factory.mktemp("kept") / "kept_tables.txt"
+    monkeypatch.setattr(autogenerate, "KEPT_TABLES", kept)
+    kept.write_text("# kept\nsample_order\n", "utf-8")
+    define("sample_order", **annotated(status=Mapped[Status]))
+    assert 'op.create_table("sample_order"' in (await alembic.migrate()).replace("\n        ", "")
+    Base.metadata.remove(Base.metadata.tables["sample_order"])
+
+    await alembic.check()
+    kept.unlink()
+
+    assert 'op.drop_table("sample_order")' in await alembic.migrate()

@@ -80,6 +80,20 @@ async def test_two_heads_are_explained(fresh_url: URL, tmp_path: Path) -> None:
         await alembic("upgrade", fresh_url, "head", more=tmp_path)
 
 
+async def test_a_model_without_a_table_is_reported(
+    fresh_url: URL, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For example, its migration precedes the database's revision, so it has not run."""
+    async with open_database(fresh_url, pool_size=1) as database, database.transaction() as session:
+        await session.execute(text("DROP TABLE idempotency_key"))
+
+    await alembic("upgrade", fresh_url, "head")
+
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "tables_missing" in line]
+    assert "idempotency_key" in warning
+    assert "make relink" in warning
+
+
 async def test_failed_migration_changes_nothing(fresh_url: URL, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(MIGRATION.format(down=head()))
 

@@ -1,0 +1,194 @@
+"""Puts the migrations of an update after yours: `make relink`. It edits only new ones.
+
+The template has the migrations of all selected features in one order. In your project, a migration
+that an update adds must follow those that databases may have already, and these must stay as they
+are. The last commit has them. Running it again changes nothing. Standard library only.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.utils.text import snake_case
+
+ROOT = Path(__file__).parents[1]
+VERSIONS = "alembic/versions"
+MODELS = "src/db/models"
+KEPT_TABLES = "alembic/kept_tables.txt"
+ANSWERS = (".copier-answers.yml", ".cruft.json")  # every update changes one of them
+
+REVISION = re.compile(r"""^revision\b[^=\n]*= *["'](\w+)""", re.MULTILINE)
+DOWN_REVISION = re.compile(
+    r"""^(down_revision\b[^=\n]*= *)(None|["']\w+["']|\([^)]*\)|\[[^]]*\])""", re.MULTILINE
+)
+TABLE = re.compile(
+    r"""^class\ (\w+)\([^)]*\bTableNameMixin\b  # OrderLine
+    |^\ +__tablename__\b[^=\n]*=\ *["'](\w+)
+    |\bTable\(\s*["'](\w+)""",
+    re.MULTILINE | re.VERBOSE,
+)
+HEADER = """\
+# Tables without a model that `alembic check` and `make migration` leave alone, one per line.
+# To drop a table, delete its line, then generate a migration.
+"""
+NO_UPDATE = """\
+No update since the last commit: there is nothing to relink.
+If you have committed the update, name the commit before it: make relink since=HEAD~1"""
+
+
+class RelinkError(Exception):
+    """A message for the user."""
+
+
+@dataclass
+class Migration:
+    path: Path
+    revision: str
+    parents: "list[str]"
+
+    def follow(self, parent: str) -> bool:
+        """Return whether this changed the file."""
+        if self.parents == [parent][: bool(parent)]:
+            return False
+        text = self.path.read_bytes().decode("utf-8")
+        value = f'"{parent}"' if parent else "None"
+        self.path.write_bytes(DOWN_REVISION.sub(rf"\g<1>{value}", text).encode("utf-8"))
+        return True
+
+
+def git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+    except FileNotFoundError:
+        raise RelinkError("This command compares with the last commit: install git.") from None
+    if done.returncode:
+        message = f"This command compares with a commit, but git says: {done.stderr.strip()}"
+        raise RelinkError(message)
+    return done.stdout
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def names(output: str) -> "set[str]":
+    return set(filter(None, output.split("\0")))
+
+
+def changed(since: str, *paths: str) -> "set[str]":
+    """Return the files of the commit that have changed or do not exist."""
+    options = ("--name-only", "--relative", "--no-renames", "--diff-filter=a", "-z")
+    return names(git("diff", *options, since, "--", *paths))
+
+
+def read(path: Path) -> "list[Migration]":
+    """Return the migration in the file, if it is one."""
+    text = path.read_bytes().decode("utf-8")
+    revision, parents = REVISION.search(text), DOWN_REVISION.search(text)
+    if not revision:
+        return []
+    if not parents:
+        raise RelinkError(f'{path.name}: write `down_revision = "…"` in one line, and commit it.')
+    return [Migration(path, revision[1], re.findall(r"\w+", parents[2].replace("None", "")))]
+
+
+def restore(since: str, before: "set[str]") -> None:
+    """Undo every change of a migration of the commit."""
+    for path in sorted(ROOT.glob(f"{VERSIONS}/*.rej")):
+        if name_of(path) not in before:
+            path.unlink()
+            say(f"Deleted {path.name}: it changes a migration that may be applied.")
+    files = sorted(before & changed(since, VERSIONS))
+    if files:
+        git("checkout", "--quiet", since, "--", *files)
+    for name in files:
+        say(f"Restored {Path(name).name}: it may be applied, so it must not change.")
+
+
+def in_order(migrations: "list[Migration]") -> "list[Migration]":
+    """Sort by name, but each migration after those that it follows."""
+    waiting = sorted(migrations, key=lambda migration: migration.path.name)
+    found = []
+    while waiting:
+        revisions = {migration.revision for migration in waiting}
+        free = (each for each in waiting if revisions.isdisjoint(each.parents))
+        found.append(next(free, waiting[0]))
+        waiting.remove(found[-1])
+    return found
+
+
+def relink(before: "set[str]") -> None:
+    """Put the new migrations after the head of the others."""
+    found = [each for path in sorted(ROOT.glob(f"{VERSIONS}/*.py")) for each in read(path)]
+    old = {each.revision: each for each in found if name_of(each.path) in before}
+    new = [each for each in found if name_of(each.path) not in before]
+    for twin in [migration for migration in new if migration.revision in old]:
+        twin.path.unlink()
+        new.remove(twin)
+        say(f"Deleted {twin.path.name}: {old[twin.revision].path.name} is the same migration.")
+    followed = {parent for migration in old.values() for parent in migration.parents}
+    heads = [revision for revision in old if revision not in followed]
+    if len(heads) > 1:
+        say(f"{' and '.join(heads)} are both heads: run `alembic merge heads -m merge`.")
+    head = heads[-1] if heads else ""
+    for migration in in_order(new):
+        if migration.follow(head):
+            say(f"{migration.path.name} now follows {head or 'nothing'}.")
+        head = migration.revision
+
+
+def tables(source: str) -> "set[str]":
+    """Return the names of the tables of the models in a module."""
+    found = TABLE.findall(source)
+    return {snake_case(model) if model else name or other for model, name, other in found}
+
+
+def keep_tables(since: str) -> None:
+    """List the tables whose models are gone, so that Alembic does not drop them."""
+    paths = ROOT.glob(f"{MODELS}/**/*.py")
+    now = set().union(*(tables(path.read_text("utf-8")) for path in paths))
+    before = set().union(
+        *(tables(git("show", f"{since}:./{name}")) for name in changed(since, MODELS))
+    )
+    file = ROOT / KEPT_TABLES
+    lines = file.read_text("utf-8").splitlines() if file.exists() else HEADER.splitlines()
+    gone = sorted(before - now - set(lines))
+    kept = [line for line in lines if line not in now] + gone
+    if gone:
+        say(f"Kept the tables {', '.join(gone)}: {KEPT_TABLES} says how to drop them.")
+    if kept != lines and kept != HEADER.splitlines():
+        file.write_text("\n".join(kept) + "\n", "utf-8")
+    elif kept == HEADER.splitlines():
+        file.unlink(missing_ok=True)
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Put the migrations of an update after yours.")
+    parser.add_argument(
+        "--since", default="", metavar="COMMIT", help="the commit before the update, if not HEAD"
+    )
+    chosen = parser.parse_args().since
+    since = chosen or "HEAD"
+    git("rev-parse", "--verify", since + "^{commit}")
+    if not chosen and not changed(since, *ANSWERS):
+        say(NO_UPDATE)
+        return
+    before = names(git("ls-tree", "-r", "--name-only", "-z", since, "--", f"{VERSIONS}/"))
+    restore(since, before)
+    relink(before)
+    keep_tables(since)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RelinkError as error:
+        sys.exit(str(error))
