@@ -23,7 +23,7 @@ from tests.subprocesses import run
 from tests.variants import Answers
 
 LIMIT = 60  # seconds for a program to end
-KEY = "0123456789abcdef" * 2
+KEY = "8f14e45fceea167a5a36dedd4bea2543"
 NO_TASK = UUID(int=0)
 
 

@@ -31,7 +31,7 @@ ENVIRONMENT = {
     "PGSSLMODE": "require",
     "PROMETHEUS_MULTIPROC_DIR": "/nonexistent",
     "ENV": "production",
-    "api_keys": "0123456789abcdef",
+    "api_keys": "8f14e45fceea167a5a36dedd4bea2543",
     "CORS_ORIGINS": "https://shop.example",
     "LOG_LEVEL": "DEBUG",
 }

@@ -22,7 +22,7 @@ from src import (
 )
 from src.core import config
 from src.core.logging import configure_logging
-from src.core.ports import check_port
+from src.core.ports import check_metrics_port, check_port
 from src.db import autogenerate
 from src.db.setup import create_database
 
@@ -88,6 +88,7 @@ def api(
     config.override_setting("SCHEDULER_ENABLED", scheduler_enabled)
     # % endif
     config.override_setting("SHUTDOWN_DELAY_SECONDS", 0 if reload else None)
+    config.override_setting("PORT", port)
     settings = config.get_settings()
     configure_logging(settings)
     # % if cookiecutter.cache_backend != "none"
@@ -98,12 +99,13 @@ def api(
     if settings.SCHEDULER_ENABLED:
         schedulers.cli.check_jobs(settings)
     # % endif
+    check_metrics_port(settings)
     check_port(settings, "METRICS_PORT")
     with _metrics_folder() if workers > 1 else nullcontext():
         uvicorn.run(
             "main:app",
             host=host or settings.HOST,
-            port=settings.PORT if port is None else port,
+            port=settings.PORT,
             reload=reload,
             reload_dirs=[str(config.ROOT / "src")] if reload else None,
             workers=workers,

@@ -31,10 +31,12 @@ from src.core.events import build_lifespan
 from src.core.exceptions import add_exception_handlers
 from src.core.logging import configure_logging
 from src.core.metrics_server import metrics
+from src.core.ports import check_metrics_port
 
 
 def create_application(settings: Settings | None = None) -> FastAPI:
     settings = settings or get_settings()
+    check_metrics_port(settings)
     configure_logging(settings)
     has_docs = "docs" in settings.public_pages
     app = openapi.ProblemOpenAPI(
@@ -112,7 +114,7 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
                 "X-Request-ID",
             ],
         )
-    app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(SecurityHeadersMiddleware, hsts_seconds=settings.HSTS_SECONDS)
     app.add_middleware(MetricsMiddleware)
     app.add_middleware(TraceMiddleware)
     app.add_middleware(CorrelationIdMiddleware)

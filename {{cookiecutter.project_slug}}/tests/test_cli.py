@@ -68,6 +68,14 @@ def test_a_port_in_use_is_reported(run: Run) -> None:
     assert f"METRICS_PORT: cannot listen on 127.0.0.1:{port}" in result.err
 
 
+@pytest.mark.parametrize("flags", [(), ("--workers", "2"), ("--port", "9000")])
+def test_metrics_need_another_port_than_the_api(run: Run, flags: tuple[str, ...]) -> None:
+    port = flags[1] if "--port" in flags else "8000"
+    result = run("api", *flags, METRICS_PORT=port)
+
+    assert f"METRICS_PORT and PORT are both {port}" in result.err
+
+
 def test_reload_does_not_wait_for_open_streams(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, object] = {}
     monkeypatch.setattr(uvicorn, "run", lambda *_, **given: options.update(given))
@@ -93,11 +101,18 @@ def test_production_does_not_start_on_defaults(run: Run, command: str) -> None:
 
 
 @pytest.mark.slow
-def test_production_does_not_start_on_defaults_under_uvicorn() -> None:
+@pytest.mark.parametrize(
+    ("variables", "error"),
+    [
+        ({"ENV": "production"}, "API_KEYS must contain"),
+        ({"METRICS_PORT": "8000"}, "METRICS_PORT and PORT are both 8000"),
+    ],
+)
+def test_invalid_settings_end_uvicorn(variables: dict[str, str], error: str) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "uvicorn", "main:app"],
         cwd=ROOT,
-        env=os.environ | {"ENV": "production"},
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         timeout=LIMIT,
@@ -105,7 +120,7 @@ def test_production_does_not_start_on_defaults_under_uvicorn() -> None:
     )
 
     assert result.returncode == 1
-    assert "API_KEYS must contain" in result.stderr
+    assert error in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -35,7 +35,6 @@ _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 _HEADERS = [
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"referrer-policy", b"no-referrer"),
-    (b"strict-transport-security", b"max-age=31536000; includeSubDomains"),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
 ]
@@ -271,22 +270,27 @@ class UnexpectedErrorMiddleware:
 class SecurityHeadersMiddleware:
     """Add the headers that OWASP recommends, unless the response has set them.
 
-    A redirect to this service becomes relative, because an attacker may have chosen the Host header.
+    With `hsts_seconds`, responses over HTTPS have `Strict-Transport-Security`. A redirect to this service becomes relative, because an attacker may have chosen the Host header.
     While the process stops, also tell clients to open their next connection elsewhere.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, hsts_seconds: int | None = None) -> None:
         self.app = app
+        self.headers = self.https_headers = _HEADERS
+        if hsts_seconds is not None:
+            hsts = (b"strict-transport-security", b"max-age=%d" % hsts_seconds)
+            self.https_headers = [*_HEADERS, hsts]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        headers = self.https_headers if scope["scheme"] == "https" else self.headers
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = {name.lower(): value for name, value in message.get("headers", ())}
-                added = [header for header in _HEADERS if header[0] not in given]
+                added = [header for header in headers if header[0] not in given]
                 # A browser updates its stored page with the headers of a 304.
                 if _CSP not in given and message["status"] != HTTPStatus.NOT_MODIFIED:
                     is_page = given.get(b"content-type", b"").startswith(_PAGE_TYPES)

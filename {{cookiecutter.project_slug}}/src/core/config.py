@@ -42,6 +42,7 @@ from src.core import (
     # % if cookiecutter.scheduler
     time_zone,
     # % endif
+    unsafe,
 )
 from src.core.rate_limits import Rate
 
@@ -56,7 +57,6 @@ SECRETS_DIR = Path("/run/secrets")
 
 _DEFAULT_PASSWORD = "postgres"  # noqa: S105 - the default that production refuses
 _SHORTEST_API_KEY = 16
-_FEWEST_CHARACTERS = 8  # different ones in an API key
 
 
 def _split(value: object) -> object:
@@ -88,11 +88,6 @@ def _checked_by(parse: Callable[[str], object]) -> AfterValidator:
         return secret
 
     return AfterValidator(check)
-
-
-def _is_guessable(key: str) -> bool:
-    letters = key.lower().replace("-", "").replace("_", "")
-    return "changeme" in letters or len(set(key)) < _FEWEST_CHARACTERS
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -138,6 +133,7 @@ class Settings(BaseSettings):
     API_KEYS: Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)] = []
     DISABLED_PAGES: Annotated[list[Page], NoDecode, BeforeValidator(_split)] = []
     METRICS_PORT: Port | None = None
+    HSTS_SECONDS: int | None = Field(default=None, ge=0)
     MAX_BODY_SIZE: Annotated[ByteSize, Field(ge=1)] = ByteSize(1024 * 1024)
     RATE_LIMIT: Annotated[str, AfterValidator(lambda rate: Rate.parse(rate).text)] | None = None
     SHUTDOWN_DELAY_SECONDS: float | None = Field(default=None, ge=0)
@@ -254,9 +250,11 @@ class Settings(BaseSettings):
             )
         if "*" in self.CORS_ORIGINS:
             yield "CORS_ORIGINS must list the allowed origins instead of '*'"
-        proxies = os.environ.get("FORWARDED_ALLOW_IPS", "")  # uvicorn reads it
-        if "*" in proxies or "/0" in proxies:
-            yield "FORWARDED_ALLOW_IPS must list the addresses of your proxies instead of '*' or /0"
+        if unsafe.trusts_everyone(os.environ.get("FORWARDED_ALLOW_IPS", "")):  # uvicorn reads it
+            yield (
+                "FORWARDED_ALLOW_IPS must list the addresses of your proxies instead of '*', or of"
+                " networks that contain much of the internet"
+            )
         yield from self._api_key_errors()
 
     def _api_key_errors(self) -> Iterator[str]:
@@ -264,7 +262,7 @@ class Settings(BaseSettings):
             yield "API_KEYS must contain at least one key"
         elif any(len(key.get_secret_value()) < _SHORTEST_API_KEY for key in self.API_KEYS):
             yield f"Each key in API_KEYS must have at least {_SHORTEST_API_KEY} characters"
-        elif any(_is_guessable(key.get_secret_value()) for key in self.API_KEYS):
+        elif any(unsafe.is_guessable(key.get_secret_value()) for key in self.API_KEYS):
             yield "Each key in API_KEYS must be random, such as the output of `openssl rand -hex 32`"
 
     @property

@@ -19,6 +19,12 @@ def check_port(settings: Settings, name: str) -> None:
         raise SystemExit(f"{name}: cannot listen on {address}: {error}") from None
 
 
+def check_metrics_port(settings: Settings) -> None:
+    """Raise SystemExit if the API and its metrics have the same port."""
+    if settings.METRICS_PORT and settings.METRICS_PORT == settings.PORT:
+        raise SystemExit(f"METRICS_PORT and PORT are both {settings.PORT}: choose two ports.")
+
+
 def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, reuse_port=reuse_port)

@@ -18,7 +18,7 @@ import main
 from main import create_application
 from src.core.config import ROOT, Settings
 from src.db.session import Database
-from tests.fixtures.client import connect
+from tests.fixtures.client import HEADERS, application, connect, served
 from tests.fixtures.environment import API
 from tests.fixtures.notes import NOTES
 
@@ -85,6 +85,37 @@ class TestSecurityHeaders:
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["x-frame-options"] == "DENY"
         assert headers["content-security-policy"].startswith("default-src 'none'")
+
+    @pytest.mark.parametrize(
+        ("seconds", "scheme", "expected"),
+        [
+            (None, "https", None),
+            (3600, "http", None),  # RFC 6797: never over an insecure transport
+            (3600, "https", "max-age=3600"),
+            (0, "https", "max-age=0"),
+        ],
+    )
+    async def test_hsts_is_optional_and_only_over_https(
+        self,
+        settings: Settings,
+        committing_database: Database,
+        seconds: int | None,
+        scheme: str,
+        expected: str | None,
+    ) -> None:
+        app = application(settings.model_copy(update={"HSTS_SECONDS": seconds}))
+
+        @app.get("/bug")
+        async def bug() -> None:
+            raise RuntimeError
+
+        statuses = {LIVE: 200, "/metrics": 200, NOTES[:-1]: 307, "/nowhere": 404, "/bug": 500}
+        headers = HEADERS | {"X-Forwarded-Proto": scheme}
+        async with served(app, committing_database) as address, AsyncClient() as client:
+            for path, status in statuses.items():
+                response = await client.get(f"http://{address}{path}", headers=headers)
+                assert response.status_code == status
+                assert response.headers.get("strict-transport-security") == expected, path
 
     async def test_documentation_works_behind_a_proxy_with_a_prefix(
         self, app: FastAPI, database: Database
