@@ -142,6 +142,26 @@ def dev() -> None:
     raise typer.Exit(run_stack())
 
 
+@app.command()
+def doctor() -> None:
+    """Check settings, servers, migrations and ports.
+
+    Run this first if something does not work. It prints a line for each check: `ok`, `failed`
+    with what to do, or `skipped` with the reason. The status is 1 if a check failed.
+
+    It changes nothing. Servers that `python cli.py dev` starts may be off.
+    """
+    from src import doctor as checks  # noqa: PLC0415 - no other command needs it
+
+    try:
+        results = asyncio.run(checks.examine(config.get_settings()))
+    except config.InvalidSettingsError as error:
+        results = [("settings", "failed", f"{error}\nThe other checks need valid settings.")]
+    for result in results:
+        typer.echo(checks.format_result(*result))
+    raise typer.Exit(any(state == "failed" for _, state, _ in results))
+
+
 # % if cookiecutter.__queue
 @app.command()
 def worker(

@@ -15,6 +15,7 @@ from src.core.config import get_settings
 from src.core.logging import configure_logging
 from src.db import autogenerate
 from src.db.base import Base
+from src.db.doctor import MERGE, MISSING, NEWER
 from src.db.session import DatabaseUnavailableError, LockTimeoutError, create_engine
 
 # If replicas start together, one gets this lock and migrates. The others wait, and then find nothing
@@ -36,17 +37,6 @@ OPTIONS = {
     "transaction_timeout": "0",
 }
 log = structlog.get_logger(__name__)
-MISSING = (
-    "No migration has created these tables. After an update of the template, run `make relink`. "
-    "Otherwise generate a migration."
-)
-MERGE = """
-Two migrations follow the same one. After an update of the template, run `make relink`. Otherwise run
-`alembic merge heads -m merge`, or change `down_revision`."""
-NEWER = """
-The database has this migration, but alembic/versions does not. In development, switch to the branch
-that has it, and run `alembic downgrade {head}` there, or delete the database: see
-docs/troubleshooting.md. In production, deploy the newer code."""
 ROLLED_BACK = """A migration failed, so all migrations of this command were rolled back, except in
 `autocommit_block()`. Correct the one in the last line `Running upgrade`, and try again."""
 HINT = "Start one with `python cli.py dev`, or set POSTGRES_HOST or DATABASE_URL to yours."
@@ -78,10 +68,10 @@ def _warn_of_missing_tables(connection: Connection) -> None:
 def _hint(cause: BaseException | None) -> str:
     """Return what to do after `git switch` or `git merge`, or an empty string."""
     if isinstance(cause, MultipleHeads):
-        return MERGE
+        return f"\n{MERGE}"
     applied = context.get_context().get_current_heads()
     if isinstance(cause, ResolutionError) and cause.argument in applied:
-        return NEWER.format(head=" ".join(context.script.get_heads()))
+        return "\n" + NEWER.format(head=" ".join(context.script.get_heads()))
     return ""
 
 

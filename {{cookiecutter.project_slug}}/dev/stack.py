@@ -56,6 +56,7 @@ def default_programs(settings: Settings) -> Programs:
 class Server(NamedTuple):
     """A server that `dev` starts unless the settings name one."""
 
+    check: str  # its name in `python cli.py doctor`
     name: str
     is_missing: Callable[[Settings], bool]
     start: Callable[[Settings], AbstractContextManager[str]]
@@ -74,6 +75,7 @@ def _postgres(settings: Settings) -> Iterator[str]:
 
 SERVERS = [
     Server(
+        "database",
         "PostgreSQL",
         lambda it: not it.is_set("DATABASE_URL", "POSTGRES_HOST"),
         _postgres,
@@ -81,6 +83,7 @@ SERVERS = [
     ),
     # % if cookiecutter.cache_backend in ["redis", "all"]
     Server(
+        "cache",
         "Valkey for the cache",
         lambda it: not it.is_set("REDIS_URL", "REDIS_HOST") and it.CACHE_BACKEND_TYPE == "redis",
         lambda _: valkey.embedded_valkey(remove=[DEV_ENV_FILE]),
@@ -90,6 +93,7 @@ SERVERS = [
     # % endif
     # % if cookiecutter.__queue_redis
     Server(
+        "broker",
         "Valkey for tasks",
         lambda it: (
             not it.is_set("DRAMATIQ_REDIS_URL", "REDIS_URL", "REDIS_HOST")
@@ -102,6 +106,7 @@ SERVERS = [
     # % endif
     # % if cookiecutter.__queue_rabbitmq
     Server(
+        "broker",
         "RabbitMQ",
         lambda it: not it.is_set("RABBITMQ_URL") and it.DRAMATIQ_BROKER == "rabbitmq",
         lambda _: rabbitmq.embedded_rabbitmq(DATA / "rabbitmq", remove=[DEV_ENV_FILE]),

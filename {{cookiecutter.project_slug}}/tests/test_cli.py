@@ -22,7 +22,7 @@ from tests.fixtures.environment import API
 UNREACHABLE = "postgresql://me:hunter2@127.0.0.1:1/app"
 
 
-@pytest.mark.parametrize("command", ["", "api", "db", "db migrate", "db revision", "dev"])
+@pytest.mark.parametrize("command", ["", "api", "db", "db migrate", "db revision", "dev", "doctor"])
 def test_every_command_has_help(run: Run, command: str) -> None:
     result = run(*command.split(), "--help")
 

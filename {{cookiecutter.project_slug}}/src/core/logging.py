@@ -87,7 +87,7 @@ def configure_logging(settings: Settings) -> None:
             processors=[
                 ProcessorFormatter.remove_processors_meta,
                 *_renderers(is_text=is_text),
-                _mask_urls,
+                mask_urls,
             ],
         )
     )
@@ -214,7 +214,7 @@ def _is_secret(name: str, value: Any) -> bool:
     return not (words.endswith("s") and isinstance(value, int))  # a number of tokens
 
 
-def _mask_urls(_logger: object, _method: str, line: Any) -> Any:
+def mask_urls(_logger: object, _method: str, line: Any) -> Any:
     """Mask secrets in URLs anywhere in the rendered line, tracebacks included."""
     if "://" in line:
         line = _URL_PASSWORD.sub(_mask_password, line)

@@ -15,7 +15,9 @@ from src.cache.backends import sqlite
 from src.cache.backends.base import CacheUnavailableError
 from src.cache.backends.file import FileBackend
 from src.cache.backends.sqlite import FILE_NAME, LOCK_NAME
-from src.core.config import ROOT
+from src.cache.doctor import check_cache
+from src.core.config import ROOT, Settings
+from src.doctor import CheckError
 from tests.test_cache.contract import BackendContract, keys_of, set_all
 
 VALUES: dict[str, str | bytes] = {f"key{number}": "value" * 100 for number in range(2000)}
@@ -181,6 +183,8 @@ async def test_backend_is_unavailable_while_its_path_is_blocked(folder: Path, fi
         for operation in (backend.get("key"), backend.set("key", "value"), backend.ping()):
             with pytest.raises(CacheUnavailableError, match="folder"):
                 await operation
+        with pytest.raises(CheckError, match="Check CACHE_FILE_PATH"):
+            await check_cache(Settings(CACHE_BACKEND_TYPE="file", CACHE_FILE_PATH=folder))
 
         folder.unlink()
         file.mkdir(parents=True)

@@ -59,8 +59,10 @@ async def test_database_of_another_branch_is_explained(fresh_url: URL) -> None:
     async with open_database(fresh_url, pool_size=1) as database, database.transaction() as session:
         await session.execute(text("UPDATE alembic_version SET version_num = 'deadbeef0000'"))
 
-    with pytest.raises(CommandError, match=f"'deadbeef0000'\\n.*\\n.*`alembic downgrade {head()}`"):
-        await alembic("upgrade", fresh_url, "head")
+    explained = f"'deadbeef0000'\\n.*\\n.*`alembic downgrade {head()}`"
+    for arguments in (("upgrade", "head"), ("downgrade", "-1"), ("check",), ("current",)):
+        with pytest.raises(CommandError, match=explained):
+            await alembic(arguments[0], fresh_url, *arguments[1:])
 
 
 MIGRATION = """

@@ -62,7 +62,7 @@ class CircuitBreakerBackend(CacheBackend):
     def __init__(self, inner: CacheBackend, *, retry_seconds: float = RETRY_SECONDS) -> None:
         super().__init__(ttl=inner.ttl)
         self.name = inner.name
-        self._inner = inner
+        self.inner = inner
         self._retry_seconds = retry_seconds
         self._circuit = Circuit.CLOSED
         self._opened_at = 0.0
@@ -91,18 +91,18 @@ class CircuitBreakerBackend(CacheBackend):
             except (CacheError, TimeoutError) as error:
                 number, cause = self._missed_deletions, _error_text(error)
                 log.warning("cache_deletions_lost", backend=self.name, number=number, cause=cause)
-            await self._inner.aclose()
+            await self.inner.aclose()
         except CacheError as error:
             self._record_error("aclose", error)
 
     async def get(self, key: str) -> Value | None:
-        return await self._attempt(self._inner.get, None, key)
+        return await self._attempt(self.inner.get, None, key)
 
     async def get_many(self, *keys: str) -> list[Value | None]:
-        return await self._attempt(self._inner.get_many, [None] * len(keys), *keys)
+        return await self._attempt(self.inner.get_many, [None] * len(keys), *keys)
 
     async def set(self, key: str, value: Value, ex: float | None = None) -> None:
-        if await self._attempt(self._inner.set, False, key, value, ex) is False:
+        if await self._attempt(self.inner.set, False, key, value, ex) is False:
             # The old value is outdated. Do not wait for a slow backend.
             if self._circuit is Circuit.HALF_OPEN:
                 self._start(self.delete(key))
@@ -110,16 +110,16 @@ class CircuitBreakerBackend(CacheBackend):
                 await self.delete(key)
 
     async def add(self, key: str, value: Value, ex: float | None = None) -> bool:
-        return await self._attempt(self._inner.add, True, key, value, ex)
+        return await self._attempt(self.inner.add, True, key, value, ex)
 
     async def delete(self, *keys: str) -> int:
-        return await self._attempt(self._inner.delete, 0, *keys, is_deletion=True)
+        return await self._attempt(self.inner.delete, 0, *keys, is_deletion=True)
 
     async def delete_matching(self, pattern: str) -> int:
-        return await self._attempt(self._inner.delete_matching, 0, pattern, is_deletion=True)
+        return await self._attempt(self.inner.delete_matching, 0, pattern, is_deletion=True)
 
     async def scan(self, pattern: str = "*") -> AsyncIterator[str]:
-        keys = self._inner.scan(pattern)
+        keys = self.inner.scan(pattern)
 
         async def scan() -> str | None:
             return await anext(keys, None)
@@ -128,34 +128,34 @@ class CircuitBreakerBackend(CacheBackend):
             yield key
 
     async def flush(self) -> None:
-        await self._attempt(self._inner.flush, None, is_deletion=True)
+        await self._attempt(self.inner.flush, None, is_deletion=True)
 
     async def acquire_lease(self, key: str, token: str, seconds: float) -> bool:
         # On failure, return True: False would make the caller wait for another lease holder.
-        return await self._attempt(self._inner.acquire_lease, True, key, token, seconds)
+        return await self._attempt(self.inner.acquire_lease, True, key, token, seconds)
 
     async def renew_lease(self, key: str, token: str, seconds: float) -> bool:
-        return await self._attempt(self._inner.renew_lease, False, key, token, seconds)
+        return await self._attempt(self.inner.renew_lease, False, key, token, seconds)
 
     async def set_if_leased(
         self, key: str, token: str, value: Value, ex: float | None = None
     ) -> bool:
-        return await self._attempt(self._inner.set_if_leased, False, key, token, value, ex)
+        return await self._attempt(self.inner.set_if_leased, False, key, token, value, ex)
 
     async def release_lease(self, key: str, token: str) -> None:
-        await self._attempt(self._inner.release_lease, None, key, token)
+        await self._attempt(self.inner.release_lease, None, key, token)
 
     async def count(self, key: str, seconds: int) -> Counted | None:
-        return await self._attempt(self._inner.count, None, key, seconds)
+        return await self._attempt(self.inner.count, None, key, seconds)
 
     async def ping(self) -> None:
-        if await self._attempt(self._inner.ping, False) is False:
+        if await self._attempt(self.inner.ping, False) is False:
             raise CacheUnavailableError(f"The cache ({self.name}) is unavailable.")
 
     async def info(self) -> dict[str, Any]:
         """Return the inner backend's information, or `{}` if it is unavailable."""
         empty: dict[str, Any] = {}
-        return await self._attempt(self._inner.info, empty)
+        return await self._attempt(self.inner.info, empty)
 
     async def _attempt(
         self,
@@ -236,7 +236,7 @@ class CircuitBreakerBackend(CacheBackend):
         loop = asyncio.get_running_loop()
         timer = loop.call_later(SLOW_SECONDS / TICKS, tick)
         try:
-            await self._inner.ping()
+            await self.inner.ping()
         finally:
             timer.cancel()
         return ticks >= TICKS
@@ -280,7 +280,7 @@ class CircuitBreakerBackend(CacheBackend):
     async def _flush_if_deletion_missed(self) -> None:
         """Flush the namespace; again if another deletion is missed during the flush."""
         while missed := self._missed_deletions:
-            await self._inner.flush()
+            await self.inner.flush()
             self._missed_deletions -= missed
 
 

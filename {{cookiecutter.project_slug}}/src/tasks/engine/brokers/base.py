@@ -107,8 +107,14 @@ class TaskBroker(Broker, ABC):
     def ping(self) -> None:
         """Check that the server responds."""
 
+    def eviction_policy(self) -> str:
+        """Return the name of the policy if the server may evict messages, else an empty string."""
+        return ""
+
     def warn_if_unsafe(self) -> None:
         """Log a warning if the server may lose messages. Workers call this when they start."""
+        if policy := self.eviction_policy():
+            log.warning("broker_eviction_enabled", maxmemory_policy=policy, required="noeviction")
 
     def maintain(self) -> None:
         """Run maintenance that the server does not do. Workers call this every few seconds."""
@@ -116,6 +122,10 @@ class TaskBroker(Broker, ABC):
     @abstractmethod
     def is_redelivered(self, message: MessageProxy) -> bool:
         """Return whether the message was delivered before, to a worker that died."""
+
+    @abstractmethod
+    def has_workers(self, queue_name: str) -> bool:
+        """Return whether a worker is running that processes the queue."""
 
     @abstractmethod
     def queue_state(self, queue_name: str) -> QueueState: ...

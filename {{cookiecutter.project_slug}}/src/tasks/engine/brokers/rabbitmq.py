@@ -237,6 +237,10 @@ class RabbitmqTaskBroker(TaskBroker, RabbitmqBroker):
     def is_redelivered(self, message: MessageProxy) -> bool:
         return bool(message.redelivered)
 
+    def has_workers(self, queue_name: str) -> bool:
+        with self._session() as connection:
+            return _count(connection, self.server_name(queue_name), "consumer_count") > 0
+
     def queue_state(self, queue_name: str) -> QueueState:
         """Count the messages that no worker has fetched.
 
@@ -369,7 +373,7 @@ def _consume_all(connection: pika.BlockingConnection, name: str, queue_name: str
         channel.cancel()  # each acknowledged message would be replaced by another
 
 
-def _count(connection: pika.BlockingConnection, name: str) -> int:
+def _count(connection: pika.BlockingConnection, name: str, what: str = "message_count") -> int:
     """Count the messages that no worker has fetched. Return 0 if the queue does not exist."""
     try:
         declared = connection.channel().queue_declare(name, passive=True)
@@ -377,7 +381,7 @@ def _count(connection: pika.BlockingConnection, name: str) -> int:
         if error.reply_code == _NOT_FOUND:
             return 0
         raise
-    return int(declared.method.message_count)
+    return int(getattr(declared.method, what))
 
 
 def _read(queue_name: str, properties: pika.BasicProperties, body: bytes) -> DeadLetter:

@@ -281,12 +281,16 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         with _unavailable():
             self.client.ping()
 
-    def warn_if_unsafe(self) -> None:
+    def eviction_policy(self) -> str:
         with _unavailable():
             memory = self.client.info("memory")
-        policy = memory.get("maxmemory_policy", "noeviction")
-        if memory.get("maxmemory") and policy != "noeviction":
-            log.warning("broker_eviction_enabled", maxmemory_policy=policy, required="noeviction")
+        policy = str(memory.get("maxmemory_policy", "noeviction"))
+        return policy if memory.get("maxmemory") and policy != "noeviction" else ""
+
+    def has_workers(self, queue_name: str) -> bool:
+        oldest = current_millis() - self.heartbeat_timeout
+        with _unavailable():
+            return bool(self.client.zcount(self._key("__heartbeats__"), oldest, "+inf"))
 
     def maintain(self) -> None:
         """Requeue the messages of dead workers, and delete expired dead letters."""
