@@ -34,13 +34,14 @@ FEATURES = [
     ("{{ cookiecutter.cache_backend in ['redis', 'all'] }}", """
         src/cache/backends/redis.py  tests/faults/test_cache_server.py  tests/test_cache/test_redis"""),
     ("{{ cookiecutter.cache_backend in ['file', 'all'] }}", """
+        deploy/k8s/base/file-cache.yaml
         src/cache/backends/file.py  src/cache/backends/sqlite.py
         tests/test_cache/test_file*.py"""),
     ("{{ cookiecutter.__redis }}", """
         dev/valkey.py  src/core/redis_url.py
         tests/**/test_redis_settings.py  tests/test_dev/test_valkey.py"""),
     ("{{ cookiecutter.__queue }}", """
-        alembic/versions/*_tasks.py  docs/tasks.md  src/**/task.py  src/tasks
+        alembic/versions/*_tasks.py  deploy/**/*worker.yaml  docs/tasks.md  src/**/task.py  src/tasks
         src/api/accepted.py  src/api/v1/endpoints/tasks.py  src/core/broker_type.py  src/worker.py
         tests/faults/test_task_queue.py  tests/fixtures/tasks.py  tests/test_tasks  tests/test_api/test_tasks.py  tests/test_cache/test_in_tasks.py"""),
     ("{{ cookiecutter.__queue_redis }}", """
@@ -50,12 +51,13 @@ FEATURES = [
         .github/packages  dev/rabbitmq.py  src/core/rabbitmq_url.py
         src/tasks/engine/brokers/rabbitmq*.py  tests/**/rabbitmq.py  tests/**/test_rabbitmq*.py"""),
     ("{{ cookiecutter.scheduler }}", """
-        alembic/versions/*_create_scheduler.py  docs/scheduler.md  src/**/scheduler.py
+        alembic/versions/*_create_scheduler.py  deploy/**/*scheduler.yaml  docs/scheduler.md  src/**/scheduler.py
         src/core/time_zone.py  src/schedulers  tests/faults/test_scheduler_*.py  tests/test_schedulers
         tests/test_api/test_scheduler_endpoints.py  tests/test_cache/test_scheduled.py"""),
     ("{{ cookiecutter.__queue or cookiecutter.scheduler }}", """
         src/core/context.py  src/core/failures.py  tests/test_core/test_failures.py
         src/db/batches.py  src/repositories/retention.py"""),
+    ("{{ cookiecutter.deployment == 'kubernetes' }}", "deploy/k8s  docs/kubernetes.md"),
     ("{{ cookiecutter.ci_provider == 'github' }}", """
         .github/dependabot.yml  .github/packages  .github/python-version
         .github/workflows/ci.yml  .github/workflows/lock.yml"""),

@@ -18,6 +18,7 @@ WORDS = {
     ),
     "scheduler": re.compile("schedul|stale_?item|staleness", re.IGNORECASE),
     "example": re.compile("(?<![a-z])items?(?![a-z])|staleness", re.IGNORECASE),
+    "kubernetes": re.compile("k8s|kubectl|kustom|kubernetes.md", re.IGNORECASE),
     "github": re.compile("github|dependabot", re.IGNORECASE),
     "gitlab": re.compile("gitlab|renovate", re.IGNORECASE),
 }
@@ -30,6 +31,7 @@ OTHERWISE = re.compile(
     r"|cache hit|caches in \$HOME"  # Docker's
     r"|(?i:(prepared_)?statement_cache_size|InvalidCachedStatementError|cached (statement|plan)|query_cache)"
     r"|(?i:cache-control)|message_cache|FAKETIME_NO_CACHE"  # HTTP's, Dramatiq's, libfaketime's
+    r"|ScheduleAnyway"  # Kubernetes'
     r'|^ *schedule:( #.*)?$|"schedule:weekly"'  # pipelines' and bots'
     r"|\.(multi_)?items\(|__(get|set|del)item__|modifyitems|\bitem: pytest\.Item|\brender_item\b|\bitem\.(config|nodeid)\b"  # Python's, pytest's
     r"|BackgroundTasks?\b|a[ _]background[ _]task",  # Starlette's
@@ -47,6 +49,7 @@ def unselected(answers: Answers) -> Iterator[str]:
         "queue": queue != "none",
         "scheduler": answers["scheduler"] == "yes",
         "example": answers["example"] == "yes",
+        "kubernetes": answers["deployment"] == "kubernetes",
         "github": answers["ci_provider"] == "github",
         "gitlab": answers["ci_provider"] == "gitlab",
     }

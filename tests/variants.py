@@ -25,7 +25,12 @@ OTHERS = {
 }
 
 # The un-rendered service: both brokers, which no answer selects.
-EVERYTHING = {"cache_backend": "all", "__queue_redis": "yes", "__queue_rabbitmq": "yes"}
+EVERYTHING = {
+    "cache_backend": "all",
+    "__queue_redis": "yes",
+    "__queue_rabbitmq": "yes",
+    "deployment": "kubernetes",
+}
 
 
 def combinations(questions: dict[str, list[str]]) -> list[Answers]:
@@ -64,12 +69,16 @@ BOOTED = cover(ALL, 3, begin=TESTED)
 
 
 def _variants() -> dict[str, Answers]:
-    """Add to each combination the other answers with the most new pairs."""
+    """Add to each combination the other answers with the most new pairs.
+
+    With or without the example, each combination has the manifests of Kubernetes once.
+    """
     variants: dict[str, Answers] = {}
     seen: Tuples = frozenset()
     others = combinations(OTHERS)
-    for structure in ALL:
-        candidates = (structure | other for other in others)
+    for number, structure in enumerate(ALL):
+        deployment = OTHERS["deployment"][(number + number // 2) % 2]
+        candidates = (structure | other for other in others if other["deployment"] == deployment)
         answers = max(candidates, key=lambda answers: len(tuples(answers, 2) - seen))
         seen |= tuples(answers, 2)
         variants[name_of(structure)] = answers
