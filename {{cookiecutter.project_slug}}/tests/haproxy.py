@@ -23,7 +23,7 @@ def haproxy(*servers: str, **timeouts: str) -> Iterator[str]:
     """Start HAProxy for servers like `127.0.0.1:8001`; yield its address."""
     port = free_port()
     page = (ROOT / "docs/reverse-proxy.md").read_text(encoding="utf-8")
-    text = page.split("```")[1].removeprefix("text\n")
+    text = page.split("```text\n")[1].split("```")[0]
     text = text.replace("bind :8080", f"bind 127.0.0.1:{port}")
     # Shows which server has sent a response.
     text = text.replace(

@@ -2,8 +2,11 @@
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 
 import structlog
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 from sqlalchemy import text
 
 from main import create_application
@@ -19,6 +22,18 @@ SECONDS = 600
 async def sleeping() -> None:
     log.warning(STARTED)
     await asyncio.sleep(SECONDS)
+
+
+@app.get("/streaming")
+async def streaming() -> StreamingResponse:
+    async def lines() -> AsyncGenerator[str]:
+        try:
+            yield "first line"
+            await asyncio.sleep(SECONDS)
+        finally:
+            log.warning("endless_stream_ended")
+
+    return StreamingResponse(lines())
 
 
 @app.get("/in-thread")
@@ -37,3 +52,7 @@ async def in_database(db: ReadSession) -> None:
 async def in_transaction(db: DbSession) -> None:
     log.warning(STARTED)
     await db.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": SECONDS})
+
+
+def application() -> FastAPI:
+    return app

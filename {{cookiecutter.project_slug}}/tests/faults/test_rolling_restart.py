@@ -20,9 +20,10 @@ pytestmark = pytest.mark.slow
 
 
 class Instance:
-    def __init__(self, folder: Path, *flags: str, **variables: str) -> None:
+    def __init__(self, folder: Path, *flags: str, application: str = "", **variables: str) -> None:
         self.port = free_port()
-        self._arguments = ("cli.py", "api", "--port", self.port, *flags)
+        command = ("-m", "uvicorn", "--factory", application) if application else ("cli.py", "api")
+        self._arguments = (*command, "--port", self.port, *flags)
         self._log = folder / self.port
         self._variables = variables
 
