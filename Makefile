@@ -34,6 +34,7 @@ check: setup ## Lint and type-check the template, and search its text for hard w
 
 docs: setup ## Build the documentation in build/docs; a broken link is an error
 	@$(BIN)/python -m scripts.tables $(if $(CI),--check)
+	@$(BIN)/python -m scripts.copier
 	@$(BIN)/python -m sphinx -E -W --keep-going -n -q -b html docs build/docs
 	@echo "The documentation is in build/docs; index.html is its first page."
 

@@ -1,6 +1,9 @@
 """Delete the files of features that were not selected, then print the next steps.
 
 It is safe to run again in the same folder: ``cruft update`` does that.  Standard library only.
+
+cookiecutter renders this file and runs it.  Copier runs it as it is, with the template's folder as
+its argument, also in an existing project: then it deletes nothing.  See scripts/copier.py.
 """
 
 import re
@@ -70,6 +73,7 @@ FEATURES = [
 REVISION = re.compile(r"""^revision\b.*= ["'](\w+)""", re.MULTILINE)
 DOWN_REVISION = re.compile(r"""^(down_revision\b.*= )["']?(\w+)["']?""", re.MULTILINE)
 
+TAKEN = "project_slug cannot be %r: a dependency has this name; use another one."
 NEXT_STEPS = """
 %s is ready. Next steps:
 
@@ -93,30 +97,44 @@ def drop(path):
         parent.rmdir()
 
 
-def migrations():
+def from_template(template, pattern):
+    """Return the project's files and folders that the template has too; others are the user's."""
+    paths = [path.relative_to(template) for path in template.glob(pattern)]
+    return sorted((path for path in paths if path.exists()), reverse=True)
+
+
+def drop_empty_folders(template):
+    """Copier creates the folders of the files that it leaves out."""
+    for path in from_template(template, "**/*"):  # a folder is after its content
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def migrations(folder):
     """Yield the path, source, revision and down revision of each migration."""
-    for path in Path().glob("alembic/versions/*.py"):
+    for path in folder.glob("alembic/versions/*.py"):
         source = path.read_bytes().decode("utf-8")
         revision, down = REVISION.search(source), DOWN_REVISION.search(source)
         if revision and down:  # a merge has several down revisions: skip it
             yield path, source, revision.group(1), down.group(2)
 
 
-def relink_migrations(before):
+def relink_migrations(before, template):
     """Point each migration that followed a deleted one to its nearest remaining ancestor."""
-    remaining = {revision for _, _, revision, _ in migrations()}
-    for path, source, _, down in list(migrations()):
+    found = list(migrations(Path()))
+    remaining = {revision for _, _, revision, _ in found}
+    for path, source, _, down in found:
         nearest = down
         while nearest in before and nearest not in remaining:
             nearest = before[nearest]
-        if nearest != down:
+        if nearest != down and (template / path).exists():
             name = nearest if nearest == "None" else '"%s"' % nearest
             path.write_bytes(DOWN_REVISION.sub(r"\g<1>" + name, source).encode("utf-8"))
 
 
-def sort_pins():
+def sort_pins(template):
     """Restore uv's order: in the template, the pins of each feature are at the end."""
-    for path in Path().glob("requirements*.txt"):
+    for path in from_template(template, "requirements*.txt"):
         text = path.read_bytes()
         comments = re.findall(rb"^#.*\n", text, re.MULTILINE)
         # The indented lines after a pin are its hashes.
@@ -131,19 +149,27 @@ def is_named_like_a_dependency():
     return any(pin.search(path.read_text("utf-8")) for path in Path().glob("requirements*.txt"))
 
 
-def main():
-    before = {revision: down for _, _, revision, down in migrations()}
+def drop_unselected():
     for condition, paths in FEATURES:
         if condition in {"", "False"}:
             for pattern in paths.split():
                 for path in list(Path().glob(pattern)):
                     drop(path)
-    relink_migrations(before)
-    sort_pins()
-    for path in Path().glob("src/*/jobs_without_example.py"):
+
+
+def main():
+    template = Path(*sys.argv[1:])  # the project itself, except with Copier
+    before = {revision: down for _, _, revision, down in migrations(template)}
+    if template == Path():
+        drop_unselected()
+    else:
+        drop_empty_folders(template)
+    relink_migrations(before, template)
+    sort_pins(template)
+    for path in from_template(template, "src/*/jobs_without_example.py"):
         path.replace(path.with_name("jobs.py"))
     if is_named_like_a_dependency():
-        return "project_slug cannot be %r: a dependency has this name; use another one." % SLUG
+        return TAKEN % SLUG
     if BY_COOKIECUTTER == "True":
         print(NEXT_STEPS % (SLUG, SLUG))
     return None
@@ -151,5 +177,6 @@ def main():
 
 if __name__ == "__main__":
     error = main()
-    Path(__file__).unlink()  # cookiecutter leaves this rendered copy in the temporary folder
+    if not sys.argv[1:]:
+        Path(__file__).unlink()  # cookiecutter leaves this rendered copy in the temporary folder
     sys.exit(error)

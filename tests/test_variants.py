@@ -24,7 +24,7 @@ from tests.servers import serving
 from tests.subprocesses import run, run_tests
 from tests.variants import OTHERS, SETS, STRUCTURAL, VARIANTS, tuples
 
-COPIED = Path(".github/workflows")  # not rendered: their braces are GitHub's
+WORKFLOWS = Path(".github/workflows")  # their braces are GitHub's
 LICENSE = Path("LICENSE")  # unchanged from its authors' text
 LINTERS = {"ruff": ["ruff", "check"], "format": ["ruff", "format", "--check"]}
 CHECKS = LINTERS | {
@@ -114,7 +114,7 @@ def test_no_trace_of_the_template(texts: dict[Path, str]) -> None:
     for file, text in texts.items():
         assert "cookiecutter" not in text.lower() + file.as_posix(), file
         assert not re.search(r"^[ \t]*# %", text, re.MULTILINE), file
-        if not file.is_relative_to(COPIED):
+        if not file.is_relative_to(WORKFLOWS):
             assert not re.search(r"\{\{|\{%|\{#", text), file
 
 
