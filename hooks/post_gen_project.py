@@ -51,7 +51,7 @@ FEATURES = [
         src/tasks/engine/brokers/redis.py
         tests/test_tasks/**/redis.py  tests/test_tasks/**/test_redis*.py"""),
     ("{{ cookiecutter.__queue_rabbitmq }}", """
-        .github/packages  dev/rabbitmq.py  src/core/rabbitmq_url.py
+        .devcontainer/packages  .github/packages  dev/rabbitmq.py  src/core/rabbitmq_url.py
         src/tasks/engine/brokers/rabbitmq*.py  tests/**/rabbitmq.py  tests/**/test_rabbitmq*.py"""),
     ("{{ cookiecutter.scheduler }}", """
         alembic/versions/*_create_scheduler.py  deploy/**/*scheduler.yaml  docs/scheduler.md  src/**/scheduler.py

@@ -1,5 +1,6 @@
 """The development environment: the Python that `make` selects, and uv with the pinned versions."""
 
+import json
 import sys
 import tomllib
 from pathlib import Path
@@ -33,6 +34,23 @@ def test_make_prefers_the_selected_python(
 
     assert f'"{used}" -m venv .venv' in run("make", "-n", "setup", cwd=project, env=path)
     assert attempt("make", "setup", cwd=project, env=path).stdout.startswith(says)
+
+
+@pytest.mark.parametrize("queue", ["redis", "rabbitmq"])
+def test_the_development_container_has_what_make_dev_needs(render: Bake, queue: str) -> None:
+    project = render(task_queue=queue, python_version="3.12")
+    container = json.loads(project.read_file(".devcontainer/devcontainer.json"))
+    settings = project.read_file("src/core/config.py")
+    makefile = project.read_file("Makefile")
+    recommended = json.loads(project.read_file(".vscode/extensions.json"))["recommendations"]
+    command = container["postCreateCommand"]
+
+    assert container["image"] == "mcr.microsoft.com/devcontainers/python:3.12"
+    assert [f"PORT: Port = {port}" in settings for port in container["forwardPorts"]] == [True]
+    assert f"{command.rpartition(' make ')[2]}: " in makefile
+    assert "xargs sudo apt-get install --yes < .devcontainer/packages" in command
+    assert project.has_file(".devcontainer/packages") == (queue == "rabbitmq")
+    assert set(container["customizations"]["vscode"]["extensions"]) <= set(recommended)
 
 
 def test_uv_installs_the_pinned_versions(bake: Bake) -> None:
