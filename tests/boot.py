@@ -3,11 +3,10 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache, partial
 from http import HTTPStatus
 from pathlib import Path
@@ -78,6 +77,7 @@ def production(
         "PORT": str(port),
         "HOME": os.environ["HOME"],
         "DRAMATIQ_PROCESSES": "1",
+        "SHUTDOWN_DELAY_SECONDS": "0",  # no proxy
     }
     if answers["task_queue"] == "rabbitmq":
         found["RABBITMQ_URL"] = url_of("rabbitmq")
@@ -86,39 +86,62 @@ def production(
     return found
 
 
+# It migrates, then starts the programs of the arguments, and passes SIGTERM on to them. They are
+# forks, because the imports of each new process take a second.
+LAUNCHER = """
+import os, signal, sys
+from alembic.config import main as alembic
+import cli
+
+def call(*arguments):
+    sys.argv = ["cli.py", *arguments]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+
+programs = sys.argv[1:]
+call("db", "init")
+alembic(["check"])
+children = []
+for program in programs:
+    if (child := os.fork()) == 0:
+        sys.exit(call(program))
+    children.append(child)
+signal.signal(signal.SIGTERM, lambda *_: [os.kill(child, signal.SIGTERM) for child in children])
+codes = {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children}
+# uvicorn shuts down, then ends itself with the signal that it received.
+sys.exit(not codes <= {0, -signal.SIGTERM})
+"""
+
+
 @contextmanager
 def booted(
     project: BakedProject, python: Path, env: dict[str, str], log: Path
 ) -> Iterator[httpx.Client]:
     """Create the database, run the API and the worker, and check that they stop cleanly."""
     programs = ["api", "worker"] if project.answers["task_queue"] != "none" else ["api"]
-    with log.open("wb") as output, ExitStack() as stack:
-
-        def start(*command: str) -> subprocess.Popen[bytes]:
-            process = subprocess.Popen(
-                [python, *command],
-                cwd=project.path,
-                env=env,
-                stdout=output,
-                stderr=output,
-                process_group=0,
-            )
-            stack.callback(end, process)
-            return process
-
-        for command in (["cli.py", "db", "init"], ["-m", "alembic", "check"]):
-            assert start(*command).wait(LIMIT) == 0, log.read_text("utf-8")
-        running = [start("cli.py", program) for program in programs]
-        address = f"http://127.0.0.1:{env['PORT']}"
+    with log.open("wb") as output:
+        service = subprocess.Popen(
+            [python, "-c", LAUNCHER, *programs],
+            cwd=project.path,
+            env=env,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+        )
+    address = f"http://127.0.0.1:{env['PORT']}"
+    try:
+        until(lambda: service.poll() is not None or is_ready(address), log)
+        assert service.poll() is None, log.read_text("utf-8")
         headers = {"X-API-Key": KEY}
-        client = httpx.Client(base_url=f"{address}/api/v1", headers=headers, trust_env=False)
-        until(lambda: is_ready(address), log)
-        yield stack.enter_context(client)
-        for process in running:
-            process.terminate()
-        codes = {process.wait(LIMIT) for process in running}
-        # uvicorn shuts down, then ends itself with the signal that it received.
-        assert codes <= {0, -signal.SIGTERM}, log.read_text("utf-8")
+        with httpx.Client(base_url=f"{address}/api/v1", headers=headers, trust_env=False) as client:
+            yield client
+        service.terminate()
+        assert service.wait(LIMIT) == 0, log.read_text("utf-8")
+    finally:
+        end(service)
 
 
 def smoke(client: httpx.Client, answers: Answers, log: Path) -> None:
