@@ -41,16 +41,26 @@ MEASURED = SETS["pairs"][:2]
 # variants, and in all that --only or --all selects.
 IN_FULL = SETS["pairs"][:3]
 ENGINES = [
-    "tests/test_api/test_commit.py",
-    "tests/test_api/test_database_errors.py",
-    "tests/test_api/test_database_faults.py",
-    "tests/test_api/test_idempotency.py",
-    "tests/test_api/test_sessions.py",
+    *(
+        f"tests/test_api/test_{name}.py"
+        for name in (
+            *("commit", "database_errors", "database_faults", "disconnects", "expensive_reads"),
+            *("idempotency", "rate_limits", "request_limits", "response_cache"),
+            *("response_cache_safety", "sessions"),
+        )
+    ),
+    "tests/test_cache/test_circuit_breaker.py",
+    "tests/test_cache/test_memory.py",
+    "tests/test_cache/test_model_tags.py",
     "tests/test_cache/test_redis",
+    "tests/test_core/test_patterns.py",
     "tests/test_db",
     "tests/test_models/test_autogenerate.py",
+    "tests/test_schedulers/test_job_scheduler.py",
     "tests/test_schedulers/test_leadership.py",
     "tests/test_schedulers/test_scheduler.py",
+    "tests/test_tasks/test_brokers",
+    "tests/test_tasks/test_cli.py",
     "tests/test_tasks/test_outbox.py",
     "tests/test_tasks/test_relay.py",
     "tests/test_tasks/test_retries.py",

@@ -19,8 +19,8 @@ from tests.fixtures.notes import NOTES, Note
 
 Step = Callable[[AsyncClient], Awaitable[Response]]
 CLIENTS = 4  # for each step, half of them with a new connection for each request
-PAUSE_SECONDS = 0.02  # so that the latency is not that of a full processor
-ENOUGH = 100  # requests in a row that succeed
+PAUSE_SECONDS = 0.05  # so that the latency is not that of a full processor
+ENOUGH = 50  # requests in a row that succeed
 
 
 class Load:

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -48,7 +48,8 @@ class Server:
         for pid in pids:
             pids += found[pid]
         for pid in pids[1:]:
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):  # some end when their parent does
+                os.kill(pid, number)
 
     async def fail(self, fault: str) -> None:
         """Let the fault happen, and end it after some seconds."""
