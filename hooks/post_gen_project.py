@@ -42,7 +42,7 @@ FEATURES = [
         tests/test_cache/test_file*.py"""),
     ("{{ cookiecutter.__redis }}", """
         dev/valkey.py  src/core/redis_url.py
-        tests/**/test_redis_settings.py  tests/test_dev/test_valkey.py"""),
+        tests/**/test_redis_settings.py"""),
     ("{{ cookiecutter.__queue }}", """
         alembic/versions/*_tasks.py  deploy/**/*worker.yaml  docs/tasks.md  src/**/task.py  src/tasks
         src/api/accepted.py  src/api/v1/endpoints/tasks.py  src/core/broker_type.py  src/worker.py
@@ -65,6 +65,11 @@ FEATURES = [
         .github/dependabot.yml  .github/packages  .github/python-version
         .github/workflows/ci.yml  .github/workflows/lock.yml"""),
     ("{{ cookiecutter.ci_provider == 'gitlab' }}", ".gitlab-ci.yml  renovate.json"),
+    # Always deleted: tests of code that a service does not change. The template runs them.
+    ("", """
+        tests/test_dev/test_postgres.py  tests/test_dev/test_rabbitmq.py
+        tests/test_dev/test_server.py  tests/test_dev/test_supervisor.py
+        tests/test_dev/test_valkey.py  tests/test_models/test_import_order.py"""),
     # Caches of tools that ran in the template's folder: always deleted.
     # (``_copy_without_render`` stops Jinja from rendering their binary files.)
     ("", "**/__pycache__  .*_cache  .hypothesis  .coverage  .coverage.*"),

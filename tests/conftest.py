@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jinja2 import Environment
 from pytest_cookies.plugin import Cookies
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling, Scheduling
@@ -100,7 +102,24 @@ def own_template(template: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def render(cookies_session: Cookies, template: Path) -> Bake:
+def _compile_once() -> Iterator[None]:
+    """Compile each text of the template once, which takes most of the time to render a project."""
+    compile_text: Any = Environment.compile
+    compiled: dict[Any, Any] = {}
+
+    def compile_once(self: Environment, source: str, *names: str | None, **options: Any) -> Any:
+        key = (self.line_statement_prefix, source, *names, *options.items())
+        if key not in compiled:
+            compiled[key] = compile_text(self, source, *names, **options)
+        return compiled[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Environment, "compile", compile_once)
+        yield
+
+
+@pytest.fixture(scope="session")
+def render(cookies_session: Cookies, template: Path, _compile_once: None) -> Bake:
     """Return a function that returns a project to read; equal answers share one project."""
 
     @functools.cache

@@ -34,6 +34,7 @@ def is_installed() -> bool:
     return True
 
 
+pytestmark = pytest.mark.slow
 needs_server = pytest.mark.skipif(not is_installed(), reason="RabbitMQ is not installed")
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 
@@ -91,7 +92,6 @@ def wait_until_all_is_removed(home: Path) -> None:
 
 @needs_server
 @needs_proc
-@pytest.mark.slow
 def test_temporary_server_leaves_nothing_behind(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +112,6 @@ def test_temporary_server_leaves_nothing_behind(
 
 @needs_server
 @needs_proc
-@pytest.mark.slow
 def test_server_stops_when_its_owner_is_killed(home: Path, tmp_path: Path) -> None:
     """A new server on the same data waits until the old one has stopped, and has its messages."""
     with owner(OWNER, tmp_path) as process:
@@ -124,7 +123,6 @@ def test_server_stops_when_its_owner_is_killed(home: Path, tmp_path: Path) -> No
 
 
 @needs_server
-@pytest.mark.slow
 def test_error_of_the_server_is_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rabbitmq, "CONFIGURATION", "nonsense = 1\n")
     with (

@@ -7,7 +7,10 @@ import pytest
 from dev.server import ServerError, ServerKind, locked, run_folder
 from dev.supervisor import supervised
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX sockets and locks")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX sockets and locks"),
+]
 
 KIND = ServerKind(name="Thing", alternative="Set THING_URL.", ready="ready")
 
