@@ -29,13 +29,17 @@ VALIDATOR = """\
 TAKEN = " or taken(project_slug, refused.taken) }}"
 
 
+def label_of(name: str, choice: str) -> str:
+    labels = ASKED["__prompts__"][name]
+    return str(labels.get(choice, choice)) if isinstance(labels, dict) else choice
+
+
 def question(name: str) -> dict[str, Any]:
     default = ASKED[name]
     kind = "bool" if isinstance(default, bool) else "str"
     found: dict[str, Any] = {"type": kind, "help": prompt_of(name)}
     if isinstance(default, list):
-        labels = ASKED["__prompts__"][name]
-        found["choices"] = {labels.get(choice, choice): choice for choice in default}
+        found["choices"] = {label_of(name, choice): choice for choice in default}
         default = default[0]
     found["default"] = SLUG if name == "project_slug" else default
     if name in BEFORE["RULES"]:

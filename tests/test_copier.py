@@ -8,13 +8,15 @@ from pathlib import Path
 
 import copier
 import pytest
+import yaml
 from jinja2 import Environment, FileSystemLoader
 from jinja2_ansible_filters import AnsibleCoreFiltersExtension
 from plumbum import local
 from slugify import slugify
 
 from tests.conftest import Bake
-from tests.project import REPOSITORY, Terminal
+from tests.project import REPOSITORY, SERVICE, Terminal
+from tests.subprocesses import run
 from tests.test_answers import BAD_ANSWERS
 from tests.variants import VARIANTS
 
@@ -103,3 +105,86 @@ def test_the_same_answers_are_refused_with_the_same_sentences(
 
 def run_copier(terminal: Terminal, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return terminal.run(sys.executable, "-m", "copier", *arguments)
+
+
+def test_the_command_refuses_an_invalid_answer_and_a_template_that_is_not_trusted(
+    template: Path, terminal: Terminal
+) -> None:
+    """The last line says why, and nothing is left."""
+    wanted = {
+        ("--trust", "--data", "author_email=me"): "author_email cannot be 'me'; use one email",
+        ("--trust", "--data", "license=BSD"): "Invalid choice for 'license': 'BSD' is not in",
+        (): "consider adding the `--trust` option",
+    }
+    for options, words in wanted.items():
+        done = run_copier(terminal, "copy", "--defaults", *options, template, "desk")
+        assert done.returncode != 0
+        assert words in done.stderr.splitlines()[-1]
+        assert terminal.leftovers() == []
+
+
+def publish(terminal: Terminal, template: Path, version: str) -> None:
+    terminal.commit(template, version)
+    terminal.git(template, "tag", version)
+
+
+def append(file: Path, text: str) -> None:
+    with file.open("a", encoding="utf-8", newline="") as stream:
+        stream.write(text)
+
+
+@pytest.fixture
+def project(own_template: Path, terminal: Terminal) -> Path:
+    """Return a project in git that Copier made from a tagged release, with the user's changes."""
+    publish(terminal, own_template, "v1.0.0")
+    folder = terminal.work / "Söhne & Co"
+    options = ("--trust", "--defaults", "--data", "example=no")
+    done = run_copier(terminal, "copy", *options, f"git+file://{own_template}", folder)
+    assert done.returncode == 0, done.stderr
+    assert f"cd '{folder}'" in done.stderr
+    terminal.commit(folder, "project")
+    ignored = folder / ".gitignore"
+    ignored.write_text("/from-the-user/\n" + ignored.read_text("utf-8"), "utf-8")
+    append(folder / "README.md", "From the user\n")
+    (folder / "docs/http.md").unlink()
+    for name in OWN:
+        append(folder / name, "z==1\n# mine\na==1\n")
+    terminal.commit(folder, "edit")
+    return folder
+
+
+# The first name matches a pattern of the example, the second one of files that a task sorts.
+OWN = ["tests/test_line_items.py", "requirements-own.txt", "src/domain/price.py"]
+
+
+def test_an_update_keeps_the_user_s_changes(
+    own_template: Path, project: Path, terminal: Terminal
+) -> None:
+    """Own files, a deleted file, edits, and a conflict; a new question gets its default."""
+    service = own_template / SERVICE
+    append(service / ".gitignore", "/from-the-template/\n")
+    append(service / "README.md", "From the template\n")
+    append(service / "docs/http.md", "From the template\n")
+    (service / "mood.md").write_text("{{ cookiecutter.mood }}\n", "utf-8")
+    asked = own_template / "cookiecutter.json"
+    source = asked.read_text("utf-8").replace('"__prompts__": {', '"__prompts__": {"mood": "Mood",')
+    asked.write_text(source.replace('"_version"', '"mood": ["good", "bad"], "_version"'), "utf-8")
+    run("python", "-m", "scripts.copier", cwd=own_template)
+    publish(terminal, own_template, "v1.1.0")
+
+    invalid = ("--data", "project_slug=Desk")
+    refused = run_copier(terminal, "update", "--trust", "--defaults", *invalid, project)
+    assert "project_slug cannot be 'Desk'" in refused.stderr.splitlines()[-1]
+    assert terminal.git(project, "status", "--porcelain") == ""
+
+    done = run_copier(terminal, "update", "--trust", "--defaults", project)
+
+    assert done.returncode == 0, done.stderr
+    assert "Next steps" not in done.stderr
+    changed = terminal.git(project, "-c", "core.quotePath=no", "status", "--porcelain").splitlines()
+    assert changed == [f" M {ANSWERS}", " M .gitignore", "UU README.md", "?? mood.md"]
+    lines = (project / ".gitignore").read_text("utf-8").splitlines()
+    assert (lines[0], lines[-1]) == ("/from-the-user/", "/from-the-template/")
+    assert (project / "mood.md").read_text("utf-8") == "good\n"
+    answers = yaml.safe_load((project / ANSWERS).read_text("utf-8"))
+    assert (answers["_commit"], answers["mood"], answers["example"]) == ("v1.1.0", "good", False)
