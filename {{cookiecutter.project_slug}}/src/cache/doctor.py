@@ -14,7 +14,9 @@ async def check_cache(settings: Settings) -> str:
             await backend.ping()
             info = await backend.info()
         except CacheError as error:
-            raise CheckError(error, "Until then, the service works without a cache.") from error
+            raise CheckError(
+                error, "Correct its settings. Until then, the service works without it."
+            ) from error
     return f"{info.get('server', backend.name)}, {info['entries']} entries"
 
 

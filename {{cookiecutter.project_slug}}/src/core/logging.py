@@ -3,6 +3,7 @@
 Each line is a JSON object; in development and tests, lines are text.
 """
 
+import errno
 import logging
 import os
 import re
@@ -97,6 +98,15 @@ def configure_logging(settings: Settings) -> None:
     _adopt_library_loggers()
 
 
+class _Pipe(FileIO):
+    def write(self, data: Any, /) -> int:
+        """Lose the line if the reader is gone: a task that prints must not fail."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
 def _nonblocking_pipe() -> TextIO | None:
     """Return a stream that loses lines while no one reads them, if standard error is a pipe.
 
@@ -109,11 +119,13 @@ def _nonblocking_pipe() -> TextIO | None:
         if not stat.S_ISFIFO(os.fstat(2).st_mode):
             return None
         descriptor = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:  # standard error is closed, or belongs to another user
-        return None
+    except OSError as error:  # standard error is closed, has no reader, or belongs to another user
+        if error.errno != errno.ENXIO:
+            return None
+        descriptor = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError):  # the system limits the memory of pipes
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    pipe = FileIO(descriptor, "w", closefd=False)  # open until the process ends
+    pipe = _Pipe(descriptor, "w", closefd=False)  # open until the process ends
     return TextIOWrapper(pipe, "utf-8", "backslashreplace", write_through=True)
 
 

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from dramatiq import Message
 
 from src.core.config import Settings, get_settings
+from src.db.models.task import Task
 from src.db.session import Database, DatabaseUnavailableError, open_database
 from src.repositories.task import OutboxRepository
 from src.tasks.broker import create_broker
@@ -37,6 +39,7 @@ from tests.test_tasks.workers import (
     count_unsent,
     events,
     eventually,
+    get_task,
     queue_of,
     receive,
     send,
@@ -276,6 +279,8 @@ async def test_message_that_cannot_be_sent_waits_and_then_becomes_a_dead_letter(
             body = replace(message, message_timestamp=timestamp).encode()
             await add_rows(committing_database, body)
             await send(committing_database, broker, "note", "path", "good")
+    async with committing_database.transaction() as session:  # as if its actor were tracked
+        session.add(Task(id=UUID(unknown.message_id), actor="note"))
     assert await relay.send_batch() == 8
     assert await relay.send_batch() == 0
 
@@ -287,6 +292,7 @@ async def test_message_that_cannot_be_sent_waits_and_then_becomes_a_dead_letter(
         (unknown.message_id, "No actor uses the queue unknown."),
     }
     assert len(events(logs, "outbox_message_postponed")) == 2
+    assert (await get_task(committing_database, unknown.message_id)).status == "failed"
 
 
 async def send_batch_and_die() -> None:

@@ -150,6 +150,8 @@ async def test_orderly_stops_are_not_counted(
         os.killpg(worker.pid, signal.SIGTERM)
         assert await asyncio.to_thread(worker.wait, LIMIT) == 0
         assert await states() == [(TaskStatus.QUEUED, stop)] * len(ids)
+        assert "It starts again." in worker.log_text  # not of a task that cannot be interrupted
+        assert "Traceback" not in worker.log_text
     awaited.touch()
     start(threads=4)
     for each in ids[:2]:
@@ -177,21 +179,25 @@ async def test_worker_stops_while_a_task_blocks_the_event_loop(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can open a pipe again")
+@pytest.mark.parametrize("closes", [False, True], ids=["stuck", "gone"])
 async def test_a_worker_runs_and_stops_while_no_one_reads_its_log(
-    broker: TaskBroker, start: Start, tmp_path: Path
+    broker: TaskBroker, start: Start, tmp_path: Path, *, closes: bool
 ) -> None:
     path, log = tmp_path / "words", tmp_path / "worker-0.log"
     os.mkfifo(log)
     reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)  # it never reads
     try:
         worker = start()
+        if closes:
+            os.close(reader)
         for _ in range(3):
             enqueue(broker, "shout", str(path))
         await eventually(lambda: len(words(path)) == 3, "the ends")
         worker.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(worker.wait, LIMIT) == 0
     finally:
-        os.close(reader)
+        if not closes:
+            os.close(reader)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from typing import Any, TextIO, TypeVar, cast
 from dramatiq import Broker, Worker, get_broker, worker
 from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_loop_thread
 from dramatiq.errors import ConnectionFailed
-from dramatiq.middleware import AsyncIO
+from dramatiq.middleware import AsyncIO, Shutdown
 
 from src.core.config import Settings
 from src.core.logging import configure_logging
@@ -161,6 +161,19 @@ def silence_result_warnings() -> None:
     """Drop the warning "returned a value that is not None": tracked tasks store their results."""
     logger = logging.getLogger("dramatiq.worker.WorkerThread")
     logger.addFilter(lambda record: "returned a value that is not None" not in str(record.msg))
+
+
+# Remove when Dramatiq does not log an interrupted task as an error with a traceback. 2.2.1 does.
+def demote_interruptions() -> None:
+    """Log it as a warning: the task starts again, and its code did not fail."""
+    logging.getLogger("dramatiq.worker.WorkerThread").addFilter(_demote_interruption)
+
+
+def _demote_interruption(record: logging.LogRecord) -> bool:
+    if record.exc_info and isinstance(record.exc_info[1], Shutdown):
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg, record.exc_info = "Interrupted %s. It starts again.", None
+    return True
 
 
 # Remove when Dramatiq treats every error of a broker's client as a lost connection. 2.2.1 knows

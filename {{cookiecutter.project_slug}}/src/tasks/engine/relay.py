@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import structlog
 from dramatiq import DecodeError, Message
@@ -17,13 +18,15 @@ from dramatiq.common import current_millis
 from prometheus_client import Counter
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from src.core.config import Settings
 from src.core.failures import Outage, describe
 from src.db import Database, open_database
 from src.db.session import DatabaseUnavailableError
-from src.repositories.task import OutboxRepository
+from src.domain.task import TaskStatus, problem_of
+from src.repositories.task import OutboxRepository, TaskRepository
 from src.tasks.engine.brokers.base import (
     DIED_AT,
     ERROR,
@@ -111,7 +114,7 @@ class Relay:
             bodies = await outbox.take(limit=BATCH)
             if bodies:
                 faults = await self._send(bodies)
-            waiting = [body for body, cause in faults if not await self._set_aside(body, cause)]
+            waiting = [each for each, cause in faults if not await self._set_aside(db, each, cause)]
             if waiting:
                 await outbox.add_all(waiting, delay=POSTPONE)
         SENT.inc(len(bodies) - len(faults))
@@ -155,7 +158,7 @@ class Relay:
                 raise error
         return faults
 
-    async def _set_aside(self, body: bytes, cause: str) -> bool:
+    async def _set_aside(self, db: AsyncSession, body: bytes, cause: str) -> bool:
         """Make the message a dead letter. Return False if it waits in the outbox instead."""
         queues = self._broker.get_declared_queues()
         queue = min(queues, default="default")
@@ -172,6 +175,9 @@ class Relay:
         except BrokerUnavailableError as error:
             log.warning("outbox_message_postponed", task=message.message_id, cause=str(error))
             return False
+        with suppress(ValueError):  # the id is not that of a task
+            task_id, problem = UUID(message.message_id), problem_of(None)
+            await TaskRepository(db).finish(task_id, TaskStatus.FAILED, problem=problem)
         log.error("outbox_message_rejected", task=message.message_id, cause=cause)
         return True
 

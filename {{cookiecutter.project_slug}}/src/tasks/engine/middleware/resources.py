@@ -27,6 +27,7 @@ from src.tasks.engine.brokers.base import TaskBroker
 from src.tasks.engine.dramatiq_patches import (
     configure_child_logging,
     debounce_sigterm,
+    demote_interruptions,
     silence_result_warnings,
 )
 from src.tasks.engine.maintenance import open_maintenance
@@ -86,6 +87,7 @@ class ResourcesMiddleware(Middleware):
             log.exception("actors_not_loaded")
             raise SystemExit(1) from error
         silence_result_warnings()
+        demote_interruptions()
         debounce_sigterm()
         end_with_parent(signal.SIGTERM)
 

@@ -15,8 +15,7 @@ from dramatiq.middleware import SkipMessage
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.core.failures import describe
-from src.domain.errors import DomainError
-from src.domain.task import TaskStatus
+from src.domain.task import TaskStatus, problem_of
 from src.repositories.task import TaskRepository
 from src.tasks.engine.brokers.base import mark_dead
 from src.tasks.engine.middleware.base import AttemptMiddleware
@@ -67,7 +66,7 @@ class TaskTrackingMiddleware(AttemptMiddleware):
             mark_dead(message, reason)
             log.error("task_result_not_serializable", cause=reason)
         if message.failed:
-            problem = _problem(exception)
+            problem = problem_of(exception)
             self._record(
                 lambda db: TaskRepository(db).finish(task_id, TaskStatus.FAILED, problem=problem)
             )
@@ -95,7 +94,7 @@ class TaskTrackingMiddleware(AttemptMiddleware):
         if message.actor_name in broker.actors:
             return
         with suppress(NotRecordedError, ValueError):  # ValueError: the id is not that of a task
-            problem, task_id = _problem(None), UUID(message.message_id)
+            problem, task_id = problem_of(None), UUID(message.message_id)
             self._resources.execute(
                 lambda db: TaskRepository(db).finish(task_id, TaskStatus.FAILED, problem=problem)
             )
@@ -119,20 +118,3 @@ def _json_error(result: Any) -> str | None:
     except (TypeError, ValueError, RecursionError) as error:
         return f"The result is not JSON: {describe(error)}"
     return None
-
-
-def _problem(exception: BaseException | None) -> dict[str, Any]:
-    """Describe the failure to clients. Only domain errors reveal the cause."""
-    if isinstance(exception, DomainError):
-        return {
-            "type": f"urn:problem-type:{exception.code}",
-            "title": exception.title,
-            "detail": str(exception),
-        }
-    return {
-        "type": "urn:problem-type:task-failed",
-        "title": "Task failed",
-        "detail": "The task did not complete."
-        if exception is None
-        else "An unexpected error occurred.",
-    }
