@@ -1,4 +1,4 @@
-"""A table of the faults, which the tests fill. `make faults` prints it."""
+"""Tables of the faults, which the tests fill. `make faults` prints them."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 from src.core.config import ROOT
 from tests.faults.load import Load
 
-PAGE = ROOT / "docs/reliability.md"
+PAGES = ROOT / "docs"
 HEADER = """\
 | Fault | Requests | Failed | Latency p50 / p99 | Acknowledged | Well after |
 |---|---|---|---|---|---|"""
@@ -30,14 +30,15 @@ def report(record_property: Callable[[str, object], None]) -> Report:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the table; with `WRITE=1`, also write it into the page."""
+    """Print the rows; with `WRITE=1`, also write them into the pages."""
     passed = terminalreporter.getreports("passed")
     rows = [row for each in passed for name, row in each.user_properties if name == "row"]
     if rows:
         terminalreporter.write_line("\n".join([HEADER, *rows]))
     if "WRITE" in os.environ:
-        text = PAGE.read_text(encoding="utf-8")
-        for row in rows:
-            name = re.escape(row.split("|")[1])
-            text = re.sub(rf"^\|{name}\|.*$", row, text, flags=re.MULTILINE)
-        PAGE.write_text(text, encoding="utf-8")
+        for page in PAGES.glob("*.md"):
+            text = page.read_text(encoding="utf-8")
+            for row in rows:
+                name = re.escape(row.split("|")[1])
+                text = re.sub(rf"^\|{name}\|.*$", row, text, flags=re.MULTILINE)
+            page.write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import text
 
 from main import create_application
-from src.api.deps import DbSession, ReadSession
+from src.api.deps import DbSession, ExpensiveReadSession, ReadSession
 
 log = structlog.get_logger(__name__)
 app = create_application()
@@ -45,6 +45,11 @@ def in_thread() -> None:
 @app.get("/in-database")
 async def in_database(db: ReadSession) -> None:
     log.warning(STARTED)
+    await db.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": SECONDS})
+
+
+@app.get("/expensive")
+async def expensive(db: ExpensiveReadSession) -> None:
     await db.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": SECONDS})
 
 

@@ -84,6 +84,19 @@ async def test_reads_commit_each_statement_and_stream(pooler_url: URL) -> None:
 
 
 @needs_pgbouncer
+async def test_no_free_connection_of_the_pooler_is_a_temporary_error(committing_url: URL) -> None:
+    async with (
+        pgbouncer(committing_url, pool_size=1, query_wait_timeout=1) as url,
+        open_database(pooled(url), pool_size=2) as database,
+        database.transaction() as busy,
+    ):
+        await busy.execute(text("SELECT 1"))
+        async with database.reads() as session:
+            with pytest.raises(DatabaseUnavailableError):
+                await session.execute(text("SELECT 1"))
+
+
+@needs_pgbouncer
 async def test_replicas_can_migrate_at_the_same_time(fresh_url: URL, tmp_path: Path) -> None:
     await alembic("downgrade", fresh_url, "base")
     async with pgbouncer(fresh_url) as url:
