@@ -40,6 +40,7 @@ HARDENED = {
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
+NEEDED = ("API_KEYS", "DATABASE_URL")
 RESERVED = 3  # connections that PostgreSQL keeps for superusers
 HEADROOM = 5  # seconds
 SECRET = re.compile(r"^(?:printf %s '(.*)'|openssl .*) > secrets/production/(\w+)$", re.MULTILINE)
@@ -119,25 +120,25 @@ class Deployed:
 
     @cached_property
     def settings(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """What the settings of each pod mean, by overlay and process."""
-        pods = [(name, pod) for name, each in self.overlays.items() for pod in each.pods()]
-        found = self.read([(pod.settings, self.secrets) for _, pod in pods])
-        keys = [(overlay, pod.name) for overlay, pod in pods]
-        return dict(zip(keys, found, strict=True))
-
-    def read(self, given: list[tuple[dict[str, str], dict[str, str]]]) -> list[dict[str, Any]]:
+        """What the settings of each pod mean, by overlay and process; or without a secret."""
+        given = {
+            (overlay, pod.name): (pod.settings, self.secrets)
+            for overlay, manifests in self.overlays.items()
+            for pod in manifests.pods()
+        }
+        variables, secrets = given["production", "api"]
+        given |= {("without", name): (variables, secrets | {name: ""}) for name in NEEDED}
         done = subprocess.run(
             [sys.executable, "-c", SETTINGS],
             cwd=self.project.path,
             env=environment(),
-            input=json.dumps(given),
+            input=json.dumps(list(given.values())),
             capture_output=True,
             text=True,
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        found: list[dict[str, Any]] = json.loads(done.stdout)
-        return found
+        return dict(zip(given, json.loads(done.stdout), strict=True))
 
     def constant(self, file: str, name: str) -> float:
         [value] = re.findall(rf"^{name} = ([\d.]+)", self.project.read_file(file), re.MULTILINE)
@@ -319,12 +320,9 @@ def test_processes_accept_their_settings(
         assert allowed >= {53, *(port for _, port in settings["servers"])}
 
 
-def test_processes_need_their_secrets(deployed: Deployed) -> None:
-    pod = deployed.overlays["production"].pods()[0]
-    needed = ["API_KEYS", "DATABASE_URL"]
-    given = [(pod.settings, deployed.secrets | {name: ""}) for name in needed]
-    for settings, name in zip(deployed.read(given), needed, strict=True):
-        assert name in settings["error"]
+@pytest.mark.parametrize("name", NEEDED)
+def test_processes_need_their_secrets(deployed: Deployed, name: str) -> None:
+    assert name in deployed.settings["without", name]["error"]
 
 
 def test_the_database_allows_all_connections(
