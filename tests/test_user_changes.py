@@ -15,7 +15,6 @@ TESTS = [
     "tests/test_dev/test_stack.py",
     "tests/test_models",
     "tests/test_schedulers/test_cli.py",
-    "tests/test_schedulers/test_docs.py",
     "tests/test_schedulers/test_scheduler.py",
     "tests/test_tasks/test_brokers/test_redis_settings.py",
 ]

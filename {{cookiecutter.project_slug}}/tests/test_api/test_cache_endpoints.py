@@ -1,9 +1,12 @@
 """`/api/v1/cache/`: inspect and clear the cache."""
 
-from fastapi import FastAPI
+from typing import Annotated
+
+from fastapi import Depends, FastAPI
 from pydantic import SecretStr
 
-from src.cache import Cache, MemoryBackend
+from src.cache import Cache, CacheBackend, MemoryBackend
+from src.cache.dependencies import get_cache
 from src.core.config import Settings
 from src.db.session import Database
 from tests.fixtures.client import connect
@@ -38,3 +41,12 @@ async def test_inspect_and_clear_the_cache(
 
     assert (await client.post(CLEAR, headers=headers)).status_code == 204
     assert await cache.backend.get("one") is None
+
+
+async def test_endpoint_gets_the_backend(fresh_app: FastAPI, database: Database) -> None:
+    @fresh_app.get("/stored")
+    async def stored(cache: Annotated[CacheBackend, Depends(get_cache)]) -> str:
+        await cache.set("key", "value", ex=300)
+        return str(await cache.get("key"))
+
+    assert (await connect(fresh_app, database).get("/stored")).json() == "value"

@@ -96,13 +96,6 @@ def test_synchronous_client(sync_client: TestClient) -> None:
     assert [note["text"] for note in listed] == ["Lamp", "Buy bulbs"]
 
 
-def test_application_that_has_not_started_says_so(
-    fresh_app: FastAPI, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert TestClient(fresh_app).get(NOTES).status_code == 500
-    assert "use the fixture `client` or `sync_client`" in caplog.text
-
-
 async def test_expensive_read(client: AsyncClient, fresh_app: FastAPI) -> None:
     fresh_app.include_router(run_page("recipes.md", only="ExpensiveReadSession")["router"])
 

@@ -182,6 +182,8 @@ async def test_identity_gives_each_caller_a_private_response(
         response = await client.get("/x/t/n", headers={"Authorization": who})
         assert response.json() == {"call": call}
         assert response.headers["cache-control"] == "private, max-age=30"
+    for call in (3, 4):
+        assert (await client.get("/x/t/n")).json() == {"call": call}  # no caller, no cache
 
 
 async def test_vary_headers_are_in_the_key(client_of: ClientOf, counter: Counter) -> None:

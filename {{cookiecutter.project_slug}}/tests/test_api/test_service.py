@@ -11,6 +11,7 @@ import pytest
 from fastapi import APIRouter, FastAPI, Form, UploadFile
 from fastapi.responses import PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
+from fastapi.testclient import TestClient
 from httpx import AsyncClient
 from pydantic import ByteSize, SecretStr
 
@@ -441,3 +442,17 @@ async def test_debug_shows_the_traceback(database: Database) -> None:
     client = connect(app, database, settings)
     with pytest.raises(RuntimeError, match="seen by the developer"):
         await client.get("/bug")
+
+
+def test_application_that_has_not_started_says_so(
+    fresh_app: FastAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert TestClient(fresh_app).get(NOTES).status_code == 500
+    assert "use the fixture `client` or `sync_client`" in caplog.text
+
+
+def test_synchronous_client_commits(sync_client: TestClient) -> None:
+    created = sync_client.post(NOTES, json={"text": "Lamp"})
+
+    assert created.status_code == 201
+    assert sync_client.get(created.headers["location"]).json() == created.json()

@@ -191,6 +191,7 @@ def test_functions_from_a_factory_share_values_between_processes() -> None:
     names = [identity_of(scaled_by(factor)) for factor in (2, 2, 3, "2", Factor)]
     assert names[0] == names[1]
     assert len({*names}) == 4
+    assert identity_of(scaled_by).endswith(".scaled_by")
 
 
 async def test_object_that_cannot_be_in_the_key_is_refused(backend: CacheBackend) -> None:
