@@ -87,6 +87,13 @@ def test_copier_yml_is_current() -> None:
     assert copier.TARGET.read_text("utf-8") == copier.text()
 
 
+def test_models_of_tests_have_names_that_no_service_has(service: Path) -> None:
+    """`SampleNote` and so on: SQLAlchemy finds models by their names, also those of other tables."""
+    for file, text in texts_under(service / "tests").items():
+        models = re.findall(r"^class (\w+)\(Base\b", text, re.MULTILINE)
+        assert all(name.startswith("Sample") for name in models), file
+
+
 def test_readme_has_the_number_of_combinations() -> None:
     assert f"All {len(ALL)} combinations" in (REPOSITORY / "README.md").read_text("utf-8")
 

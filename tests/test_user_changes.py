@@ -44,7 +44,7 @@ async def hello() -> None:
 
 async def archive"""
 # Models with names that tests may use too, and that each relationship looks up by name.
-NAMES = ["Author", "Book", "Note", "OrderLine"]
+NAMES = ["Author", "Book", "Loan", "Note", "OrderLine", "Page", "Reader", "Shelf", "Volume"]
 MODELS = "\n".join(
     [
         "from sqlalchemy import ForeignKey, MetaData",

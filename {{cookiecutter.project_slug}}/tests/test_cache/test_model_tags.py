@@ -26,60 +26,66 @@ from src.db.session import Database
 METADATA = MetaData()
 
 
-class Shelf(Base, TableNameMixin):
+class SampleRack(Base, TableNameMixin):
     metadata = METADATA
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
 genres = Table(
-    "volume_genre",
+    "sample_volume_genre",
     METADATA,
-    Column("volume_id", ForeignKey("volume.id", ondelete="CASCADE"), primary_key=True),
-    Column("genre_id", ForeignKey("genre.id", ondelete="CASCADE"), primary_key=True),
+    Column("volume_id", ForeignKey("sample_volume.id", ondelete="CASCADE"), primary_key=True),
+    Column("genre_id", ForeignKey("sample_genre.id", ondelete="CASCADE"), primary_key=True),
 )
 
 readers = Table(
-    "volume_reader",
+    "sample_volume_reader",
     METADATA,
-    Column("volume_id", ForeignKey("volume.id", ondelete="CASCADE"), primary_key=True),
-    Column("reader_id", ForeignKey("reader.id"), primary_key=True),
+    Column("volume_id", ForeignKey("sample_volume.id", ondelete="CASCADE"), primary_key=True),
+    Column("reader_id", ForeignKey("sample_reader.id"), primary_key=True),
 )
 
 
-class Genre(Base, TableNameMixin):
+class SampleGenre(Base, TableNameMixin):
     metadata = METADATA
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
-class Reader(Base, TableNameMixin):
+class SampleReader(Base, TableNameMixin):
     metadata = METADATA
     id: Mapped[int] = mapped_column(primary_key=True)
-    volumes: Mapped[list["Volume"]] = relationship(secondary=readers, back_populates="readers")
+    volumes: Mapped[list["SampleVolume"]] = relationship(
+        secondary=readers, back_populates="readers"
+    )
 
 
-class Volume(Base, TableNameMixin):
+class SampleVolume(Base, TableNameMixin):
     metadata = METADATA
     __cache_tags__ = ("volumes", "volume:{id}", "shelf-volumes:{shelf_id}")
     id: Mapped[int] = mapped_column(primary_key=True)
-    shelf_id: Mapped[int] = mapped_column(ForeignKey("shelf.id", ondelete="CASCADE"))
+    shelf_id: Mapped[int] = mapped_column(ForeignKey("sample_rack.id", ondelete="CASCADE"))
     title: Mapped[str] = mapped_column(default="")
-    genres: Mapped[list[Genre]] = relationship(secondary=genres)
-    readers: Mapped[list[Reader]] = relationship(secondary=readers, back_populates="volumes")
-    pages: Mapped[list["Page"]] = relationship(cascade="all, delete-orphan", passive_deletes=True)
+    genres: Mapped[list[SampleGenre]] = relationship(secondary=genres)
+    readers: Mapped[list[SampleReader]] = relationship(secondary=readers, back_populates="volumes")
+    pages: Mapped[list["SamplePage"]] = relationship(
+        cascade="all, delete-orphan", passive_deletes=True
+    )
 
 
-class Page(Base, TableNameMixin):
+class SamplePage(Base, TableNameMixin):
     metadata = METADATA
     __cache_tags__ = ("page:{id}", "volume-pages:{volume_id}")
     id: Mapped[int] = mapped_column(primary_key=True)
-    volume_id: Mapped[int] = mapped_column(ForeignKey("volume.id", ondelete="CASCADE"))
+    volume_id: Mapped[int] = mapped_column(ForeignKey("sample_volume.id", ondelete="CASCADE"))
 
 
-class Loan(Base, TableNameMixin):
+class SampleLoan(Base, TableNameMixin):
     metadata = METADATA
     __cache_tags__ = ("loan:{id}",)
     id: Mapped[int] = mapped_column(primary_key=True)
-    volume_id: Mapped[int | None] = mapped_column(ForeignKey("volume.id", ondelete="SET NULL"))
+    volume_id: Mapped[int | None] = mapped_column(
+        ForeignKey("sample_volume.id", ondelete="SET NULL")
+    )
 
 
 reads: set[str] = set()
@@ -112,10 +118,12 @@ async def library(committing_database: Database) -> AsyncGenerator[Database]:
         await connection.run_sync(METADATA.create_all)
     with use_cache(Cache(MemoryBackend(), ttl=60)):
         async with committing_database.transaction() as db:
-            volume = Volume(id=1, shelf_id=1, genres=[Genre(id=1)], readers=[Reader(id=1)])
-            db.add_all([Shelf(id=1), volume])
+            volume = SampleVolume(
+                id=1, shelf_id=1, genres=[SampleGenre(id=1)], readers=[SampleReader(id=1)]
+            )
+            db.add_all([SampleRack(id=1), volume])
             await db.flush()
-            db.add_all([Page(id=1, volume_id=1), Loan(id=1, volume_id=1)])
+            db.add_all([SamplePage(id=1, volume_id=1), SampleLoan(id=1, volume_id=1)])
         await invalidated()
         assert await invalidated() == set()
         yield committing_database
@@ -124,46 +132,46 @@ async def library(committing_database: Database) -> AsyncGenerator[Database]:
 
 
 async def delete_row(db: AsyncSession) -> None:
-    await db.delete(await db.get_one(Shelf, 1))
+    await db.delete(await db.get_one(SampleRack, 1))
 
 
 async def remove_orphan(db: AsyncSession) -> None:
-    volume = await db.get_one(Volume, 1, options=[selectinload(Volume.pages)])
+    volume = await db.get_one(SampleVolume, 1, options=[selectinload(SampleVolume.pages)])
     volume.pages.clear()
 
 
 async def move_page(db: AsyncSession) -> None:
-    db.add(Volume(id=2, shelf_id=1, pages=[await db.get_one(Page, 1)]))
+    db.add(SampleVolume(id=2, shelf_id=1, pages=[await db.get_one(SamplePage, 1)]))
 
 
 async def delete_genre(db: AsyncSession) -> None:
-    await db.delete(await db.get_one(Genre, 1))
+    await db.delete(await db.get_one(SampleGenre, 1))
 
 
 async def delete_reader(db: AsyncSession) -> None:
-    await db.delete(await db.get_one(Reader, 1))
+    await db.delete(await db.get_one(SampleReader, 1))
 
 
 async def clear_volumes(db: AsyncSession) -> None:
-    reader = await db.get_one(Reader, 1, options=[selectinload(Reader.volumes)])
+    reader = await db.get_one(SampleReader, 1, options=[selectinload(SampleReader.volumes)])
     reader.volumes.clear()
 
 
 async def upsert(db: AsyncSession) -> None:
-    row = postgresql.insert(Volume).values(id=1, shelf_id=1)
+    row = postgresql.insert(SampleVolume).values(id=1, shelf_id=1)
     await db.execute(row.on_conflict_do_update(index_elements=["id"], set_={"title": "new"}))
 
 
 ALL = {"volume", "page", "volume-pages", "loan"}
 PAGE = {"page", "volume-pages"}
 STATEMENTS: dict[str, tuple[Executable, set[str]]] = {
-    "delete": (delete(Shelf), ALL),
-    "update": (update(Page).values(volume_id=1), PAGE),
-    "insert": (insert(Volume).values(id=2, shelf_id=1), {"volume"}),
-    "text": (text("DELETE FROM page WHERE id = 1"), PAGE),
-    "text with cascade": (text("delete from shelf"), ALL),
-    "text that returns": (text("DELETE FROM page RETURNING id").columns(id=Integer), PAGE),
-    "text that reads": (text("SELECT 1 FROM page FOR UPDATE"), set()),
+    "delete": (delete(SampleRack), ALL),
+    "update": (update(SamplePage).values(volume_id=1), PAGE),
+    "insert": (insert(SampleVolume).values(id=2, shelf_id=1), {"volume"}),
+    "text": (text("DELETE FROM sample_page WHERE id = 1"), PAGE),
+    "text with cascade": (text("delete from sample_rack"), ALL),
+    "text that returns": (text("DELETE FROM sample_page RETURNING id").columns(id=Integer), PAGE),
+    "text that reads": (text("SELECT 1 FROM sample_page FOR UPDATE"), set()),
     "association": (delete(genres), {"volume"}),
 }
 
@@ -185,7 +193,7 @@ async def test_bulk_statement_invalidates_all_rows_of_the_table(
 
 async def test_statement_in_autocommit_mode_invalidates(library: Database) -> None:
     async with library.reads() as db:
-        await db.execute(update(Page).values(volume_id=1))
+        await db.execute(update(SamplePage).values(volume_id=1))
     assert await invalidated() == PAGE
 
 
