@@ -10,7 +10,7 @@ import sys
 import httpx
 import pytest
 import uvicorn
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 
 from src.core.config import ROOT
 from src.db.setup import drop_database
@@ -133,8 +133,10 @@ def test_an_unreachable_database_is_reported_in_one_sentence(run: Run, command: 
     assert "hunter2" not in result.err
 
 
-def test_an_unknown_revision_is_reported_in_one_sentence(run: Run) -> None:
-    result = run("db", "migrate", "--revision", "nowhere", DATABASE_URL=os.environ[TEMPLATE_URL])
+def test_an_unknown_revision_is_reported_in_one_sentence(run: Run, committing_url: URL) -> None:
+    url = committing_url.render_as_string(hide_password=False)
+
+    result = run("db", "migrate", "--revision", "nowhere", DATABASE_URL=url)
 
     assert result.status == 1
     assert "Error: Can't locate revision identified by 'nowhere'" in result.err
