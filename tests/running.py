@@ -14,7 +14,10 @@ from pathlib import Path
 import httpx
 
 from scripts.demo import environment
+from tests.subprocesses import BINARIES
 
+# Options of make: use the packages of this environment.
+LENT = (f"BIN={BINARIES}", "--assume-old=setup")
 START_LIMIT = 60  # seconds
 STOP_LIMIT = 30
 
@@ -47,14 +50,23 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def lend_environment(project: Path) -> None:
+    """Link the template's packages into the project, as if `make setup` had installed them."""
+    lent = project / ".venv"
+    lent.mkdir()
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (lent / name).symlink_to(Path(sys.prefix) / name)
+    (lent / ".installed").touch()
+
+
 @contextmanager
-def running(project: Path, **variables: str) -> Iterator[str]:
+def running(project: Path, *command: str, **variables: str) -> Iterator[str]:
     """Run the service until the block ends; yield its address when it is ready."""
     port = free_port()
     log = project.parent / "service.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "cli.py", "dev"],
+            command or [sys.executable, "cli.py", "dev"],
             cwd=project,
             env=environment(project, port) | variables,
             stdout=output,

@@ -9,9 +9,9 @@ import pytest
 
 from tests.conftest import Bake
 from tests.project import BakedProject, texts_under
+from tests.running import LENT
 from tests.servers import serving
 from tests.subprocesses import UNTOUCHED, run, run_tests
-from tests.test_guide import LENT
 from tests.test_variants import LINTERS, WITHOUT_FUZZER
 from tests.variants import ALL
 

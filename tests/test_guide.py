@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.agents import FILE, ROUTER, register
 from tests.conftest import Bake
 from tests.project import BakedProject
-from tests.running import running
+from tests.running import LENT, running
 from tests.subprocesses import BINARIES, attempt, run
 
-FILE = re.compile(
-    r"`((?:src|tests)/[\w/]+\.py)`[^\n]*\n\n```python\n(.*?)^```", re.DOTALL | re.MULTILINE
-)
 TEST = re.compile(r"^```python\n([^`]*async def test_[^`]*)^```", re.MULTILINE)
 OUTPUT = re.compile(r"^```bash\n([^\n]*)\n```\n\n```text\n(.*?)^```", re.DOTALL | re.MULTILINE)
 RELATIONSHIP = re.compile(r"^ {4}tags: .*relationship\(.*\n", re.MULTILINE)
@@ -33,7 +31,6 @@ from src.db.base import Base, TableNameMixin, TimestampMixin, UUIDMixin
 class OrderLine(Base, UUIDMixin, TableNameMixin, TimestampMixin):
     name = Column(String, index=True)
 """
-LENT = (f"BIN={BINARIES}", "--assume-old=setup")  # for make: the packages of the template
 BARE = {"example": "no", "cache_backend": "none", "task_queue": "none", "scheduler": "no"}
 
 
@@ -50,7 +47,8 @@ def project(bake: Bake) -> Iterator[Path]:
         (baked.path / f"tests/test_services/test_manual_{number}.py").write_text(code, "utf-8")
     (baked.path / "src/api/v2/__init__.py").touch()
     relate_notes_to_tags(baked)
-    register_notes(baked.path / "src/api/v1/router.py")
+    for name in ("notes", "attachments"):
+        register(baked.path / ROUTER, name)
     (baked.path / "src/db/models/order_line.py").write_text(OLDER_MODEL, "utf-8")
     run("ruff", "check", "--select", "I", "--fix", "src", cwd=baked.path)  # as `make format` does
     with running(baked.path):
@@ -64,14 +62,6 @@ def relate_notes_to_tags(project: BakedProject) -> None:
         "from sqlalchemy.orm import relationship\nfrom src.db.models.tag import Tag, note_tag\n"
     )
     model.write_text(imports + model.read_text("utf-8") + line, "utf-8")
-
-
-def register_notes(router: Path) -> None:
-    source = router.read_text("utf-8")
-    for name in ("attachments", "notes"):
-        source = source.replace("    health,\n", f"    health,\n    {name},\n")
-        source += f"router.include_router({name}.router)\n"
-    router.write_text(source, "utf-8")
 
 
 def test_migration_covers_the_new_models(project: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from scripts.demo import environment
 from tests.project import REPOSITORY, SERVICE
-from tests.running import running
+from tests.running import lend_environment, running
 
 PAGE = REPOSITORY / "docs/tutorial.md"
 BLOCK = re.compile(
@@ -113,15 +113,6 @@ class Reader:
             assert agrees(output, shown), f"{commands}\n{output}\nrather than\n{shown}"
         if PUBLISHED.search(commands):
             lend_environment(self.project)
-
-
-def lend_environment(project: Path) -> None:
-    """Link the template's packages into the project, as if `make setup` had installed them."""
-    lent = project / ".venv"
-    lent.mkdir()
-    for name in ("bin", "lib", "pyvenv.cfg"):
-        (lent / name).symlink_to(Path(sys.prefix) / name)
-    (lent / ".installed").touch()
 
 
 @pytest.fixture

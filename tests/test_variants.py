@@ -17,6 +17,7 @@ from uuid import uuid4
 import pytest
 
 from tests import boot
+from tests.agents import AgentsFile, follow, missing_paths
 from tests.conftest import Bake
 from tests.feature_words import unwanted
 from tests.project import BakedProject, texts_under
@@ -39,6 +40,7 @@ LIBRARIES = ["dramatiq", "prometheus_client", "redis"]
 WITHOUT_FUZZER = {"PYTEST_ADDOPTS": "-p no:schemathesis"}  # the plugin takes seconds to load
 # The default and the smallest variant run their tests as their `make test` does, with coverage.
 MEASURED = SETS["pairs"][:2]
+EXTENDED = SETS["pairs"][1]
 # Tests of engines, whose code is the same in each variant that has them. They run in these three
 # variants, and in all that --only or --all selects.
 IN_FULL = SETS["pairs"][:3]
@@ -219,13 +221,26 @@ def test_starts_with_its_own_requirements(
         boot.smoke(client, answers, log)
 
 
+@pytest.mark.variants("all")
+def test_agents_file_names_existing_paths(render: Bake, variant: str) -> None:
+    project = render(**VARIANTS[variant])
+    assert missing_paths(project.path, AgentsFile(project.read_file("AGENTS.md")).paths) == set()
+
+
 @pytest.mark.variants("pairs")
 def test_passes_its_own_tests(
     project: BakedProject, variant: str, shared: Shared, request: pytest.FixtureRequest
 ) -> None:
-    """On PostgreSQL, Valkey and RabbitMQ; two variants with coverage, as their `make test` does."""
+    """On PostgreSQL, Valkey and RabbitMQ; two variants with coverage, as their `make test` does.
+
+    One of these has a new resource, which was added as AGENTS.md says.
+    """
     env = WITHOUT_FUZZER | {"DATABASE_URL": shared.url_of("postgres")}
     parallel: list[str] = []
+    if variant == EXTENDED:
+        use_the_same_mypy_options(project)
+        left = follow(project, env | {"MYPY_CACHE_DIR": str(shared.folder / "mypy")})
+        assert left == {"make test", "make lock"}  # run below, and by scripts/lock_service.py
     if variant in MEASURED:
         parallel = ["--numprocesses", "2", "--cov"]
     elif VARIANTS[variant]["task_queue"] == "rabbitmq":  # two processes would share its queues
