@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import dedent
 from uuid import uuid4
 
 import pytest
@@ -181,7 +182,7 @@ def test_toml_yaml_and_json_are_valid(render: Bake, variant: str) -> None:
             json.loads(project.read_file(file))
         elif file.suffix == ".md":
             for snippet in SNIPPET.findall(project.read_file(file)):
-                ast.parse(snippet, str(file))
+                ast.parse(dedent(snippet), str(file))
 
 
 @pytest.mark.variants("all")
