@@ -21,13 +21,13 @@ from tests.subprocesses import UNTOUCHED, attempt, run
 DOCS = REPOSITORY / "docs"
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 COMMANDS_BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-MAKE = re.compile(r"(?<![\w-])make (?:[A-Z]+=\S+ )*([a-z]+)")
+MAKE = re.compile(r"(?<![\w-])make (?:[A-Z]+=\S+ )*([a-z]+(?:[.-][a-z]+)*)")
 CLI = re.compile(r"python cli\.py((?: [a-z][a-z-]*)*)(.*)")
 VARIABLE = re.compile(r"(?<![\w./$-])([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+_?\*?|[A-Z]+(?==))")
 SOURCE = re.compile(r"(?:src|tests|dev|docs|alembic|scripts|hooks|benchmarks)/[\w./-]++(?![<*{])")
 # Files that readers are told to create.
 CREATED = re.compile(
-    r"notes?\b|attachments\b|order_line|invoice|\btag\b|_tag\b|/v2/|test_lamps|\.bak$"
+    r"notes?\b|attachments\b|order_line|invoice|\btag\b|_tag\b|/v2/|test_lamps|kept_tables|\.bak$"
 )
 NAME = re.compile(r"[A-Z][A-Z0-9_]+")
 READ_FROM = {".py", ".yml"}
@@ -236,7 +236,7 @@ def targets() -> set[str]:
     """Return the make targets of the template and of a service."""
     makefiles = [REPOSITORY / "Makefile", REPOSITORY / SERVICE / "Makefile"]
     texts = (makefile.read_text("utf-8") for makefile in makefiles)
-    return {target for text in texts for target in re.findall(r"^([a-z]+):", text, re.MULTILINE)}
+    return {target for text in texts for target in re.findall(r"^([a-z.-]+):", text, re.MULTILINE)}
 
 
 def test_named_make_targets_exist(site: Site) -> None:

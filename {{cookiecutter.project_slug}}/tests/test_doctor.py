@@ -41,8 +41,8 @@ def line(outcome: Outcome, name: str) -> str:
 def test_a_healthy_service_has_no_failed_check(run: Run, url: str) -> None:
     outcome = examine(run, url)
 
-    assert line(outcome, "settings").startswith("settings ok ENV=test. Set: DATABASE_URL, ENV, ")
-    assert line(outcome, "database").startswith("database ok PostgreSQL 18")
+    assert line(outcome, "settings").startswith("settings ok ENV=test. Set: ")
+    assert line(outcome, "database").startswith("database ok PostgreSQL ")
     assert line(outcome, "migrations").endswith(" are applied.")
     assert " is free." in line(outcome, "port")
     assert (outcome.status, outcome.err) == (0, "")
@@ -131,7 +131,7 @@ def test_another_program_on_the_port_is_found(run: Run, url: str) -> None:
         closing.join()
 
     assert outcome.status == 1
-    assert "Cannot listen on 127.0.0.1:" in line(outcome, "port")
+    assert "Cannot listen on " in line(outcome, "port")
     if shutil.which("lsof"):
         assert f"Process {os.getpid()} (" in line(outcome, "port")
     assert "Set another PORT, or stop that program." in line(outcome, "port")
