@@ -8,15 +8,16 @@ import pytest
 from httpx import AsyncClient
 from sqlalchemy import URL, text
 
-from src.core.config import ROOT, Settings
+from src.core.config import Settings
 from src.db import open_database
 from src.db.session import EXPENSIVE_READS
 from tests.faults.servers import api
 from tests.fixtures.client import HEADERS
 from tests.fixtures.commands import LIMIT
 from tests.fixtures.environment import API
+from tests.fixtures.pages import read_page
 
-PAGE = ROOT / "docs/capacity.md"
+pytestmark = pytest.mark.slow
 POOL_SIZE = Settings.model_fields["DATABASE_POOL_SIZE"].default
 FORMULA = r"\(DATABASE_POOL_SIZE \+ (\d+)\) \+ (\d+) ≤ max_connections"
 COUNT = text(
@@ -27,7 +28,7 @@ COUNT = text(
 
 def numbers(pattern: str) -> list[int]:
     """Return the numbers at the groups of the pattern, which the page contains once."""
-    [found] = re.finditer(pattern, PAGE.read_text(encoding="utf-8"))
+    [found] = re.finditer(pattern, read_page("capacity.md"))
     return [int(number) for number in found.groups()]
 
 
@@ -37,7 +38,7 @@ def test_the_examples_follow_the_formula() -> None:
     reads, probe, background = numbers(r"(\d) for \[expensive.*, (\d) for readiness, (\d) for back")
     assert (reads, more) == (EXPENSIVE_READS, reads + probe + background)
     row = re.compile(r"^\| ([^|]*) \| (\d+) \| (\d+) \| (\d+|Use a pooler\.) \|$", re.MULTILINE)
-    rows = row.findall(PAGE.read_text(encoding="utf-8"))
+    rows = row.findall(read_page("capacity.md"))
     assert (rows[0][1], rows[0][3]) == (str(POOL_SIZE), "100")  # the defaults
     for processes, pool_size, connections, limit in rows:
         count = sum(map(int, re.findall(r"\d+", processes)))
@@ -45,7 +46,6 @@ def test_the_examples_follow_the_formula() -> None:
         assert not limit.isdecimal() or int(connections) <= int(limit)
 
 
-@pytest.mark.slow
 async def test_a_process_opens_no_more_connections_than_documented(
     fresh_url: URL, tmp_path: Path
 ) -> None:
@@ -73,6 +73,6 @@ async def test_a_process_opens_no_more_connections_than_documented(
             request.cancel()
 
     assert max(counts) <= documented
-    page = PAGE.read_text(encoding="utf-8")
+    page = read_page("capacity.md")
     for name in re.findall(r"`((?:http|process)_\w+)`", page):
         assert name in metrics
