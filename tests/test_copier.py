@@ -69,7 +69,10 @@ def test_difficult_names_are_rendered_as_cookiecutter_does(copy: Copy, render: B
         "author_name": "日本 خدمة",
         "license": "GPL-3.0-or-later",
     }
-    assert tree(copy(**answers)) == tree(render(**answers).path)
+    folder = copy(**answers)
+    assert tree(folder) == tree(render(**answers).path)
+    stored = yaml.safe_load((folder / ANSWERS).read_text("utf-8"))
+    assert {question: stored[question] for question in answers} == answers
 
 
 def test_the_slug_is_cookiecutter_s_for_european_letters(template: Path) -> None:
