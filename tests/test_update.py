@@ -1,13 +1,26 @@
 """Replay, generation into an existing folder, and updates with cruft."""
 
+import asyncio
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from scripts import old_names
+from tests import rows, user_work
 from tests.conftest import Bake
-from tests.project import REPOSITORY, SERVICE, Terminal, files_under
+from tests.project import REPOSITORY, Terminal, files_under
+from tests.releases import releases
+from tests.servers import serving
+from tests.subprocesses import run
+
+RELEASES = list(releases())
+NAMES = old_names.names(old_names.CHANGELOG.read_text("utf-8"))
+ROWS = {"0.4.0": {"task.status": "done"}}
+NAMED = {"project_slug": "desk", "project_name": '"Desk" & Söhne'}
+OTHER = {"cache_backend": "file", "task_queue": "rabbitmq", "ci_provider": "gitlab"}
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -53,99 +66,88 @@ def test_overwrite_if_exists_restores_the_template_s_files(
     assert contents(project) == {**fresh, Path("notes.txt"): b"mine"}
 
 
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    with serving("postgres") as url:
+        yield url
+
+
+@pytest.fixture(params=[(RELEASES[-1], {}), (RELEASES[0], OTHER)], ids=lambda param: param[0])
+def created(request: pytest.FixtureRequest) -> tuple[str, dict[str, str]]:
+    """Return the release that a project is created from, and its answers."""
+    return request.param  # type: ignore[no-any-return]
+
+
 @pytest.fixture
-def project(own_template: Path, terminal: Terminal) -> Path:
-    """Return a project in git that cruft created from a template that the test may change."""
-    terminal.commit(own_template, "template")
-    answers = json.dumps(
-        {"project_slug": "desk", "project_name": '"Desk" & Söhne', "ci_provider": "gitlab"}
-    )
-    done = terminal.cruft("create", own_template, "--no-input", "--extra-context", answers)
-    assert done.returncode == 0, done.stdout + done.stderr
-    terminal.commit(terminal.work / "desk", "project")
-    return terminal.work / "desk"
-
-
-def test_a_fresh_project_is_up_to_date(project: Path, terminal: Terminal) -> None:
-    """`cruft check` succeeds, and `cruft update` changes nothing."""
-    assert terminal.cruft("check", "--project-dir", project).returncode == 0
-    assert "up to date" in terminal.cruft("update", "--project-dir", project).stdout
-
-
-def test_an_update_merges_changes_of_the_template_and_the_user(
-    own_template: Path, project: Path, terminal: Terminal
-) -> None:
-    """Both edit the same file. Unselected files do not return."""
-    with (own_template / SERVICE / ".gitignore").open("a", encoding="utf-8") as file:
-        file.write("/from-the-template/\n")
-    (own_template / SERVICE / "news.md").write_text(
-        "For {{ cookiecutter.project_name }}\n", "utf-8"
-    )
-    terminal.commit(own_template, "change")
-    ignored = project / ".gitignore"
-    ignored.write_text("/from-the-user/\n" + ignored.read_text("utf-8"), "utf-8")
+def outdated(created: tuple[str, dict[str, str]], template: Path, terminal: Terminal) -> Path:
+    """Return a project of a release with a user's work; there is a newer template."""
+    release, answers = created
+    repository = terminal.root / "fastapi-ignite"
+    terminal.git(terminal.root, "clone", "--quiet", REPOSITORY, repository)
+    terminal.git(repository, "checkout", "--quiet", "-B", "main", releases()[release])
+    given = json.dumps(NAMED | answers)
+    terminal.cruft("create", repository, "--no-input", "--extra-context", given)
+    project = terminal.work / "desk"
+    terminal.commit(project, "create")  # a merge needs the files as they were created
+    user_work.write(user_work.files(release), project)
+    user_work.add_migration(project)
+    user_work.add_lines(project)
     terminal.commit(project, "edit")
-    before = set(files_under(project))
+    replace_files(template, repository)
+    terminal.commit(repository, "today")
+    return project
+
+
+def test_an_update_keeps_a_user_s_work_and_rows(
+    created: tuple[str, dict[str, str]],
+    outdated: Path,
+    bake: Bake,
+    postgres: str,
+    terminal: Terminal,
+) -> None:
+    """Nothing conflicts, and `old_names.py` finds what to change. Then everything works."""
+    (release, answers), project = created, outdated
+    before, now = user_work.files(release), user_work.files()
+    url = asyncio.run(rows.create_database(postgres, release))
+    migrate = ("alembic", "upgrade", "head")
+    run(*migrate, cwd=project, env={"DATABASE_URL": url})
+    stored = asyncio.run(rows.fill(url, **ROWS.get(release, {})))
 
     assert terminal.cruft("check", "--project-dir", project).returncode == 1
     done = terminal.cruft("update", "--skip-apply-ask", "--project-dir", project)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Next steps" not in done.stdout
-    lines = ignored.read_text("utf-8").splitlines()
-    assert (lines[0], lines[-1]) == ("/from-the-user/", "/from-the-template/")
-    assert (project / "news.md").read_text("utf-8") == 'For "Desk" & Söhne\n'
-    assert set(files_under(project)) == {*before, Path("news.md")}
     assert terminal.cruft("check", "--project-dir", project).returncode == 0
+    assert "Next steps" not in done.stdout
+    assert "with conflicts" not in done.stdout + done.stderr
+    assert list(project.rglob("*.rej")) == []
+    run("python", "-m", "dev.relink_migrations", cwd=project)
+    found = list(old_names.findings(project, NAMES))
+    assert {each.partition(":")[0] for each in found} == {
+        name for name in now if now[name] != before[name]
+    }
+    user_work.write(now, project)
+    assert list(old_names.findings(project, NAMES)) == []
+    fresh = bake(**NAMED, **answers).path
+    user_work.write(now, fresh)
+    user_work.add_lines(fresh)
+    assert without_migrations(project) == without_migrations(fresh)
+
+    run(*migrate, cwd=project, env={"DATABASE_URL": url})
+    run("alembic", "check", cwd=project, env={"DATABASE_URL": url})
+    assert stored.items() <= asyncio.run(rows.fill(url)).items()
+    run("pytest", "-q", *user_work.TESTS, cwd=project, env={"DATABASE_URL": postgres})
 
 
-def version_of(cookiecutter_json: str) -> str:
-    return str(json.loads(cookiecutter_json).get("_version", ""))
-
-
-@pytest.fixture
-def released(terminal: Terminal) -> Path:
-    """Return a clone of the template at the previous release."""
-    repository = terminal.root / "fastapi-ignite"
-    terminal.git(terminal.root, "clone", "--quiet", REPOSITORY, repository)
-    now = version_of((REPOSITORY / "cookiecutter.json").read_text("utf-8"))
-    commits = terminal.git(repository, "log", "--format=%H", "--", "cookiecutter.json").split()
-    for commit in commits:
-        version = version_of(terminal.git(repository, "show", f"{commit}:cookiecutter.json"))
-        if version not in {"", now} and "dev" not in version:
-            terminal.git(repository, "checkout", "--quiet", "-B", "main", commit)
-            return repository
-    pytest.skip("the git history has no release: fetch all of it")
-
-
-@pytest.mark.parametrize(
-    "answers",
-    [{}, {"cache_backend": "file", "task_queue": "rabbitmq", "ci_provider": "gitlab"}],
-    ids=["default", "other"],
-)
-def test_an_update_from_the_previous_release_keeps_local_edits(
-    bake: Bake, template: Path, released: Path, terminal: Terminal, answers: dict[str, str]
-) -> None:
-    """Everything else equals a new project, including the template's version."""
-    given = json.dumps({"project_slug": "desk"} | answers)
-    terminal.cruft("create", released, "--no-input", "--extra-context", given)
-    project = terminal.work / "desk"
-    ignored, own = project / ".gitignore", project / "src/domain/price.py"
-    ignored.write_text("/from-the-user/\n" + ignored.read_text("utf-8"), "utf-8")
-    own.write_text("CURRENCY = 'EUR'\n", "utf-8")
-    terminal.commit(project, "edit")
-    replace_files(template, released)
-    terminal.commit(released, "today")
-
-    done = terminal.cruft("update", "--skip-apply-ask", "--project-dir", project)
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    fresh = contents(bake(project_slug="desk", **answers).path)
-    updated = contents(project)
-    fresh[Path(".gitignore")] = b"/from-the-user/\n" + fresh[Path(".gitignore")]
-    fresh[Path("src/domain/price.py")] = b"CURRENCY = 'EUR'\n"
-    del updated[Path(".cruft.json")]
-    assert updated == fresh
+def without_migrations(project: Path) -> dict[Path, bytes]:
+    """Return the files of a project, without what an update changes in another way."""
+    own = {".cruft.json", "alembic/versions", "alembic/kept_tables.txt"}
+    return {
+        file: text
+        for file, text in contents(project).items()
+        if "__pycache__" not in file.parts
+        and own.isdisjoint({file.as_posix(), file.parent.as_posix()})
+    }
 
 
 def replace_files(template: Path, repository: Path) -> None:

@@ -33,7 +33,8 @@ _MOST_ADDRESSES = {4: 2**24, 6: 2**112}
 def is_guessable(key: str) -> bool:
     """Return whether the key is made of words, digits only, repetitions or sequences."""
     text = re.sub(r"[\W_]", "", key.lower())
-    if text.isdigit() or re.fullmatch(r"(.+?)\1+", text) or any(word in text for word in _WORDS):
+    is_repeated = text in (text + text)[1:-1]  # a pattern with a back reference is quadratic
+    if text.isdigit() or is_repeated or any(word in text for word in _WORDS):
         return True
     pairs = {(one, other) for one, other in pairwise(text) if one != other} - _PREDICTABLE
     return len(set(text)) < _FEWEST_CHARACTERS or len(pairs) < _FEWEST_PAIRS
