@@ -16,6 +16,7 @@ from textwrap import dedent
 from uuid import uuid4
 
 import pytest
+import yaml
 
 from tests import boot
 from tests.agents import AgentsFile, follow, missing_paths
@@ -183,6 +184,18 @@ def test_toml_yaml_and_json_are_valid(render: Bake, variant: str) -> None:
         elif file.suffix == ".md":
             for snippet in SNIPPET.findall(project.read_file(file)):
                 ast.parse(dedent(snippet), str(file))
+
+
+@pytest.mark.variants("all")
+def test_kustomizations_list_their_files(render: Bake, variant: str) -> None:
+    """Each file and folder that they list exists, and they list each file of their folder."""
+    project = render(**VARIANTS[variant])
+    for file in project.path.rglob("kustomization.yaml"):
+        document = yaml.safe_load(file.read_text("utf-8"))
+        listed = {*document.get("resources", []), *document.get("components", [])}
+        listed |= {each["path"] for each in document.get("patches", []) if "path" in each}
+        assert all((file.parent / name).exists() for name in listed), file
+        assert {path.name for path in file.parent.glob("*.yaml")} <= {*listed, file.name}, file
 
 
 @pytest.mark.variants("all")
