@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from src.core.config import ROOT
 from tests.fixtures.commands import free_port
-from tests.fixtures.pages import blocks
 from tests.process_killer import ProcessKiller
 
 PROGRAM = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
@@ -22,7 +22,8 @@ needs_haproxy = pytest.mark.skipif(PROGRAM is None, reason="HAProxy is not insta
 def haproxy(*servers: str, **timeouts: str) -> Iterator[str]:
     """Start HAProxy for servers like `127.0.0.1:8001`; yield its address."""
     port = free_port()
-    [text] = blocks("reverse-proxy.md", "text")
+    page = (ROOT / "docs/reverse-proxy.md").read_text(encoding="utf-8")
+    text = page.split("```text\n")[1].split("```")[0]
     text = text.replace("bind :8080", f"bind 127.0.0.1:{port}")
     # Shows which server has sent a response.
     text = text.replace(

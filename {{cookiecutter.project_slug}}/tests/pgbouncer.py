@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import shutil
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -11,38 +10,37 @@ import pytest
 from sqlalchemy import URL
 
 from dev.server import run_folder
-from tests.fixtures.pages import blocks
 
 # Debian installs it into a directory that is not in every PATH.
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
 needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed")
 
-# In addition to the settings of `docs/capacity.md`.
-ADDED = """
+CONFIGURATION = """
+[databases]
+* = host={host} port={port} user={user} {password}
+[pgbouncer]
 listen_addr =
 unix_socket_dir = {folder}
 auth_type = any
 # Use another server connection for each transaction, so that mistakes show.
 server_round_robin = 1
+pool_mode = transaction
+default_pool_size = 4
 """
 
 
 @asynccontextmanager
-async def pgbouncer(
-    target: URL, *, pool_size: int = 4, query_wait_timeout: int = 60
-) -> AsyncGenerator[URL]:
-    """Start PgBouncer; yield the URL of the database behind it."""
+async def pgbouncer(target: URL, *, settings: str = "") -> AsyncGenerator[URL]:
+    """Start PgBouncer; yield the URL of the database behind it. `settings` override others."""
     with run_folder("pgbouncer-") as folder:
-        [configuration] = blocks("capacity.md", "ini")
-        host = target.host or target.query["host"]
-        database = f"* = host={host} port={target.port or target.query['port']}"
-        database += f" user={target.username}"
-        database += f" password='{target.password}'" if target.password else ""
-        values = {"default_pool_size": pool_size, "query_wait_timeout": query_wait_timeout}
-        configuration = configuration.replace("app = host=10.0.0.5 port=5432", database)
-        for name, value in values.items():
-            configuration = re.sub(rf"\n{name} = .*", f"\n{name} = {value}", configuration)
-        configuration += ADDED.format(folder=folder)
+        configuration = CONFIGURATION.format(
+            host=target.host or target.query["host"],
+            port=target.port or target.query["port"],
+            user=target.username,
+            password=f"password='{target.password}'" if target.password else "",
+            folder=folder,
+        )
+        configuration += settings
         file = folder / "pgbouncer.ini"
         file.write_text(configuration, encoding="utf-8")
         # It refuses to run as root. The embedded PostgreSQL runs as this user, too.

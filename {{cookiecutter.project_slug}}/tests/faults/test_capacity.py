@@ -15,7 +15,8 @@ from tests.faults.servers import api
 from tests.fixtures.client import HEADERS
 from tests.fixtures.commands import LIMIT
 from tests.fixtures.environment import API
-from tests.fixtures.pages import read_page
+from tests.fixtures.pages import blocks, read_page
+from tests.pgbouncer import needs_pgbouncer, pgbouncer, pooled
 
 pytestmark = pytest.mark.slow
 POOL_SIZE = Settings.model_fields["DATABASE_POOL_SIZE"].default
@@ -76,3 +77,15 @@ async def test_a_process_opens_no_more_connections_than_documented(
     page = read_page("capacity.md")
     for name in re.findall(r"`((?:http|process)_\w+)`", page):
         assert name in metrics
+
+
+@needs_pgbouncer
+async def test_the_settings_of_pgbouncer_work(committing_url: URL) -> None:
+    [settings] = blocks("capacity.md", "ini")
+    settings = settings.partition("[pgbouncer]\n")[2]
+    async with (
+        pgbouncer(committing_url, settings=settings) as url,
+        open_database(pooled(url), pool_size=1) as database,
+        database.transaction() as db,
+    ):
+        assert await db.scalar(text("SELECT 1")) == 1

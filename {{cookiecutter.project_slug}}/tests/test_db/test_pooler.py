@@ -85,8 +85,9 @@ async def test_reads_commit_each_statement_and_stream(pooler_url: URL) -> None:
 
 @needs_pgbouncer
 async def test_no_free_connection_of_the_pooler_is_a_temporary_error(committing_url: URL) -> None:
+    settings = "default_pool_size = 1\nquery_wait_timeout = 1\n"
     async with (
-        pgbouncer(committing_url, pool_size=1, query_wait_timeout=1) as url,
+        pgbouncer(committing_url, settings=settings) as url,
         open_database(pooled(url), pool_size=2) as database,
         database.transaction() as busy,
     ):
