@@ -24,14 +24,15 @@ from tests.running import end, free_port, until
 from tests.servers import serving
 
 NAMESPACE = ["unshare", "--mount"]
-# Makes all folders read-only except the mounts: pairs of a folder and its size in the arguments.
+# Mounts the first argument at the second. Makes all folders read-only except the others: pairs of a
+# folder and its size.
 SANDBOX = """
 set -eu
 mount --make-rprivate /
 mount -t tmpfs none /run
-mkdir /run/secrets
-mount --bind "$1" /run/secrets
-shift
+mkdir "$2"
+mount --bind "$1" "$2"
+shift 2
 awk '$2 !~ "^/(dev|proc|sys)" { print $2 }' /proc/self/mounts | sort --unique | while read -r folder; do
     mount -o remount,bind,ro "$folder"
 done
@@ -67,14 +68,14 @@ class Node:
         command = [free.get(each, each) for each in command]
         temporary = self.scratch / f"tmp-{pod.name}"
         temporary.mkdir()
-        mounts = [*self.mounts(pod, temporary), "--", *command]
+        mounts = [*self.secret_mount(pod), *self.mounts(pod, temporary), "--", *command]
         env = dict(re.findall(r"(UVICORN_\w+|PYTHONDONTWRITEBYTECODE)=(\S+)", image))
         env |= {name: free.get(value, value) for name, value in pod.settings.items()}
         env["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         env |= {"TMPDIR": str(temporary), "SHUTDOWN_DELAY_SECONDS": "0"}
         with self.log.open("ab") as output:
             process = subprocess.Popen(
-                [*NAMESPACE, "bash", "-c", SANDBOX, "pod", self.secrets, *mounts],
+                [*NAMESPACE, "bash", "-c", SANDBOX, "pod", *mounts],
                 cwd=self.project.path,
                 env=env,
                 stdout=output,
@@ -83,6 +84,11 @@ class Node:
             )
         self.stack.callback(end, process)
         return process
+
+    def secret_mount(self, pod: Pod) -> tuple[str, str]:
+        [volume] = [each["name"] for each in pod.spec["volumes"] if "secret" in each]
+        paths = {each["name"]: each["mountPath"] for each in pod.container["volumeMounts"]}
+        return str(self.secrets), paths[volume]
 
     def mounts(self, pod: Pod, temporary: Path) -> Iterator[str]:
         """Yield the folders of this machine for the mounts of the pod, each with its size."""
