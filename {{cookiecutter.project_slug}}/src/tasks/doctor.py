@@ -47,13 +47,18 @@ async def _use_broker(settings: Settings, use: Callable[[TaskBroker], T]) -> T:
 
 
 def _examine(broker: TaskBroker) -> str:
+    broker.ping()
     if policy := broker.eviction_policy():
         raise CheckError(f"The server may delete messages: {policy}", "Set noeviction.")
     states = {name: broker.queue_state(name) for name in sorted(_queues())}
-    return "; ".join(f"{name}: {it.waiting} waiting, {it.dead} dead" for name, it in states.items())
+    texts = [f"{name}: {it.waiting} waiting, {it.dead} dead" for name, it in states.items()]
+    return "; ".join(texts) or "It responds. There are no actors yet."
 
 
 def _has_workers(broker: TaskBroker) -> bool:
+    broker.ping()
+    if not _queues():
+        raise CheckSkippedError("There are no actors yet.")
     return any(broker.has_workers(name) for name in _queues())
 
 
