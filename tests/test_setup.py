@@ -36,6 +36,23 @@ def test_make_prefers_the_selected_python(
     assert attempt("make", "setup", cwd=project, env=path).stdout.startswith(says)
 
 
+@pytest.mark.parametrize(("version", "options"), [("3.12.1", ""), ("3.11.2", " --clear")])
+def test_make_replaces_an_environment_of_another_python(
+    bake: Bake, tmp_path: Path, version: str, options: str
+) -> None:
+    project = bake().path
+    before, python = project / ".venv/bin/python", tmp_path / "python"
+    before.parent.mkdir(parents=True)
+    before.write_text(f"#!/bin/sh\necho Python {version}\n")
+    python.write_text(
+        '#!/bin/sh\ncase $1 in -m) echo "$@"; exit 1;; -V) echo Python 3.12.1; esac\n'
+    )
+    for program in (before, python):
+        program.chmod(0o755)
+    output = attempt("make", "setup", f"PYTHON={python}", cwd=project).stdout
+    assert f"-m venv .venv{options}\n" in output
+
+
 @pytest.mark.parametrize("queue", ["redis", "rabbitmq"])
 def test_the_development_container_has_what_make_dev_needs(render: Bake, queue: str) -> None:
     project = render(task_queue=queue, python_version="3.12")
