@@ -137,6 +137,13 @@ def test_another_program_on_the_port_is_found(run: Run, url: str) -> None:
     assert "Set another PORT, or stop that program." in line(outcome, "port")
 
 
+def test_a_metrics_port_that_is_also_the_port_is_found(run: Run, url: str) -> None:
+    port = free_port()
+    outcome = examine(run, url, PORT=port, METRICS_PORT=port)
+
+    assert "metrics port failed METRICS_PORT and PORT are equal." in line(outcome, "metrics port")
+
+
 @pytest.mark.slow
 def test_the_service_itself_on_the_port_is_no_failure(run: Run, url: str) -> None:
     with serving() as (_, address):

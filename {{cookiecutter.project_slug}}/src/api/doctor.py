@@ -3,7 +3,7 @@
 import json
 
 from src.core.config import Settings
-from src.doctor import describe_port
+from src.doctor import CheckError, describe_port
 
 
 async def check_api_port(settings: Settings) -> str:
@@ -18,6 +18,8 @@ async def check_api_port(settings: Settings) -> str:
 async def check_metrics_port(settings: Settings) -> str | None:
     if settings.METRICS_PORT is None:
         return None
+    if settings.METRICS_PORT == settings.PORT != 0:
+        raise CheckError("METRICS_PORT and PORT are equal", "Choose two ports.")
     return await describe_port(settings, "METRICS_PORT", "/metrics")
 
 
