@@ -19,11 +19,12 @@ FEATURES = [
     ("{{ cookiecutter.example }}", """
         alembic/versions/*_create_item.py  alembic/versions/*_create_item_name_index.py
         docs/example.md  src/**/item.py  src/**/items.py
-        tests/**/test_item.py  tests/**/test_*items.py"""),
+        tests/**/test_item.py  tests/**/test_items.py"""),
     ("{{ cookiecutter.example and cookiecutter.__queue }}", """
         alembic/versions/*_create_item_import.py  src/**/item_import.py  src/**/item_imports.py
-        tests/**/test_item_import*.py  tests/test_cache/test_imported_items.py"""),
-    ("{{ cookiecutter.example and cookiecutter.scheduler }}", "src/**/stale_items.py"),
+        tests/**/test_item_import.py  tests/**/test_item_imports.py"""),
+    ("{{ cookiecutter.example and cookiecutter.scheduler }}", """
+        src/**/stale_items.py  tests/**/test_stale_items.py"""),
     ("{{ not cookiecutter.example }}", "src/*/jobs_without_example.py"),
     ("{{ cookiecutter.cache_backend != 'none' }}", """
         docs/caching.md  src/cache  src/core/cache_type.py  src/schemas/cache.py

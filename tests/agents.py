@@ -18,7 +18,7 @@ STEP = re.compile(r"^\d+\. `([^`]+)`", re.MULTILINE)
 PROGRAM = re.compile(r"(make|python|alembic|pytest|uv|uvx|git|docker|cookiecutter|\S*bin/\S+)(?= )")
 PATH = re.compile(r"[\w.<>{}/-]*(/|\.(md|py|toml|txt|json|yml|example))[\w.<>{}/-]*")
 # The resource of docs/api-resource.md, whose text the steps refer to.
-ROUTER = "src/api/v1/router.py"
+ROUTER = Path("src/api/v1/router.py")
 FILE = re.compile(
     r"`((?:src|tests)/[\w/]+\.py)`[^\n]*\n\n```python\n(.*?)^```", re.DOTALL | re.MULTILINE
 )
@@ -77,7 +77,7 @@ def add_resource(project: BakedProject) -> None:
     for step in AgentsFile(project.read_file("AGENTS.md")).steps:
         if step.startswith("make "):
             run("bash", "-ec", step, cwd=project.path)
-        elif step == ROUTER:
+        elif Path(step) == ROUTER:
             register(project.path / ROUTER, "notes")
         else:
             (project.path / step).write_text(texts.pop(step), "utf-8")
@@ -85,8 +85,12 @@ def add_resource(project: BakedProject) -> None:
 
 
 def register(router: Path, name: str) -> None:
-    source = router.read_text("utf-8").replace("    health,\n", f"    health,\n    {name},\n")
-    router.write_text(f"{source}router.include_router({name}.router)\n", "utf-8")
+    router.write_text(registered(router.read_text("utf-8"), name), "utf-8")
+
+
+def registered(source: str, name: str) -> str:
+    source = source.replace("    health,\n", f"    health,\n    {name},\n")
+    return f"{source}router.include_router({name}.router)\n"
 
 
 def follow(project: BakedProject, env: dict[str, str]) -> set[str]:

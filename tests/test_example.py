@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.agents import ROUTER, register, registered
 from tests.conftest import Bake
 from tests.project import BakedProject, texts_under
 from tests.running import LENT
@@ -28,6 +29,15 @@ WITH_EXAMPLE = [
 ]
 
 
+# Files of a user with names like those of the example.
+MINE = [
+    Path("src/domain/line_item.py"),
+    Path("src/services/item_price.py"),
+    Path("src/api/v1/endpoints/item_prices.py"),
+    Path("tests/test_api/test_line_items.py"),
+]
+
+
 def follow(project: BakedProject, text: str) -> None:
     """Run the commands of the text, and write the files that it shows."""
     for commands in COMMANDS.findall(text):
@@ -45,19 +55,23 @@ def parts_of_the_page(project: BakedProject) -> tuple[str, str]:
 
 @pytest.mark.parametrize("answers", WITH_EXAMPLE, ids=lambda answers: "-".join(answers.values()))
 def test_removed_example_leaves_nothing(bake: Bake, render: Bake, answers: dict[str, str]) -> None:
-    """The project then equals one that was generated without it."""
+    """The project then equals one that was generated without it, with the user's own files."""
     project = bake(**answers)
+    for name in MINE:
+        (project.path / name).write_text("", "utf-8")
+    register(project.path / ROUTER, "item_prices")
     for part in parts_of_the_page(project):
         follow(project, part)
-    without = render(**answers | {"example": "no"})
-    assert texts_under(project.path) == texts_under(without.path)
+    expected = texts_under(render(**answers | {"example": "no"}).path) | dict.fromkeys(MINE, "")
+    expected[ROUTER] = registered(expected[ROUTER], "item_prices")
+    assert texts_under(project.path) == expected
 
 
 def test_migrations_of_the_user_follow_the_others(bake: Bake) -> None:
     """Also without the example's migrations, of which the last was the head."""
     project = bake(task_queue="none", scheduler="no")
     # Without bytecode: the commands change the file within a second, and keep its size.
-    run("alembic", "revision", "--message", "mine", cwd=project.path, env=UNTOUCHED)
+    run("alembic", "revision", "--message", "create item price", cwd=project.path, env=UNTOUCHED)
     _, tables = parts_of_the_page(project)
     follow(project, tables)
     heads = run("alembic", "history", cwd=project.path).splitlines()
