@@ -12,6 +12,7 @@ TESTS = [
     "tests/test_cache/test_model_tags.py",
     "tests/test_cli.py",
     "tests/test_core",
+    "--ignore=tests/test_core/test_patterns.py",
     "tests/test_dev/test_stack.py",
     "tests/test_models",
     "tests/test_schedulers/test_cli.py",
