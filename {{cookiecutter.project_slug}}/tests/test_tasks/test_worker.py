@@ -145,7 +145,7 @@ async def test_orderly_stops_are_not_counted(
 
     stops = MAX_STARTS + 1
     for stop in range(1, stops + 1):
-        worker = start(threads=4, shutdown_seconds=2.0, TEST_HEARTBEAT_TIMEOUT="3600000")
+        worker = start(threads=4, shutdown_seconds=4.0, TEST_HEARTBEAT_TIMEOUT="3600000")
         await eventually(lambda: started(stop), "the next starts")  # noqa: B023 - called immediately
         os.killpg(worker.pid, signal.SIGTERM)
         assert await asyncio.to_thread(worker.wait, LIMIT) == 0
