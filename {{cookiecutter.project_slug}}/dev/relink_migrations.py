@@ -66,8 +66,7 @@ def git(*arguments: str) -> str:
     except FileNotFoundError:
         raise RelinkError("This command compares with the last commit: install git.") from None
     if done.returncode:
-        message = f"This command compares with a commit, but git says: {done.stderr.strip()}"
-        raise RelinkError(message)
+        raise RelinkError(f"git {arguments[0]} failed: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -177,7 +176,10 @@ def main() -> None:
     )
     chosen = parser.parse_args().since
     since = chosen or "HEAD"
-    git("rev-parse", "--verify", since + "^{commit}")
+    try:
+        git("rev-parse", "--verify", since + "^{commit}")
+    except RelinkError as error:
+        raise RelinkError(f"There is no commit {since} to compare with ({error}).") from None
     if not chosen and not changed(since, *ANSWERS):
         say(NO_UPDATE)
         return

@@ -1,0 +1,202 @@
+"""Changed answers: a project with its own edits, migration and rows is updated again and again.
+
+After each step, the project equals a new one with these answers, except for what is the user's, and
+for its migrations: those that were there are unchanged, and new ones follow them.
+"""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from alembic.script import ScriptDirectory
+from cruft._commands.update import _apply_project_updates
+
+from scripts.tables import choices_of
+from tests.conftest import Bake
+from tests.project import REPOSITORY, SERVICE, Terminal, files_under
+from tests.subprocesses import run
+from tests.variants import OTHERS, STRUCTURAL, Answers
+
+CREATED = re.compile(r'op\.create_table\(\s*"(\w+)"')
+VERSIONS = Path("alembic/versions")
+KEPT = Path("alembic/kept_tables.txt")
+CACHES = {"__pycache__", ".ruff_cache"}
+ANSWERS = {".copier-answers.yml", ".cruft.json"}
+MINE = {
+    Path("src/db/models/price.py"): """\
+from sqlalchemy.orm import Mapped
+
+from src.db.base import Base, TableNameMixin, UUIDMixin
+
+
+class Price(Base, UUIDMixin, TableNameMixin):
+    amount: Mapped[int]
+""",
+    Path("src/tasks/mine.py"): "# In a folder that may be deselected.\n",
+}
+MIGRATION = """\
+import sqlalchemy as sa
+from alembic import op
+
+revision = "aaaaaaaaaaaa"
+down_revision = "{head}"
+
+
+def upgrade() -> None:
+    id_ = sa.Column("id", sa.Uuid(), server_default=sa.text("uuidv7()"), nullable=False)
+    key = sa.PrimaryKeyConstraint("id", name="pk_price")
+    op.create_table("price", id_, sa.Column("amount", sa.Integer(), nullable=False), key)
+
+
+def downgrade() -> None:
+    op.drop_table("price")
+"""
+DEFAULTS = {question: choices_of(question)[0] for question in [*STRUCTURAL, *OTHERS]}
+
+
+def circuit(question: str) -> list[Answers]:
+    """Return steps from the default and back, in which each pair of answers is once neighbours."""
+    words = choices_of(question)
+    left = {word: [other for other in words if other != word] for word in words}
+    waiting, found = words[:1], []
+    while waiting:
+        others = left[waiting[-1]]
+        if others:
+            waiting.append(others.pop())
+        else:
+            found.append({question: waiting.pop()})
+    return found[-2::-1]
+
+
+def steps() -> Iterator[Answers]:
+    """Change one answer that adds or deletes files in each step, and one that changes text."""
+    nothing: Answers = {}
+    turns = zip_longest(*map(circuit, STRUCTURAL), fillvalue=nothing)
+    files = [step for turn in turns for step in turn if step]
+    texts = [step for question in OTHERS for step in circuit(question)]
+    for step, text in zip_longest(files, texts, fillvalue=nothing):
+        yield step | text
+
+
+def edited(files: dict[Path, bytes]) -> dict[Path, bytes]:
+    """Edit two files, and add some."""
+    ignored, readme = Path(".gitignore"), Path("README.md")
+    edits = {ignored: b"/mine/\n" + files[ignored], readme: b"<!-- Ours. -->\n" + files[readme]}
+    return files | edits | {path: text.encode() for path, text in MINE.items()}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Return the files of the user and the template, not those of tools."""
+    ours = [file for file in files_under(folder) if CACHES.isdisjoint(file.parts)]
+    return {file: (folder / file).read_bytes() for file in ours if file.name not in ANSWERS}
+
+
+def migrations(files: dict[Path, bytes]) -> dict[Path, bytes]:
+    return {file: text for file, text in files.items() if file.parent == VERSIONS}
+
+
+def tables(files: dict[Path, bytes]) -> set[str]:
+    return {name for text in migrations(files).values() for name in CREATED.findall(text.decode())}
+
+
+def chain(project: Path) -> list[str]:
+    """Return the revisions from the head to the first. There is one head."""
+    script = ScriptDirectory(str(project / "alembic"))
+    return [each.revision for each in script.walk_revisions("base", "head")]
+
+
+@dataclass
+class Project:
+    """A project of cruft, or, with a repository of the template, of Copier."""
+
+    terminal: Terminal
+    render: Bake
+    answers: Answers
+    template: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.path = self.terminal.work / "desk"
+        if self.template:
+            self.copier("copy", self.answers, self.template, self.path)
+        for file, text in edited(contents(self.fresh())).items():
+            (self.path / file).parent.mkdir(parents=True, exist_ok=True)
+            (self.path / file).write_bytes(text)
+        own = MIGRATION.format(head=chain(self.path)[0])
+        (self.path / VERSIONS / "20270101_0000_price.py").write_text(own, "utf-8")
+        if not self.template:
+            (self.path / ".cruft.json").write_text("{}", "utf-8")
+        self.terminal.git(self.path, "init", "--quiet")
+        self.commit()
+
+    def commit(self) -> None:
+        self.terminal.git(self.path, "add", "--all")
+        self.terminal.git(self.path, "commit", "--quiet", "--message=step")
+
+    def fresh(self) -> Path:
+        return self.render(project_slug="desk", **self.answers).path
+
+    def copier(self, command: str, answers: Answers, *folders: Path) -> None:
+        data = [f"--data={question}={answer}" for question, answer in answers.items()]
+        options = ["--trust", "--defaults", "--data=project_slug=desk", *data]
+        done = self.terminal.run(sys.executable, "-m", "copier", command, *options, *folders)
+        assert done.returncode == 0, done.stderr
+
+    def change(self, changed: Answers) -> None:
+        """Change answers, and compare the project with a new one."""
+        before, revisions, old = contents(self.path), chain(self.path), self.fresh()
+        self.answers = self.answers | changed
+        if self.template:
+            self.copier("update", changed, self.path)
+        else:  # what `cruft update` does after it has rendered both
+            _apply_project_updates(old, self.fresh(), self.path, False, True, False)
+            (self.path / ".cruft.json").write_text(json.dumps(self.answers), "utf-8")
+            run(sys.executable, "-m", "dev.relink_migrations", cwd=self.path)
+        after, fresh = contents(self.path), contents(self.fresh())
+        kept = after.pop(KEPT, b"").decode().splitlines()[2:]
+        assert set(kept) >= tables(before) - tables(fresh) - {"price"}, changed
+        assert not set(kept) & tables(fresh), changed
+        assert migrations(before).items() <= migrations(after).items(), changed
+        assert chain(self.path)[-len(revisions) :] == revisions, changed
+        ours = {file: text for file, text in after.items() if file not in migrations(after)}
+        assert ours | migrations(fresh) == edited(fresh), changed
+        self.commit()
+
+
+def test_each_answer_can_change_to_each_other(render: Bake, terminal: Terminal) -> None:
+    """With cruft: it applies a patch. Copier renders all files again."""
+    project = Project(terminal, render, DEFAULTS)
+    for step in steps():
+        project.change(step)
+
+
+def test_migrations_follow_each_other_in_the_order_of_their_names() -> None:
+    """`make relink` sorts several new ones by name."""
+    script = ScriptDirectory(str(REPOSITORY / SERVICE / "alembic"))
+    names = [Path(each.path).name for each in script.walk_revisions("base", "head")]
+    assert names == sorted(names, reverse=True)
+
+
+def test_the_page_s_commands_for_cruft(own_template: Path, terminal: Terminal) -> None:
+    """The whole of `cruft update`, which renders the old and the new answers."""
+    page = (REPOSITORY / "docs/updating.md").read_text("utf-8").partition("## Change an answer")[2]
+    update, relink = re.findall(r"^(?:uvx (?=cruft)|(?=make relink$))(.*)$", page, re.MULTILINE)
+    terminal.commit(own_template, "template")
+    terminal.cruft(
+        "create", own_template, "--no-input", "--extra-context", '{"project_slug":"desk"}'
+    )
+    project = terminal.work / "desk"
+    terminal.commit(project, "project")
+    before = migrations(contents(project))
+
+    done = terminal.run(sys.executable, "-m", *shlex.split(update), "--project-dir", project)
+    assert done.returncode == 0, done.stderr
+    done = terminal.run(*shlex.split(relink), "-C", project)
+
+    assert "Kept the tables scheduler_job, scheduler_lease, scheduler_run" in done.stdout
+    assert migrations(contents(project)) == before
+    assert not (project / "src/schedulers").exists()
