@@ -4,12 +4,15 @@ After each step, the project equals a new one with these answers, except for wha
 for its migrations: those that were there are unchanged, and new ones follow them.
 """
 
+import asyncio
 import json
 import re
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
@@ -17,8 +20,11 @@ from alembic.script import ScriptDirectory
 from cruft._commands.update import _apply_project_updates
 
 from scripts.tables import choices_of
+from tests import boot, rows
 from tests.conftest import Bake
-from tests.project import REPOSITORY, SERVICE, Terminal, files_under
+from tests.project import REPOSITORY, SERVICE, BakedProject, Terminal, files_under
+from tests.running import free_port
+from tests.servers import serving
 from tests.subprocesses import run
 from tests.variants import OTHERS, STRUCTURAL, Answers
 
@@ -55,6 +61,13 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("price")
+"""
+MIGRATE = """
+from alembic import command
+from alembic.config import Config
+config = Config("alembic.ini")
+command.upgrade(config, "head")
+command.check(config)
 """
 DEFAULTS = {question: choices_of(question)[0] for question in [*STRUCTURAL, *OTHERS]}
 
@@ -118,6 +131,7 @@ class Project:
     render: Bake
     answers: Answers
     template: Path | None = None
+    rows: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.path = self.terminal.work / "desk"
@@ -166,6 +180,17 @@ class Project:
         assert ours | migrations(fresh) == edited(fresh), changed
         self.commit()
 
+    def write_migration(self, message: str, url: str) -> None:
+        command = [sys.executable, "-m", "dev.migration", message]
+        run(*command, cwd=self.path, env={"DATABASE_URL": url})
+
+    def migrate(self, url: str) -> None:
+        """Migrate a database with rows, of which none is lost."""
+        run(sys.executable, "-c", MIGRATE, cwd=self.path, env={"DATABASE_URL": url})
+        now = asyncio.run(rows.fill(url.replace("postgresql:", "postgresql+asyncpg:")))
+        assert self.rows.items() <= now.items()
+        self.rows = now
+
 
 def test_each_answer_can_change_to_each_other(render: Bake, terminal: Terminal) -> None:
     """With cruft: it applies a patch. Copier renders all files again."""
@@ -174,11 +199,60 @@ def test_each_answer_can_change_to_each_other(render: Bake, terminal: Terminal) 
         project.change(step)
 
 
+ALL_IN_REDIS = dict.fromkeys(("cache_backend", "task_queue"), "redis") | dict.fromkeys(
+    ("example", "scheduler"), "yes"
+)
+
+
 def test_migrations_follow_each_other_in_the_order_of_their_names() -> None:
     """`make relink` sorts several new ones by name."""
     script = ScriptDirectory(str(REPOSITORY / SERVICE / "alembic"))
     names = [Path(each.path).name for each in script.walk_revisions("base", "head")]
     assert names == sorted(names, reverse=True)
+
+
+STEPS = [
+    {"scheduler": "yes"},
+    {"scheduler": "no", "task_queue": "redis", "cache_backend": "file"},
+    {"scheduler": "yes", "example": "no", "deployment": "kubernetes"},
+    {"scheduler": "no", "task_queue": "none", "ci_provider": "gitlab"},
+]
+
+
+def test_rows_survive_changed_answers(
+    render: Bake, own_template: Path, terminal: Terminal, tmp_path: Path
+) -> None:
+    """With Copier. Features are added, dropped and added again, the last time without tables."""
+    terminal.commit(own_template, "template")
+    first = DEFAULTS | {"task_queue": "none", "scheduler": "no"}
+    project = Project(terminal, render, first, own_template)
+    with ExitStack() as stack:
+        url_of = cache(lambda name: stack.enter_context(serving(name)))
+        env = boot.production(ALL_IN_REDIS, url_of, "desk", free_port())
+        url = env["DATABASE_URL"]
+        run(sys.executable, "cli.py", "db", "init", cwd=project.path, env={"DATABASE_URL": url})
+        project.migrate(url)
+        for step in STEPS:
+            project.change(step)
+            project.migrate(url)
+        assert {"item", "item_import", "outbox_message", "scheduler_run"} <= set(project.rows)
+        own = ("-q", "-p", "no:cacheprovider", "tests/test_models/test_migrations.py")
+        run("pytest", *own, cwd=project.path)
+
+        (project.path / KEPT).unlink()
+        project.write_migration("Drop tables", url)
+        project.rows = dict.fromkeys(("alembic_version", "idempotency_key", "price"), 1)
+        project.migrate(url)
+        assert set(project.rows) == {"alembic_version", "idempotency_key", "price"}
+        project.commit()
+        project.change(ALL_IN_REDIS)
+        project.write_migration("Create tables", url)
+        project.migrate(url)
+
+        log = tmp_path / "boot.log"
+        service = BakedProject(project.path, project.answers)
+        with boot.booted(service, Path(sys.executable), env, log) as client:
+            boot.smoke(client, project.answers, log)
 
 
 def test_the_page_s_commands_for_cruft(own_template: Path, terminal: Terminal) -> None:
