@@ -270,8 +270,9 @@ class UnexpectedErrorMiddleware:
 class SecurityHeadersMiddleware:
     """Add the headers that OWASP recommends, unless the response has set them.
 
-    With `hsts_seconds`, responses over HTTPS have `Strict-Transport-Security`. A redirect to this service becomes relative, because an attacker may have chosen the Host header.
-    While the process stops, also tell clients to open their next connection elsewhere.
+    With `hsts_seconds`, responses over HTTPS have `Strict-Transport-Security`. A redirect to this
+    service becomes relative, because an attacker may have chosen the Host header. While the process
+    stops, also tell clients to open their next connection elsewhere.
     """
 
     def __init__(self, app: ASGIApp, hsts_seconds: int | None = None) -> None:

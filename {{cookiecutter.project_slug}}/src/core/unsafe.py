@@ -1,8 +1,7 @@
 """What values of settings are unsafe in production."""
 
 import re
-from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import pairwise
 
 _WORDS = (
@@ -18,16 +17,10 @@ _PREDICTABLE = {pair for one in (_SEQUENCES, _SEQUENCES[::-1]) for pair in pairw
 _FEWEST_CHARACTERS = 8  # different ones
 _FEWEST_PAIRS = 8  # different ones that follow no sequence. 16 random hexadecimal digits have 11.
 
-_PRIVATE = [
-    ip_network(each)
-    for each in (
-        *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8"),
-        *("169.254.0.0/16", "fc00::/7", "fe80::/10"),
-    )
-]
-_MAPPED = IPv6Network("::ffff:0:0/96")
-# The 256th part of all addresses. The proxies of a large content delivery network have fewer.
-_MOST_ADDRESSES = {4: 2**24, 6: 2**112}
+# Of the prefixes of networks. Those of content delivery networks are longer.
+_SHORTEST_IPV4, _SHORTEST_IPV6 = 8, 16
+_PRIVATE = (IPv6Network("fc00::/7"), IPv6Network("fe80::/10"))
+_MAPPED = IPv6Network("::ffff:0:0/96")  # all IPv4 addresses, as IPv6 sockets have them
 
 
 def is_guessable(key: str) -> bool:
@@ -41,32 +34,18 @@ def is_guessable(key: str) -> bool:
 
 
 def trusts_everyone(proxies: str) -> bool:
-    """Return whether this `FORWARDED_ALLOW_IPS` contains a large part of all public addresses."""
-    if "*" in proxies:
-        return True
-    public = [network for network in _networks(proxies) if not _is_private(network)]
-    ipv4 = collapse_addresses(each for each in public if isinstance(each, IPv4Network))
-    ipv6 = collapse_addresses(each for each in public if isinstance(each, IPv6Network))
-    return any(
-        sum(network.num_addresses for network in networks) > _MOST_ADDRESSES[version]
-        for version, networks in ((4, ipv4), (6, ipv6))
-    )
+    """Return whether this `FORWARDED_ALLOW_IPS` contains a network of much of the internet."""
+    return "*" in proxies or any(map(_is_large, proxies.split(",")))
 
 
-def _networks(proxies: str) -> Iterator[IPv4Network | IPv6Network]:
-    for part in proxies.split(","):
-        try:
-            network = ip_network(part.strip(), strict=False)
-        except ValueError:
-            continue  # such as the path of a socket
-        if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
-            address = network.network_address.ipv4_mapped
-            network = IPv4Network(f"{address}/{network.prefixlen - _MAPPED.prefixlen}")
-        yield network
-
-
-def _is_private(network: IPv4Network | IPv6Network) -> bool:
-    return any(
-        network.version == each.version and network.subnet_of(each)  # type: ignore[arg-type]  # the same
-        for each in _PRIVATE
-    )
+def _is_large(proxy: str) -> bool:
+    try:
+        network = ip_network(proxy.strip(), strict=False)
+    except ValueError:
+        return False  # such as the path of a socket
+    if isinstance(network, IPv4Network):
+        return network.prefixlen < _SHORTEST_IPV4
+    if network.overlaps(_MAPPED):
+        return network.prefixlen < _MAPPED.prefixlen + _SHORTEST_IPV4
+    is_private = any(network.subnet_of(each) for each in _PRIVATE)
+    return network.prefixlen < _SHORTEST_IPV6 and not is_private

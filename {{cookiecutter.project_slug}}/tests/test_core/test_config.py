@@ -246,6 +246,8 @@ class TestProduction:
             ("10.0.0.0/7", False),
             ("2000::/3", False),
             ("::ffff:0.0.0.0/97", False),
+            ("::/80", False),
+            ("::ffff:10.0.0.0/104,::1", True),
         ],
     )
     def test_proxies_are_not_the_whole_internet(
