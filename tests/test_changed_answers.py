@@ -199,9 +199,25 @@ def test_each_answer_can_change_to_each_other(render: Bake, terminal: Terminal) 
         project.change(step)
 
 
-ALL_IN_REDIS = dict.fromkeys(("cache_backend", "task_queue"), "redis") | dict.fromkeys(
-    ("example", "scheduler"), "yes"
-)
+def test_relinking_loses_no_work(render: Bake, terminal: Terminal) -> None:
+    """A merge stays, and git has the text of a migration that was edited but not committed."""
+    project = Project(terminal, render, DEFAULTS)
+    mine = project.path / VERSIONS / "20270101_0000_price.py"
+    before = mine.read_text("utf-8")
+    other = before.replace("aaaaaaaaaaaa", "bbbbbbbbbbbb")
+    mine.with_name("20270102_0000_branch.py").write_text(other, "utf-8")
+    project.commit()
+    merge = 'revision = "cccccccccccc"\ndown_revision = ("aaaaaaaaaaaa", "bbbbbbbbbbbb")\n'
+    mine.with_name("20270103_0000_merge.py").write_text(merge, "utf-8")
+    mine.write_text(before + "# not applied\n", "utf-8")
+    (project.path / ".cruft.json").write_text("{ }", "utf-8")
+
+    said = run(sys.executable, "-m", "dev.relink_migrations", cwd=project.path)
+
+    assert mine.read_text("utf-8") == before
+    [command] = re.findall(r"`git (show \w+)`", said)
+    assert "# not applied" in terminal.git(project.path, *command.split())
+    assert mine.with_name("20270103_0000_merge.py").read_text("utf-8") == merge
 
 
 def test_migrations_follow_each_other_in_the_order_of_their_names() -> None:
@@ -211,6 +227,12 @@ def test_migrations_follow_each_other_in_the_order_of_their_names() -> None:
     assert names == sorted(names, reverse=True)
 
 
+ALL_IN_REDIS = {
+    "cache_backend": "redis",
+    "example": "yes",
+    "scheduler": "yes",
+    "task_queue": "redis",
+}
 STEPS = [
     {"scheduler": "yes"},
     {"scheduler": "no", "task_queue": "redis", "cache_backend": "file"},

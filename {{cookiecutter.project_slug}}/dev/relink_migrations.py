@@ -50,8 +50,8 @@ class Migration:
     parents: "list[str]"
 
     def follow(self, parent: str) -> bool:
-        """Return whether this changed the file."""
-        if self.parents == [parent][: bool(parent)]:
+        """Return whether this changed the file. A merge stays as it is."""
+        if len(self.parents) > 1 or self.parents == [parent][: bool(parent)]:
             return False
         text = self.path.read_bytes().decode("utf-8")
         value = f'"{parent}"' if parent else "None"
@@ -95,17 +95,23 @@ def read(path: Path) -> "list[Migration]":
     return [Migration(path, revision[1], re.findall(r"\w+", parents[2].replace("None", "")))]
 
 
+def saved(name: str) -> str:
+    """Store the file in git, in case its text is the user's, and say how to read it."""
+    if not (ROOT / name).exists():
+        return ""
+    return f" Its other text: `git show {git('hash-object', '-w', '--', name)[:12]}`."
+
+
 def restore(since: str, before: "set[str]") -> None:
     """Undo every change of a migration of the commit."""
     for path in sorted(ROOT.glob(f"{VERSIONS}/*.rej")):
         if name_of(path) not in before:
             path.unlink()
             say(f"Deleted {path.name}: it changes a migration that may be applied.")
-    files = sorted(before & changed(since, VERSIONS))
-    if files:
-        git("checkout", "--quiet", since, "--", *files)
-    for name in files:
-        say(f"Restored {Path(name).name}: it may be applied, so it must not change.")
+    for name in sorted(before & changed(since, VERSIONS)):
+        hint = saved(name)
+        git("checkout", "--quiet", since, "--", name)
+        say(f"Restored {Path(name).name}: it may be applied, so it must not change.{hint}")
 
 
 def in_order(migrations: "list[Migration]") -> "list[Migration]":
@@ -126,9 +132,11 @@ def relink(before: "set[str]") -> None:
     old = {each.revision: each for each in found if name_of(each.path) in before}
     new = [each for each in found if name_of(each.path) not in before]
     for twin in [migration for migration in new if migration.revision in old]:
+        hint = saved(name_of(twin.path))
         twin.path.unlink()
         new.remove(twin)
-        say(f"Deleted {twin.path.name}: {old[twin.revision].path.name} is the same migration.")
+        same = old[twin.revision].path.name
+        say(f"Deleted {twin.path.name}: {same} is the same migration.{hint}")
     followed = {parent for migration in old.values() for parent in migration.parents}
     heads = [revision for revision in old if revision not in followed]
     if len(heads) > 1:
