@@ -234,8 +234,7 @@ ALL_IN_REDIS = {
     "task_queue": "redis",
 }
 STEPS = [
-    {"scheduler": "yes"},
-    {"scheduler": "no", "task_queue": "redis", "cache_backend": "file"},
+    {"task_queue": "redis", "cache_backend": "file"},
     {"scheduler": "yes", "example": "no", "deployment": "kubernetes"},
     {"scheduler": "no", "task_queue": "none", "ci_provider": "gitlab"},
 ]
