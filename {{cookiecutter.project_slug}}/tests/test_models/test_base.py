@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from src.db.base import NAMING_CONVENTION, Base, TableNameMixin, TimestampMixin, UUIDMixin
 from src.db.models.idempotency import IdempotencyKey
 from src.db.session import Database, ReadOnlySessionError
+from src.domain.errors import InvalidCursorError
 from src.repositories.base import Repository
 from src.utils.text import snake_case
 from tests.fixtures.notes import Note, NoteNotFoundError, NoteRepository
@@ -46,6 +47,19 @@ async def test_a_model_needs_only_base_classes_and_columns(db: AsyncSession) -> 
 
 
 class TestRepository:
+    async def test_pages_sorted_by_a_column_follow_each_other(self, db: AsyncSession) -> None:
+        repository = NoteRepository(db)
+        for text in ("b", "a", "c"):
+            await repository.add(Note(text=text))
+
+        first, cursor = await repository.paginate_by(Note.text, select(Note), limit=2)
+        last, end = await repository.paginate_by(Note.text, select(Note), limit=2, cursor=cursor)
+
+        assert [note.text for note in (*first, *last)] == ["a", "b", "c"]
+        assert end is None
+        with pytest.raises(InvalidCursorError):
+            await repository.paginate_by(Note.text, select(Note), limit=2, cursor="x")
+
     async def test_get_for_update_reloads_the_row(self, committing_database: Database) -> None:
         async with committing_database.transaction() as session:
             note = await NoteRepository(session).add(Note(text="Lamp"))
