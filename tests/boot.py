@@ -50,10 +50,11 @@ def installed(project: BakedProject, scratch: Path) -> Iterator[Path]:
     It uses the selected Python if this machine has it. The path is always the same, so bytecode is
     compiled once.
     """
-    current = Path(sys.executable)
-    environment = scratch / f"python{project.answers['python_version']}"
-    python = environment / "bin" / "python"
-    interpreter = pythons().get(project.answers["python_version"], current)
+    found, version = pythons(), project.answers["python_version"]
+    if version not in found:
+        version = f"3.{sys.version_info.minor}"
+    environment = scratch / f"python{version}"
+    python, interpreter = environment / "bin" / "python", found[version]
     uv = partial(run, "uv", "--quiet", "--no-progress", cwd=project.path)
     uv("venv", "--no-project", "--python", interpreter, environment)
     uv("pip", "install", "--python", python, "--requirements", "requirements.txt")

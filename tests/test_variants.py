@@ -6,6 +6,7 @@ All tests of a variant run in one worker of pytest-xdist, which renders it once.
 import ast
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -228,6 +229,7 @@ def test_starts_with_its_own_requirements(
 ) -> None:
     """With production settings: it migrates, responds, runs tasks and stops."""
     answers, log = VARIANTS[variant], tmp_path / "service.log"
+    share_bytecode(shared.folder)
     env = boot.production(answers, shared.url_of, f"boot_{uuid4().hex}", free_port())
     env["PYTHONPYCACHEPREFIX"] = str(shared.folder / "bytecode")
     with (
@@ -241,6 +243,19 @@ def test_starts_with_its_own_requirements(
 def test_agents_file_names_existing_paths(render: Bake, variant: str) -> None:
     project = render(**VARIANTS[variant])
     assert missing_paths(project.path, AgentsFile(project.read_file("AGENTS.md")).paths) == set()
+
+
+def share_bytecode(folder: Path) -> None:
+    """Let all workers use one folder for the bytecode of the environments in their own folders.
+
+    To compile the packages for one Python takes ten seconds.
+    """
+    link = Path(f"{folder}/bytecode{folder}")
+    if "PYTEST_XDIST_WORKER" in os.environ and not link.exists():
+        common = folder.parents[1] / "bytecode"
+        common.mkdir(exist_ok=True)
+        link.parent.mkdir(parents=True)
+        link.symlink_to(common, target_is_directory=True)
 
 
 @pytest.mark.variants("pairs")
