@@ -360,8 +360,9 @@ def test_pods_have_time_to_stop(deployed: Deployed, manifests: Manifests, overla
             assert granted >= needed + closing + HEADROOM, pod.name
 
 
-def test_alerts_use_metrics_of_the_service(deployed: Deployed) -> None:
+def test_alerts_use_metrics_and_commands_of_the_service(deployed: Deployed) -> None:
     sources = texts_under(deployed.project.path / "src").values()
+    pages = "".join(texts_under(deployed.project.path / "docs").values())
     rules = [
         rule
         for each in deployed.overlays["production"].of_kind("PrometheusRule")
@@ -376,6 +377,8 @@ def test_alerts_use_metrics_of_the_service(deployed: Deployed) -> None:
             metric = f'"{re.sub("_(bucket|sum|count)$", "", name)}"'
             assert any(metric in source for source in sources), name
             assert job == deployed.project.answers["project_slug"]
+        for command in re.findall(r"`(python .*?)`", rule["annotations"]["summary"]):
+            assert f"\n{command}\n" in pages  # whose commands tests/test_docs.py checks
 
 
 def test_commands_of_the_page(bake: Bake) -> None:
