@@ -8,6 +8,7 @@ import asyncio
 import json
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -218,6 +219,25 @@ def test_relinking_loses_no_work(render: Bake, terminal: Terminal) -> None:
     [command] = re.findall(r"`git (show \w+)`", said)
     assert "# not applied" in terminal.git(project.path, *command.split())
     assert mine.with_name("20270103_0000_merge.py").read_text("utf-8") == merge
+
+
+def test_relinking_refuses_commits_that_are_not_the_update(
+    render: Bake, terminal: Terminal
+) -> None:
+    """A migration of a later commit may be applied."""
+    project = Project(terminal, render, DEFAULTS)
+    mine = project.path / VERSIONS / "20270101_0000_price.py"
+    later = mine.read_text("utf-8").replace("aaaaaaaaaaaa", "bbbbbbbbbbbb")
+    (project.path / ".cruft.json").write_text("{ }", "utf-8")
+    project.commit()
+    mine.with_name("20270102_0000_later.py").write_text(later, "utf-8")
+    project.commit()
+
+    command = (sys.executable, "-m", "dev.relink_migrations", "--since", "HEAD~2")
+    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert "Commits after HEAD~2 add migrations without an update." in done.stderr
 
 
 def test_migrations_follow_each_other_in_the_order_of_their_names() -> None:

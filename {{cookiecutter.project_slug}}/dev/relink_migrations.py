@@ -39,6 +39,11 @@ No update since the last commit: there is nothing to relink.
 If you have committed the update, name the commit before it: make relink since=HEAD~1"""
 
 
+OTHER_COMMITS = """\
+Commits after {since} add migrations without an update. A database may have these, so they must not
+change. Name the commit before the update, or write `down_revision` of the new ones yourself."""
+
+
 class RelinkError(Exception):
     """A message for the user."""
 
@@ -82,6 +87,11 @@ def changed(since: str, *paths: str) -> "set[str]":
     """Return the files of the commit that have changed or do not exist."""
     options = ("--name-only", "--relative", "--no-renames", "--diff-filter=a", "-z")
     return names(git("diff", *options, since, "--", *paths))
+
+
+def commits(since: str, *paths: str) -> "set[str]":
+    """Return the commits after this one that change one of these paths."""
+    return set(git("log", "--format=%H", f"{since}..HEAD", "--", *paths).split())
 
 
 def read(path: Path) -> "list[Migration]":
@@ -188,10 +198,14 @@ def main() -> None:
         git("rev-parse", "--verify", since + "^{commit}")
     except RelinkError as error:
         raise RelinkError(f"There is no commit {since} to compare with ({error}).") from None
-    if not chosen and not changed(since, *ANSWERS):
+    if not changed(since, *ANSWERS):
         say(NO_UPDATE)
         return
     before = names(git("ls-tree", "-r", "--name-only", "-z", since, "--", f"{VERSIONS}/"))
+    if not before:
+        raise RelinkError(f"{since} has no file in {VERSIONS}: name a later commit.")
+    if commits(since, VERSIONS) - commits(since, *ANSWERS):
+        raise RelinkError(OTHER_COMMITS.format(since=since))
     restore(since, before)
     relink(before)
     keep_tables(since)

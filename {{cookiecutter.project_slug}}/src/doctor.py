@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from textwrap import indent
 
-from src.core.config import Settings, load_settings
+from src.core.config import Settings
 from src.core.logging import configure_logging, mask_urls
 from src.core.ports import listen
 
@@ -40,7 +40,7 @@ class CheckSkippedError(Exception):
 async def examine(settings: Settings) -> list[Result]:
     """Run all checks at the same time, each for at most five seconds."""
     configure_logging(settings)
-    by_dev = _started_by_dev()
+    by_dev = _started_by_dev(settings)
     runs = [_run(name, check, settings, by_dev) for name, check in _checks()]
     return [
         ("settings", "ok", _describe_settings(settings)),
@@ -64,9 +64,8 @@ def _checks() -> Iterator[tuple[str, Check]]:
         yield from import_module(f"src.{path.parent.name}.doctor").CHECKS.items()
 
 
-def _started_by_dev() -> set[str]:
-    """Return the checks of servers that `dev` starts, because the settings name no other."""
-    settings = load_settings(dev_server=False)
+def _started_by_dev(settings: Settings) -> set[str]:
+    """Return the checks of servers that `dev` would start: it does not run, and none are named."""
     if settings.is_deployed:
         return set()
     try:

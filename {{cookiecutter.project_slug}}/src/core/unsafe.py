@@ -14,8 +14,8 @@ _SEQUENCES = (
     " 1q2w3e4r5t6y7u8i9o0p 1qaz2wsx3edc4rfv5tgb6yhn7ujm8ik9ol0p"
 )
 _PREDICTABLE = {pair for one in (_SEQUENCES, _SEQUENCES[::-1]) for pair in pairwise(one)}
-_FEWEST_CHARACTERS = 8  # different ones
-_FEWEST_PAIRS = 8  # different ones that follow no sequence. 16 random hexadecimal digits have 11.
+_FEWEST_CHARACTERS = 6  # different ones
+_FEWEST_PAIRS = 7  # different ones that follow no sequence. 16 random hexadecimal digits have 11.
 
 # Of the prefixes of networks. Those of content delivery networks are longer.
 _SHORTEST_IPV4, _SHORTEST_IPV6 = 8, 16
