@@ -221,6 +221,47 @@ def test_relinking_loses_no_work(render: Bake, terminal: Terminal) -> None:
     assert mine.with_name("20270103_0000_merge.py").read_text("utf-8") == merge
 
 
+def test_relinking_says_what_the_user_must_know(render: Bake, terminal: Terminal) -> None:
+    """A deleted migration that returns, deleted files with edits, and imports of deleted modules."""
+    project = Project(terminal, render, DEFAULTS)
+    answers = project.path / ".cruft.json"
+    squashed = next((project.path / VERSIONS).glob("*_create_scheduler.py"))
+    text = squashed.read_text("utf-8")
+    squashed.unlink()
+    edited, importing = project.path / "src/core/trace.py", project.path / "src/core/mine.py"
+    edited.write_text(edited.read_text("utf-8") + "# mine\n", "utf-8")
+    importing.write_text("from src.core import shutdown, trace\n", "utf-8")
+    project.commit()
+    squashed.write_text(text, "utf-8")
+    edited.unlink()
+
+    relink = (sys.executable, "-m", "dev.relink_migrations")
+    assert run(*relink, cwd=project.path).startswith("No update since the last commit")
+    answers.write_text("{ }", "utf-8")
+    said = run(*relink, cwd=project.path)
+
+    assert not squashed.exists()
+    assert f"Deleted {squashed.name}: you had deleted it" in said
+    assert "src/core/trace.py is gone, which you had changed: `git show HEAD:./src" in said
+    assert "src/core/mine.py imports src.core.trace, which is gone" in said
+
+
+def test_relinking_without_changed_answers_names_changed_migrations(
+    render: Bake, terminal: Terminal
+) -> None:
+    """As after `copier recopy`, or an edit of the user's own."""
+    project = Project(terminal, render, DEFAULTS)
+    mine = project.path / VERSIONS / "20270101_0000_price.py"
+    before = mine.read_text("utf-8")
+    mine.write_text(before + "# changed\n", "utf-8")
+
+    relink = (sys.executable, "-m", "dev.relink_migrations")
+    assert "make relink since=HEAD" in run(*relink, cwd=project.path)
+    assert mine.read_text("utf-8") != before
+    run(*relink, "--since", "HEAD", cwd=project.path)
+    assert mine.read_text("utf-8") == before
+
+
 def test_relinking_refuses_commits_that_are_not_the_update(
     render: Bake, terminal: Terminal
 ) -> None:

@@ -6,6 +6,7 @@ are. The last commit has them. Running it again changes nothing. Standard librar
 """
 
 import argparse
+import ast
 import re
 import subprocess
 import sys
@@ -34,6 +35,9 @@ HEADER = """\
 # Tables without a model that `alembic check` and `make migration` leave alone, one per line.
 # To drop a table, delete its line, then generate a migration.
 """
+CHANGED = """\
+{files} differ from the last commit, but the answers do not.
+If you did not change them yourself, run `make relink since=HEAD`."""
 NO_UPDATE = """\
 No update since the last commit: there is nothing to relink.
 If you have committed the update, name the commit before it: make relink since=HEAD~1"""
@@ -83,15 +87,15 @@ def names(output: str) -> "set[str]":
     return set(filter(None, output.split("\0")))
 
 
-def changed(since: str, *paths: str) -> "set[str]":
+def changed(since: str, *paths: str, only: str = "a") -> "set[str]":
     """Return the files of the commit that have changed or do not exist."""
-    options = ("--name-only", "--relative", "--no-renames", "--diff-filter=a", "-z")
+    options = ("--name-only", "--relative", "--no-renames", f"--diff-filter={only}", "-z")
     return names(git("diff", *options, since, "--", *paths))
 
 
-def commits(since: str, *paths: str) -> "set[str]":
-    """Return the commits after this one that change one of these paths."""
-    return set(git("log", "--format=%H", f"{since}..HEAD", "--", *paths).split())
+def commits(revisions: str, *paths: str) -> "list[str]":
+    """Return the commits that change one of these paths, the newest first."""
+    return git("log", "--format=%H", revisions, "--", *paths).split()
 
 
 def read(path: Path) -> "list[Migration]":
@@ -136,17 +140,25 @@ def in_order(migrations: "list[Migration]") -> "list[Migration]":
     return found
 
 
-def relink(before: "set[str]") -> None:
+def delete(migration: Migration, reason: str) -> None:
+    hint = saved(name_of(migration.path))
+    migration.path.unlink()
+    say(f"Deleted {migration.path.name}: {reason}.{hint}")
+
+
+def relink(since: str, before: "set[str]") -> None:
     """Put the new migrations after the head of the others."""
     found = [each for path in sorted(ROOT.glob(f"{VERSIONS}/*.py")) for each in read(path)]
     old = {each.revision: each for each in found if name_of(each.path) in before}
     new = [each for each in found if name_of(each.path) not in before]
-    for twin in [migration for migration in new if migration.revision in old]:
-        hint = saved(name_of(twin.path))
-        twin.path.unlink()
-        new.remove(twin)
-        same = old[twin.revision].path.name
-        say(f"Deleted {twin.path.name}: {same} is the same migration.{hint}")
+    for migration in list(new):
+        if migration.revision in old:
+            delete(migration, f"{old[migration.revision].path.name} is the same migration")
+        elif commits(since, name_of(migration.path)):
+            delete(migration, "you had deleted it, for example to merge it with others")
+        else:
+            continue
+        new.remove(migration)
     followed = {parent for migration in old.values() for parent in migration.parents}
     heads = [revision for revision in old if revision not in followed]
     if len(heads) > 1:
@@ -183,6 +195,35 @@ def keep_tables(since: str) -> None:
         file.unlink(missing_ok=True)
 
 
+def report_files(since: str) -> None:
+    """Name the user's edits that are gone, and the files that import deleted modules."""
+    deleted = changed(since, ".", only="D")
+    for commit in commits(since, *ANSWERS)[:1]:  # the last update
+        edits = git("diff", "--name-only", "--relative", "-z", commit, since, "--", ".")
+        for name in sorted(deleted & names(edits)):
+            say(f"{name} is gone, which you had changed: `git show {since}:./{name}`")
+    modules = {name[: -len(".py")].replace("/", ".") for name in deleted if name.endswith(".py")}
+    for path in sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("tests/**/*.py")]):
+        gone = sorted(modules & imports(path.read_text("utf-8")))
+        if gone:
+            say(f"{name_of(path)} imports {gone[0]}, which is gone: change or delete the file.")
+
+
+def imports(source: str) -> "set[str]":
+    """Return the modules that the source may import: `from a import b` may be `a` or `a.b`."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # it has conflict markers
+        return set()
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}", *(f"{node.module}.{each.name}" for each in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {each.name for each in node.names}
+    return found
+
+
 def say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
@@ -198,17 +239,19 @@ def main() -> None:
         git("rev-parse", "--verify", since + "^{commit}")
     except RelinkError as error:
         raise RelinkError(f"There is no commit {since} to compare with ({error}).") from None
-    if not changed(since, *ANSWERS):
-        say(NO_UPDATE)
+    if not chosen and not changed(since, *ANSWERS):
+        files = ", ".join(sorted(changed(since, VERSIONS)))
+        say(CHANGED.format(files=files) if files else NO_UPDATE)
         return
     before = names(git("ls-tree", "-r", "--name-only", "-z", since, "--", f"{VERSIONS}/"))
     if not before:
         raise RelinkError(f"{since} has no file in {VERSIONS}: name a later commit.")
-    if commits(since, VERSIONS) - commits(since, *ANSWERS):
+    if set(commits(f"{since}..HEAD", VERSIONS)) - set(commits(f"{since}..HEAD", *ANSWERS)):
         raise RelinkError(OTHER_COMMITS.format(since=since))
     restore(since, before)
-    relink(before)
+    relink(since, before)
     keep_tables(since)
+    report_files(since)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ async def _check(count: Count | None, rate: Rate, route: str, caller: str) -> di
     if counted is None:
         UNCHECKED.inc()
         return {}
-    left = max(1, ceil(counted.seconds_left))
+    left = min(rate.seconds, max(1, ceil(counted.seconds_left)))  # a float may be a little more
     headers = {
         "RateLimit-Policy": f'"{rate.text}";q={rate.quota};w={rate.seconds}',
         "RateLimit": f'"{rate.text}";r={max(0, rate.quota - counted.number)};t={left}',

@@ -19,8 +19,8 @@ from src.doctor import TO_DO, CheckError, CheckSkippedError
 
 OLDEST_VERSION = 18
 MISSING = (
-    "No migration has created these tables. After an update of the template, run `make relink`. "
-    "Otherwise generate a migration."
+    "After an update of the template, run `make relink`. If it prints no migration, generate one: "
+    "`make migration`."
 )
 MERGE = """\
 Two migrations follow the same one. After an update of the template, run `make relink`. Otherwise run
