@@ -33,7 +33,8 @@ def test_make_prefers_the_selected_python(
     path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
 
     assert f'"{used}" -m venv .venv' in run("make", "-n", "setup", cwd=project, env=path)
-    assert attempt("make", "setup", cwd=project, env=path).stdout.startswith(says)
+    lines = attempt("make", "setup", cwd=project, env=path).stdout.splitlines()
+    assert any(line.startswith(says) for line in lines)  # `make test` prints more
 
 
 @pytest.mark.parametrize(("version", "options"), [("3.12.1", ""), ("3.11.2", " --clear")])
