@@ -5,6 +5,7 @@ import time
 
 import pytest
 import redis
+import structlog
 from dramatiq import Message
 from dramatiq.common import current_millis, dq_name
 from dramatiq.errors import BrokerConnectionError
@@ -13,6 +14,7 @@ from structlog.testing import capture_logs
 from src.core.config import Settings
 from src.doctor import CheckError
 from src.tasks.doctor import check_broker
+from src.tasks.engine.brokers import base
 from src.tasks.engine.brokers.base import ERROR, QueueState
 from src.tasks.engine.brokers.redis import RedisTaskBroker
 from tests.test_tasks.test_brokers.conftest import MakeBroker
@@ -172,8 +174,9 @@ def test_expired_dead_letters_are_deleted(broker: RedisTaskBroker, queue: str) -
 
 
 async def test_server_that_may_evict_messages_causes_a_warning(
-    broker: RedisTaskBroker, queue_settings: Settings
+    broker: RedisTaskBroker, queue_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(base, "log", structlog.get_logger())  # not bound by an earlier test
     client = broker.client
     with capture_logs() as logs:
         broker.warn_if_unsafe()
