@@ -123,8 +123,11 @@ def restore(since: str, before: "set[str]") -> None:
             path.unlink()
             say(f"Deleted {path.name}: it changes a migration that may be applied.")
     for name in sorted(before & changed(since, VERSIONS)):
-        hint = saved(name)
+        path = ROOT / name
+        other, hint = path.read_text("utf-8") if path.exists() else "", saved(name)
         git("checkout", "--quiet", since, "--", name)
+        if DOWN_REVISION.sub("", other) == DOWN_REVISION.sub("", path.read_text("utf-8")):
+            hint = ""  # only the update's order of migrations differed
         say(f"Restored {Path(name).name}: it may be applied, so it must not change.{hint}")
 
 
