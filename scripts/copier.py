@@ -23,10 +23,7 @@ SLUG = """\
 {% from "hooks/copier.jinja" import slugify -%}
 {% set slug = slugify(project_name)[:55] -%}
 {{ slugify(slug if slug[:1].isalpha() else "service-" ~ slug) }}"""
-VALIDATOR = """\
-{% from "hooks/copier.jinja" import refusal, taken -%}
-{{ refusal("NAME", NAME, refused.NAME) }}"""
-TAKEN = " or taken(project_slug, refused.taken) }}"
+IMPORT = '{% from "hooks/copier.jinja" import refusal, taken -%}\n'
 
 
 def label_of(name: str, choice: str) -> str:
@@ -43,10 +40,16 @@ def question(name: str) -> dict[str, Any]:
         default = default[0]
     found["default"] = SLUG if name == "project_slug" else default
     if name in BEFORE["RULES"]:
-        found["validator"] = VALIDATOR.replace("NAME", name)
-    if name == "project_slug":
-        found["validator"] = found["validator"].replace(" }}", TAKEN)
+        found["validator"] = validator(name)
     return found
+
+
+def validator(name: str) -> str:
+    """Return an expression for the error message of an answer."""
+    error = f'refusal("{name}", {name}, refused.{name})'
+    if name == "project_slug":
+        error += " or taken(project_slug, refused.taken)"
+    return f"{IMPORT}{{{{ {error} }}}}"
 
 
 def variable(value: object) -> dict[str, Any]:

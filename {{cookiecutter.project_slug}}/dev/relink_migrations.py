@@ -124,10 +124,11 @@ def restore(since: str, before: "set[str]") -> None:
             say(f"Deleted {path.name}: it changes a migration that may be applied.")
     for name in sorted(before & changed(since, VERSIONS)):
         path = ROOT / name
-        other, hint = path.read_text("utf-8") if path.exists() else "", saved(name)
+        other = path.read_text("utf-8") if path.exists() else ""
+        committed = git("show", f"{since}:./{name}")
+        is_moved = DOWN_REVISION.sub("", other) == DOWN_REVISION.sub("", committed)
+        hint = "" if is_moved else saved(name)  # the order of migrations is the update's
         git("checkout", "--quiet", since, "--", name)
-        if DOWN_REVISION.sub("", other) == DOWN_REVISION.sub("", path.read_text("utf-8")):
-            hint = ""  # only the update's order of migrations differed
         say(f"Restored {Path(name).name}: it may be applied, so it must not change.{hint}")
 
 
@@ -187,15 +188,16 @@ def keep_tables(since: str) -> None:
         *(tables(git("show", f"{since}:./{name}")) for name in changed(since, MODELS))
     )
     file = ROOT / KEPT_TABLES
-    lines = file.read_text("utf-8").splitlines() if file.exists() else HEADER.splitlines()
+    header = HEADER.splitlines()
+    lines = file.read_text("utf-8").splitlines() if file.exists() else header
     gone = sorted(before - now - set(lines))
     kept = [line for line in lines if line not in now] + gone
     if gone:
         say(f"Kept the tables {', '.join(gone)}: {KEPT_TABLES} says how to drop them.")
-    if kept != lines and kept != HEADER.splitlines():
-        file.write_text("\n".join(kept) + "\n", "utf-8")
-    elif kept == HEADER.splitlines():
+    if kept == header:
         file.unlink(missing_ok=True)
+    elif kept != lines:
+        file.write_text("\n".join(kept) + "\n", "utf-8")
 
 
 def report_files(since: str) -> None:
