@@ -8,7 +8,6 @@ import asyncio
 import json
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from tests.conftest import Bake
 from tests.project import REPOSITORY, SERVICE, BakedProject, Terminal, files_under
 from tests.running import free_port
 from tests.servers import serving
-from tests.subprocesses import run
+from tests.subprocesses import attempt, run
 from tests.variants import OTHERS, STRUCTURAL, Answers
 
 CREATED = re.compile(r'op\.create_table\(\s*"(\w+)"')
@@ -70,6 +69,7 @@ config = Config("alembic.ini")
 command.upgrade(config, "head")
 command.check(config)
 """
+RELINK = (sys.executable, "-m", "dev.relink_migrations")
 DEFAULTS = {question: choices_of(question)[0] for question in [*STRUCTURAL, *OTHERS]}
 
 
@@ -170,7 +170,7 @@ class Project:
         else:  # what `cruft update` does after it has rendered both
             _apply_project_updates(old, self.fresh(), self.path, False, True, False)
             (self.path / ".cruft.json").write_text(json.dumps(self.answers), "utf-8")
-            run(sys.executable, "-m", "dev.relink_migrations", cwd=self.path)
+            self.relink()
         after, fresh = contents(self.path), contents(self.fresh())
         kept = after.pop(KEPT, b"").decode().splitlines()[2:]
         assert set(kept) >= tables(before) - tables(fresh) - {"price"}, changed
@@ -180,6 +180,9 @@ class Project:
         ours = {file: text for file, text in after.items() if file not in migrations(after)}
         assert ours | migrations(fresh) == edited(fresh), changed
         self.commit()
+
+    def relink(self, *options: str) -> str:
+        return run(*RELINK, *options, cwd=self.path)
 
     def write_migration(self, message: str, url: str) -> None:
         command = [sys.executable, "-m", "dev.migration", message]
@@ -213,7 +216,7 @@ def test_relinking_loses_no_work(render: Bake, terminal: Terminal) -> None:
     mine.write_text(before + "# not applied\n", "utf-8")
     (project.path / ".cruft.json").write_text("{ }", "utf-8")
 
-    said = run(sys.executable, "-m", "dev.relink_migrations", cwd=project.path)
+    said = project.relink()
 
     assert mine.read_text("utf-8") == before
     [command] = re.findall(r"`git (show \w+)`", said)
@@ -235,10 +238,9 @@ def test_relinking_says_what_the_user_must_know(render: Bake, terminal: Terminal
     squashed.write_text(text, "utf-8")
     edited.unlink()
 
-    relink = (sys.executable, "-m", "dev.relink_migrations")
-    assert run(*relink, cwd=project.path).startswith("No update since the last commit")
+    assert project.relink().startswith("No update since the last commit")
     answers.write_text("{ }", "utf-8")
-    said = run(*relink, cwd=project.path)
+    said = project.relink()
 
     assert not squashed.exists()
     assert f"Deleted {squashed.name}: you had deleted it" in said
@@ -255,10 +257,9 @@ def test_relinking_without_changed_answers_names_changed_migrations(
     before = mine.read_text("utf-8")
     mine.write_text(before + "# changed\n", "utf-8")
 
-    relink = (sys.executable, "-m", "dev.relink_migrations")
-    assert "make relink since=HEAD" in run(*relink, cwd=project.path)
+    assert "make relink since=HEAD" in project.relink()
     assert mine.read_text("utf-8") != before
-    run(*relink, "--since", "HEAD", cwd=project.path)
+    project.relink("--since", "HEAD")
     assert mine.read_text("utf-8") == before
 
 
@@ -274,11 +275,10 @@ def test_relinking_refuses_commits_that_are_not_the_update(
     mine.with_name("20270102_0000_later.py").write_text(later, "utf-8")
     project.commit()
 
-    command = (sys.executable, "-m", "dev.relink_migrations", "--since", "HEAD~2")
-    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=False)
+    done = attempt(*RELINK, "--since", "HEAD~2", cwd=project.path)
 
     assert done.returncode == 1
-    assert "Commits after HEAD~2 add migrations without an update." in done.stderr
+    assert "Commits after HEAD~2 add migrations without an update." in done.stdout
 
 
 def test_migrations_follow_each_other_in_the_order_of_their_names() -> None:
