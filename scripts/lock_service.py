@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SERVICE = ROOT / "{{cookiecutter.project_slug}}"
 FILES = ("requirements.txt", "requirements-dev.txt")
 BOTH_BROKERS = {"__queue_redis": "yes", "__queue_rabbitmq": "yes"}  # no answer selects both
-EVERYTHING = {"cache_backend": "all", **BOTH_BROKERS}
+BOTH_LOGINS = {"__oidc": "yes", "__users": "yes"}  # nor both of these
+EVERYTHING = {"cache_backend": "all", **BOTH_BROKERS, **BOTH_LOGINS}
 # The condition of each feature with packages, and answers that deselect it. Parts come before the
 # whole, which gets the remaining pins.
 FEATURES = {
@@ -27,6 +28,8 @@ FEATURES = {
     "cookiecutter.__queue": dict.fromkeys(BOTH_BROKERS, ""),
     "cookiecutter.__redis": {"cache_backend": "file", "__queue_redis": ""},
     "cookiecutter.scheduler": {"scheduler": "no"},
+    "cookiecutter.__oidc": {"__oidc": ""},
+    "cookiecutter.__users": {"__users": ""},
 }
 # Other files with the version of a pinned package: the file, the text before the version, the package.
 FOLLOWERS = [

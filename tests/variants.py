@@ -24,11 +24,13 @@ OTHERS = {
     if question not in STRUCTURAL and choices_of(question)
 }
 
-# The un-rendered service: both brokers, which no answer selects.
+# The un-rendered service: both brokers and both logins, which no answer selects.
 EVERYTHING = {
     "cache_backend": "all",
     "__queue_redis": "yes",
     "__queue_rabbitmq": "yes",
+    "__oidc": "yes",
+    "__users": "yes",
     "deployment": "kubernetes",
 }
 

@@ -1,13 +1,14 @@
 """The ASGI application. Run it with `python cli.py api` or `uvicorn main:app`."""
 
 from asgi_correlation_id import CorrelationIdMiddleware
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_standalone_docs import StandaloneDocs
 from starlette.responses import RedirectResponse
 from starlette.types import Receive, Scope, Send
 
 from src.api import (
+    auth,
     idempotency,
     openapi,
     # % if cookiecutter.cache_backend != "none"
@@ -49,12 +50,13 @@ def create_application(settings: Settings | None = None) -> FastAPI:
         openapi_url=f"{settings.API_PREFIX}/openapi.json" if has_docs else None,
         swagger_ui_oauth2_redirect_url=None,
         lifespan=build_lifespan(settings),
+        dependencies=[Depends(auth.authenticate)],
     )
     add_middleware(app, settings)
     add_exception_handlers(app)
     app.include_router(v1_router, prefix=f"{settings.API_PREFIX}/v1")
     if "metrics" in settings.public_pages:
-        app.add_api_route("/metrics", metrics, include_in_schema=False)
+        app.add_api_route("/metrics", auth.allow_anonymous(metrics), include_in_schema=False)
     if has_docs:
         # Serve the assets of Swagger UI and ReDoc from this process instead of a CDN.
         StandaloneDocs(app)

@@ -1,14 +1,12 @@
-"""Dependencies for endpoints: database sessions, settings, the API key, `If-Match`."""
+"""Dependencies for endpoints: database sessions, settings, `If-Match`. See also `src/api/auth.py`."""
 
 import asyncio
 import re
-import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar, cast
 
-from fastapi import Depends, Header, HTTPException, Request, Security, status
-from fastapi.security import APIKeyHeader
+from fastapi import Depends, Header, Request
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
@@ -33,7 +31,8 @@ HAS_COMPLETED = "endpoint_has_completed"  # key in `session.info`
 CREDENTIAL_HEADERS = (b"authorization", b"cookie", b"x-api-key")
 
 
-def _state_of(connection: HTTPConnection) -> State:
+def state_of(connection: HTTPConnection) -> State:
+    """Return the state of the lifespan. Raises RuntimeError if the application has not started."""
     state = connection.scope.get("state")
     if not state:
         raise RuntimeError(
@@ -43,7 +42,7 @@ def _state_of(connection: HTTPConnection) -> State:
 
 
 async def get_database(connection: HTTPConnection) -> Database:
-    return _state_of(connection)["database"]
+    return state_of(connection)["database"]
 
 
 AppDatabase = Annotated[Database, Depends(get_database)]
@@ -51,7 +50,7 @@ AppDatabase = Annotated[Database, Depends(get_database)]
 
 async def _transaction(connection: HTTPConnection) -> AsyncGenerator[AsyncSession]:
     """Open a transaction, unless `IdempotencyMiddleware` has opened it and will commit it."""
-    state = _state_of(connection)
+    state = state_of(connection)
     session = state.get("transaction")
     if session is None:
         async with state["database"].transaction() as session:
@@ -117,7 +116,7 @@ async def _reading(session: R) -> AsyncGenerator[R]:
 
 async def get_read_session(connection: HTTPConnection) -> AsyncGenerator[ReadOnlyAsyncSession]:
     """Open a session for reads only. Each statement runs by itself, without a transaction."""
-    async with _reading(_state_of(connection)["database"].reads()) as session:
+    async with _reading(state_of(connection)["database"].reads()) as session:
         _commit_between_messages(connection, session)
         yield session
 
@@ -132,7 +131,7 @@ async def get_expensive_read_session(
 
     Requests beyond these limits get 503. See EXPENSIVE_READS in `src/db/session.py`.
     """
-    async with _reading(_state_of(connection)["database"].expensive()) as session:
+    async with _reading(state_of(connection)["database"].expensive()) as session:
         _commit_between_messages(connection, session)
         yield session
 
@@ -144,7 +143,7 @@ ExpensiveReadSession = Annotated[
 
 async def get_stream_session(connection: HTTPConnection) -> AsyncGenerator[StreamingAsyncSession]:
     """Open a session to stream a response from. It holds a connection until the response ends."""
-    async with _reading(_state_of(connection)["database"].streams()) as session:
+    async with _reading(state_of(connection)["database"].streams()) as session:
         yield session
 
 
@@ -152,40 +151,10 @@ StreamSession = Annotated[StreamingAsyncSession, Depends(get_stream_session, sco
 
 
 async def get_app_settings(connection: HTTPConnection) -> Settings:
-    return _state_of(connection)["settings"]
+    return state_of(connection)["settings"]
 
 
 AppSettings = Annotated[Settings, Depends(get_app_settings)]
-
-API_KEY_HEADER = "X-API-Key"
-_api_key_header = APIKeyHeader(
-    name=API_KEY_HEADER, auto_error=False, description="One of the keys in the setting `API_KEYS`."
-)
-
-
-def is_api_key(settings: Settings, given: str) -> bool:
-    # Compare with every key, each in constant time: the duration must not reveal a match.
-    known = [key.get_secret_value().encode() for key in settings.API_KEYS]
-    matches = [secrets.compare_digest(given.encode(), key) for key in known]
-    return any(matches)
-
-
-async def require_api_key(
-    settings: AppSettings, given: Annotated[str | None, Security(_api_key_header)]
-) -> None:
-    """Reject requests without a valid key with 401, if API_KEYS is not empty.
-
-    Only development and tests may start with an empty API_KEYS (see `Settings`).
-    """
-    if settings.API_KEYS and not is_api_key(settings, given or ""):
-        raise HTTPException(
-            status.HTTP_401_UNAUTHORIZED,
-            "Send a valid API key in the X-API-Key header.",
-            headers={"WWW-Authenticate": 'ApiKey header="X-API-Key"'},
-        )
-
-
-ApiKey = Depends(require_api_key)
 
 
 async def ignore_idempotency_key() -> None:

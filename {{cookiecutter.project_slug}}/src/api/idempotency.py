@@ -28,8 +28,9 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from src.api.auth import walk
 from src.api.deps import CREDENTIAL_HEADERS, HAS_COMPLETED
-from src.api.openapi import accepts_idempotency_key, walk
+from src.api.openapi import accepts_idempotency_key
 from src.core.events import State
 from src.db.models.idempotency import IdempotencyKey
 from src.db.session import DatabaseUnavailableError

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.api.problems import RETRY_AFTER, problem_response
 from src.core.shutdown import is_stopping
-from src.core.trace import trace_id_of, traceparent
+from src.core.trace import principal_id, trace_id_of, traceparent
 
 log = structlog.get_logger(__name__)
 
@@ -51,12 +51,13 @@ _SURROGATE_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9
 
 
 class TraceMiddleware:
-    """Store the caller's `traceparent` header."""
+    """Store the caller's `traceparent` header. Dependencies store the principal."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        principal_id.set(None)
         for name, value in scope.get("headers", ()):
             if name == b"traceparent" and trace_id_of(text := value.decode("latin-1")):
                 traceparent.set(text)

@@ -1,7 +1,7 @@
 """The OpenAPI document, with the error responses that follow from each operation's parameters."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -9,13 +9,15 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 
-from src.api import deps, rate_limits
+from src.api import auth, deps, rate_limits
 from src.api.problems import MEDIA_TYPE, Problem, status_of
 from src.domain.errors import (
     DomainError,
     IdempotencyKeyInUseError,
     IdempotencyKeyReusedError,
+    MissingScopeError,
     StaleVersionError,
+    UnauthenticatedError,
 )
 
 _SCHEMAS = "#/components/schemas/"
@@ -31,6 +33,14 @@ _IDEMPOTENCY_KEY = {
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 }
+SECURITY_SCHEMES: dict[str, dict[str, Any]] = {
+    "API key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": auth.API_KEY_HEADER,
+        "description": "A key of `cli.py keys create`, or of the setting `API_KEYS`.",
+    },
+}
 # Responses of `IdempotencyMiddleware` to a POST, and of FastAPI to a request with a body.
 _ERRORS_OF_POST = (400, IdempotencyKeyInUseError, 413, IdempotencyKeyReusedError, 503)
 _ERRORS_OF_BODY = (400, 413)
@@ -39,7 +49,6 @@ _ERRORS_OF_DEPENDENCY: dict[Callable[..., Any], tuple[type[DomainError] | int, .
     deps.get_expected_versions: (StaleVersionError,),
     deps.get_expensive_read_session: (503,),
     deps.get_read_session: (503,),
-    deps.require_api_key: (401,),
     rate_limits.get_counter: (429,),
 }
 
@@ -85,16 +94,33 @@ class ProblemOpenAPI(FastAPI):
                 for method in route.methods or ():
                     path = document["paths"].get(route.path_format, {})
                     if operation := path.get(method.lower()):
+                        if not auth.allows_anonymous(route.endpoint):
+                            _describe_security(operation, route.dependant)
                         _describe_errors(operation, method, route.dependant)
-            _describe_problem(document.setdefault("components", {}).setdefault("schemas", {}))
+            components = document.setdefault("components", {})
+            components.setdefault("securitySchemes", {}).update(SECURITY_SCHEMES)
+            _describe_problem(components.setdefault("schemas", {}))
             self._described = document
         return document
+
+
+def _describe_security(operation: dict[str, Any], dependant: Dependant) -> None:
+    """Add the scopes, and that the caller needs one of the schemes."""
+    scopes = sorted(auth.required_scopes(dependant))
+    operation["security"] = [
+        *operation.get("security", ()),
+        *({name: scopes} for name in SECURITY_SCHEMES),
+    ]
+    errors = (UnauthenticatedError, MissingScopeError) if scopes else (UnauthenticatedError,)
+    operation["responses"] = problems(*errors) | operation["responses"]
 
 
 def _describe_errors(operation: dict[str, Any], method: str, dependant: Dependant) -> None:
     responses = operation["responses"]
     known = _ERRORS_OF_DEPENDENCY
-    errors = [error for each in walk(dependant) if each.call in known for error in known[each.call]]
+    errors = [
+        error for each in auth.walk(dependant) if each.call in known for error in known[each.call]
+    ]
     if responses.get("422", {}).get("description") == "Validation Error":
         del responses["422"]  # added by FastAPI; has another media type
         errors.append(422)
@@ -108,18 +134,11 @@ def _describe_errors(operation: dict[str, Any], method: str, dependant: Dependan
     operation["responses"] = dict(sorted(responses.items()))
 
 
-def walk(dependant: Dependant) -> Iterator[Dependant]:
-    """Yield the dependant and all its dependencies."""
-    yield dependant
-    for each in dependant.dependencies:
-        yield from walk(each)
-
-
 def accepts_idempotency_key(dependant: Dependant) -> bool:
     call = inspect.unwrap(cast(Callable[..., Any], dependant.call))
     if inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call):
         return False  # the response is a stream
-    return all(each.call is not deps.ignore_idempotency_key for each in walk(dependant))
+    return all(each.call is not deps.ignore_idempotency_key for each in auth.walk(dependant))
 
 
 def _describe_problem(schemas: dict[str, Any]) -> None:

@@ -18,16 +18,20 @@ from starlette.types import Scope
 from src.domain.errors import (
     ConflictError,
     DomainError,
+    ForbiddenError,
     IdempotencyKeyReusedError,
     InvalidCursorError,
     NotFoundError,
     StaleVersionError,
+    UnauthenticatedError,
 )
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = {"Retry-After": "1"}
 
 _STATUS: dict[type[DomainError], HTTPStatus] = {
+    UnauthenticatedError: HTTPStatus.UNAUTHORIZED,
+    ForbiddenError: HTTPStatus.FORBIDDEN,
     IdempotencyKeyReusedError: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidCursorError: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotFoundError: HTTPStatus.NOT_FOUND,
@@ -90,6 +94,19 @@ class Problem(BaseModel):
     errors: list[InvalidField] | None = Field(
         default=None, description="The invalid fields of the request (status 422)."
     )
+
+
+def challenge(error: str | None = None, **parameters: str) -> str:
+    """Return the value of `WWW-Authenticate` (RFC 9110, RFC 6750). Without credentials: no `error`."""
+    given = {"error": error, **parameters} if error else parameters
+    parts = [f'{name}="{value}"' for name, value in given.items()]
+    challenges = [
+        # % if cookiecutter.__oidc or cookiecutter.__users
+        ("Bearer", parts),
+        # % endif
+        ("ApiKey", ['header="X-API-Key"', *parts]),
+    ]
+    return ", ".join(f"{scheme} {', '.join(each)}".strip() for scheme, each in challenges)
 
 
 def status_of(error: type[DomainError]) -> HTTPStatus:

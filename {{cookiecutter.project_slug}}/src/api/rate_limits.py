@@ -1,10 +1,11 @@
 """Rate limits: `RATE_LIMIT` for all requests of a caller, `rate_limit("5/minute")` for a route.
 
-A caller is a valid API key, else an IP address. While the store of the counters is unavailable,
+A caller is a principal, else an IP address. While the store of the counters is unavailable,
 requests are served without a limit.
 """
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from hashlib import blake2b
 from ipaddress import IPv6Address, ip_address
 from math import ceil
@@ -15,10 +16,12 @@ from prometheus_client import Counter
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from src.api.deps import API_KEY_HEADER, get_app_settings, is_api_key
+from src.api.auth import get_optional_principal
 from src.api.metrics import route_template
 from src.api.problems import problem_response
 from src.core.rate_limits import Count, Rate
+from src.domain.errors import UnauthenticatedError
+from src.domain.principal import PrincipalKind
 
 UNCHECKED = Counter(
     "rate_limit_unchecked_requests_total",
@@ -27,10 +30,11 @@ UNCHECKED = Counter(
 
 
 async def get_caller(connection: HTTPConnection) -> str:
-    """Return who calls: a valid API key, else the address; for IPv6, the /64 network of a site."""
-    key = connection.headers.get(API_KEY_HEADER)
-    if key and is_api_key(await get_app_settings(connection), key):
-        return f"key {key}"
+    """Return who calls: the principal, else the address; for IPv6, the /64 network of a site."""
+    with suppress(UnauthenticatedError):
+        principal = await get_optional_principal(connection)
+        if principal and principal.kind is not PrincipalKind.DEVELOPER:
+            return str(principal)
     host = connection.client.host if connection.client else ""
     try:
         address = ip_address(host)

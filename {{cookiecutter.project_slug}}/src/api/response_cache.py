@@ -1,18 +1,19 @@
 """Response caching: `dependencies=[cached_response(ttl=60, tags=("users",))]`.
 
 The router needs `route_class=CachedRoute`. The cache stores the body and the headers of the
-response. On a hit, neither the endpoint nor its dependencies run. A route is therefore refused if a
-dependency may reject the request, or if the response may depend on more than its cache key.
+response. A hit needs the same scopes as the endpoint, but neither the endpoint nor its dependencies
+run. A route is therefore refused if another dependency may reject the request, or if the response
+may depend on more than its cache key, such as the principal.
 
 Only responses to GET with status 200 are cached. A response is not cached if it sets a cookie, if
 its Cache-Control is `no-store` or `private`, or if it starts a background task.
 
-A request with credentials (Authorization, Cookie or X-API-Key) bypasses the cache, unless the
-policy has an `identity`.
+If an endpoint allows anonymous callers, a request with credentials (Authorization, Cookie or
+X-API-Key) bypasses the cache, unless the policy has an `identity`.
 """
 
 import inspect
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -30,6 +31,14 @@ from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute
 from starlette.types import Scope
 
+from src.api.auth import (
+    Require,
+    allows_anonymous,
+    authenticate,
+    get_optional_principal,
+    required_scopes,
+    walk,
+)
 from src.api.deps import (
     CREDENTIAL_HEADERS,
     get_app_settings,
@@ -37,7 +46,6 @@ from src.api.deps import (
     get_expensive_read_session,
     get_read_session,
 )
-from src.api.openapi import walk
 from src.cache import current_cache, get_cache
 from src.cache.engine.keys import (
     check_strings,
@@ -48,6 +56,7 @@ from src.cache.engine.keys import (
     shorten,
 )
 from src.cache.engine.policy import Policy
+from src.domain.errors import UnauthenticatedError
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Headers = list[tuple[bytes, bytes]]
@@ -86,8 +95,8 @@ def cached_response(
 
     - `tags` may contain path parameters: `"user:{user_id}"`.
     - `vary` lists the request headers that the response depends on.
-    - `identity` returns the verified caller of a request. Each caller then has a separate cached
-      response. If it returns None, the request bypasses the cache.
+    - `identity` returns the verified caller of a request, such as `by_principal`. Each caller then
+      has a separate cached response. If it returns None, the request bypasses the cache.
     - `max_age` is how long clients may reuse the response without a request, in seconds. With 0,
       they revalidate it each time, and receive 304 if it has not changed.
     - `shared=True` declares that the response is the same for every caller, although the endpoint
@@ -183,19 +192,17 @@ class RouteCache:
         self.values: Policy[Response] = Policy(
             route.name, ResponseCodec(policy), owner, ttl=policy.ttl
         )
-        self.headers = _cache_headers(policy)
+        self.is_public = allows_anonymous(endpoint)
+        self.scopes = required_scopes(route.dependant)
+        self.headers = _cache_headers(policy, is_public=self.is_public)
         self.template: str = route.path_format
-        dependants = list(walk(route.dependant))
-        self._calls = [
-            dependant.call
-            for dependant in dependants[1:]
-            if dependant.call not in (*_STATE_ONLY_DEPENDENCIES, policy)
-        ]
+        ignored = (*_STATE_ONLY_DEPENDENCIES, policy)
+        calls = [each.call for each in walk(route.dependant)]
+        self._calls = [call for call in calls[1:] if call not in ignored]
         # An endpoint that takes the request may put its query and its host into the response.
-        self.reads_request = any(map(_takes_request, dependants))
-        self.reads_query = self.reads_request or any(
-            dependant.query_params for dependant in dependants
-        )
+        others = list(_without_guards(route.dependant))
+        self.reads_request = any(map(_takes_request, others))
+        self.reads_query = self.reads_request or any(each.query_params for each in others)
         # Part of the key: a release with a different response model ignores old cached responses.
         self.schema = digest(to_json(TypeAdapter(route.response_model).json_schema()))[:8]
         # A subclass may check the request.
@@ -210,11 +217,23 @@ class RouteCache:
         overrides = app.dependency_overrides
         return bool(overrides) and any(call in overrides for call in self._calls)
 
+    async def admits(self, connection: HTTPConnection) -> bool:
+        """Return whether the caller has the scopes that the endpoint requires."""
+        if self.is_public and self.policy.identity is None:
+            return True
+        try:
+            principal = await get_optional_principal(connection)
+        except UnauthenticatedError:
+            return False
+        return self.scopes <= principal.scopes if principal else self.is_public
+
     async def respond(self, request: Request, handler: Handler) -> Response:
         scope = request.scope
         scope[POLICY_SCOPE_KEY] = self.policy
         cache = current_cache()
         path = None if self.is_overridden(request.app) else self._path(scope)
+        if path is None or not await self.admits(request):
+            path = None  # the endpoint, or one of its dependencies, responds with the error
         if cache is None or path is None or (key := path.cache_key(scope)) is None:
             response = _with_headers(await handler(request), _BYPASS_HEADERS)
             return apply_if_none_match(response, scope)
@@ -267,7 +286,9 @@ class CachedPath:
             if caller is None:
                 return None
             key = f"{key}~{digest(caller.encode())}"  # a digest, because it may be a secret token
-        elif any(name in CREDENTIAL_HEADERS for name, _ in scope["headers"]):
+        elif self.route.is_public and any(
+            name in CREDENTIAL_HEADERS for name, _ in scope["headers"]
+        ):
             return None
         if policy.vary:
             headers = HTTPConnection(scope).headers
@@ -337,8 +358,8 @@ def apply_if_none_match(response: Response, scope: Scope) -> Response:
     return RawResponse(b"", headers, _NOT_MODIFIED)
 
 
-def _cache_headers(policy: ResponsePolicy) -> Headers:
-    scope = "private" if policy.identity else "public"
+def _cache_headers(policy: ResponsePolicy, *, is_public: bool) -> Headers:
+    scope = "public" if is_public and not policy.identity else "private"
     value = f"{scope}, max-age={policy.max_age}" if policy.max_age else "no-cache"
     headers = [(b"cache-control", value.encode())]
     vary = [name.encode() for name in policy.vary]
@@ -387,10 +408,20 @@ def _check_policy(policy: ResponsePolicy, route: Any, *, is_complete: bool = Tru
     _check_credentials(name, policy, dependants)
     _check_headers(name, policy, dependants)
     if not (policy.shared or policy.identity):
+        dependants = list(_without_guards(route.dependant))
         takes_request = [each for each in dependants if _takes_request(each)]
         skipped = [each for each in dependants[1:] if _has_no_value(each, route)]
         if takes_request or skipped:
             _refuse(name, [*takes_request, *skipped][0], route.dependant)
+
+
+def _without_guards(dependant: Dependant) -> Iterator[Dependant]:
+    """Yield all dependencies except those whose check `RouteCache.admits` repeats on each hit."""
+    yield dependant
+    for each in dependant.dependencies:
+        is_parameter = each.name is not None  # its value may be in the response
+        if each.call is not authenticate and (is_parameter or not isinstance(each.call, Require)):
+            yield from _without_guards(each)
 
 
 def _check_credentials(name: str, policy: ResponsePolicy, dependants: Sequence[Dependant]) -> None:

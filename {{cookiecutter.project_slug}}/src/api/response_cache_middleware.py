@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Host
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -71,9 +72,9 @@ class CacheMiddleware:
             return None
         if known.path.route.is_overridden(scope["app"]):
             return None
-        key = known.path.cache_key(scope)
-        if key is None:
-            return None
+        is_admitted = await known.path.route.admits(HTTPConnection(scope))
+        if not is_admitted or (key := known.path.cache_key(scope)) is None:
+            return None  # the route responds, with an error if the caller is not admitted
         response = await cache.get(known.path.route.values, key, known.path.tags)
         if response is None:
             return None

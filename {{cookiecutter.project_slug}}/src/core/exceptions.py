@@ -22,13 +22,19 @@ from src.api.problems import (
     RETRY_AFTER,
     InvalidField,
     Problem,
+    challenge,
     members_of,
     phrase_of,
     problem_response,
     status_of,
 )
 from src.db.session import DatabaseUnavailableError, sqlstate_of
-from src.domain.errors import DomainError, IdempotencyKeyInUseError
+from src.domain.errors import (
+    DomainError,
+    IdempotencyKeyInUseError,
+    MissingScopeError,
+    UnauthenticatedError,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -82,8 +88,19 @@ async def _domain_error(request: Request, error: DomainError) -> JSONResponse:
         type=f"urn:problem-type:{error.code}",
         title=error.title,
         detail=str(error),
-        headers=RETRY_AFTER if isinstance(error, IdempotencyKeyInUseError) else None,
+        headers=_headers_of(error),
     )
+
+
+def _headers_of(error: DomainError) -> dict[str, str] | None:
+    match error:
+        case IdempotencyKeyInUseError():
+            return RETRY_AFTER
+        case MissingScopeError():
+            return {"WWW-Authenticate": challenge("insufficient_scope", scope=error.scope)}
+        case UnauthenticatedError():
+            return {"WWW-Authenticate": challenge()}
+    return None
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

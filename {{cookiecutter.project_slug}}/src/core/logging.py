@@ -22,7 +22,7 @@ from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor
 
 from src.core.config import Settings
-from src.core.trace import trace_id_of, traceparent
+from src.core.trace import principal_id, trace_id_of, traceparent
 
 if sys.platform == "linux":
     import fcntl
@@ -192,6 +192,8 @@ def _add_origin(_logger: object, _method: str, event: EventDict) -> EventDict:
         event.setdefault("request_id", request_id)
     if (parent := traceparent.get()) and (trace_id := trace_id_of(parent)):
         event.setdefault("trace_id", trace_id)
+    if principal := principal_id.get():
+        event.setdefault("principal", principal)
     return event
 
 

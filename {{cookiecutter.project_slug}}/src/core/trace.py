@@ -1,4 +1,4 @@
-"""The trace ID of a request (W3C Trace Context)."""
+"""Who caused the work, and the trace that it belongs to (W3C Trace Context)."""
 
 import re
 from contextvars import ContextVar
@@ -8,6 +8,8 @@ _TRACEPARENT = re.compile(
     r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
 
+# The principal, as text, of the request, task or job.
+principal_id: ContextVar[str | None] = ContextVar("principal_id", default=None)
 traceparent: ContextVar[str | None] = ContextVar("traceparent", default=None)
 
 

@@ -16,6 +16,31 @@ class DomainError(Exception):
         super().__init__(self.message.format(**values) if message is None else message)
 
 
+class UnauthenticatedError(DomainError):
+    """The request has no valid credentials. The message does not say why: the log does."""
+
+    code = "unauthenticated"
+    title = "Not authenticated"
+    message = "Send valid credentials."
+
+
+class ForbiddenError(DomainError):
+    """The principal may not do this."""
+
+    code = "forbidden"
+    title = "Forbidden"
+
+
+class MissingScopeError(ForbiddenError):
+    code = "missing-scope"
+    title = "Missing scope"
+    message = "This needs the scope {scope}."
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(scope=scope)
+        self.scope = scope
+
+
 class NotFoundError(DomainError):
     code = "not-found"
     title = "Not found"

@@ -13,7 +13,7 @@ from httpx import AsyncClient
 from prometheus_client import REGISTRY
 from starlette.background import BackgroundTask
 
-from src.api.deps import ApiKey
+from src.api.auth import get_principal
 from src.api.response_cache import CachedRoute, cached_response
 from src.cache import Cache, MemoryBackend
 from src.db.session import Database
@@ -348,7 +348,7 @@ async def read_cookie(session: Annotated[str, Cookie()]) -> None: ...
     [
         (read_language, {}, "`vary`"),
         (read_cookie, {}, "identity"),
-        (nothing, {"dependencies": [ApiKey]}, "identity"),
+        (nothing, {"dependencies": [Depends(get_principal)]}, "identity"),
         (nothing, {"dependencies": [Depends(read_caller)]}, "shared=True"),
         (nothing, {"methods": ["POST"]}, "only GET"),
     ],

@@ -19,7 +19,6 @@ from websockets.asyncio.client import connect as connect_socket
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from src.api.deps import (
-    ApiKey,
     AppDatabase,
     AppSettings,
     DbSession,
@@ -405,7 +404,7 @@ class TestWebSocket:
     async def test_settings_database_and_api_key(
         self, fresh_app: FastAPI, small_database: Database, settings: Settings
     ) -> None:
-        @fresh_app.websocket("/notes", dependencies=[ApiKey])
+        @fresh_app.websocket("/notes")
         async def notes(websocket: WebSocket, settings: AppSettings, database: AppDatabase) -> None:
             async with database.transaction() as db:
                 db.add(Note(text="Lamp"))

@@ -2,11 +2,12 @@
 
 from fastapi import APIRouter, Request, status
 
-from src.api.deps import ApiKey
+from src.api.auth import require
 from src.cache import Cache
+from src.domain.principal import Scope
 from src.schemas.cache import CacheInfo
 
-router = APIRouter(prefix="/cache", tags=["cache"], dependencies=[ApiKey])
+router = APIRouter(prefix="/cache", tags=["cache"], dependencies=[require(Scope.CACHE_WRITE)])
 
 
 @router.get("/info", summary="Inspect Cache")

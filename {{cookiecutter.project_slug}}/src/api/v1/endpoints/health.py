@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, HTTPException, Request, Response, status
 
+from src.api.auth import allow_anonymous
 from src.api.deps import AppSettings
 from src.core.shutdown import is_stopping
 from src.schemas.health import AppInfo, Liveness, Readiness
@@ -11,6 +12,7 @@ router = APIRouter()
 
 
 @router.get("/health/live", tags=["health"], summary="Check Liveness")
+@allow_anonymous
 async def live() -> Liveness:
     """Use this as the liveness probe. It needs no database or other server."""
     return Liveness()
@@ -22,6 +24,7 @@ async def live() -> Liveness:
     summary="Check Readiness",
     responses={503: {"model": Readiness, "description": "Send no requests to this process."}},
 )
+@allow_anonymous
 async def ready(request: Request, response: Response) -> Readiness:
     """Use this as the readiness probe: it fails while the database is unavailable.
 
@@ -38,6 +41,7 @@ async def ready(request: Request, response: Response) -> Readiness:
 
 
 @router.get("/app-info", tags=["service"], summary="Get Service Information")
+@allow_anonymous
 async def app_info(settings: AppSettings) -> AppInfo:
     """Return the name, version and environment of the service."""
     if "app-info" not in settings.public_pages:

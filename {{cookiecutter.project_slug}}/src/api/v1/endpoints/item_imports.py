@@ -16,17 +16,19 @@ from fastapi import (
 )
 
 from src.api.accepted import accepted
-from src.api.deps import ApiKey, DbSession, ReadSession
+from src.api.auth import require
+from src.api.deps import DbSession, ReadSession
 from src.api.openapi import problems
 from src.db.models.item_import import ItemImport
 from src.domain.item_import import ImportFileError, ItemImportNotFoundError
+from src.domain.principal import Scope
 from src.schemas.item_import import ItemImportResponse
 from src.schemas.task import TaskAccepted
 from src.services.item_import import ItemImportService
 from src.tasks import enqueue
 from src.tasks.jobs import import_items
 
-router = APIRouter(prefix="/item-imports", tags=["item imports"], dependencies=[ApiKey])
+router = APIRouter(prefix="/item-imports", tags=["item imports"])
 
 CSV = "text/csv"
 
@@ -41,7 +43,7 @@ async def require_csv(content_type: Annotated[str | None, Header(include_in_sche
 @router.post(
     "/",
     status_code=status.HTTP_202_ACCEPTED,
-    dependencies=[Depends(require_csv)],
+    dependencies=[require(Scope.ITEMS_WRITE), Depends(require_csv)],
     responses=problems(ImportFileError, 415),
     summary="Import Items from CSV",
 )
@@ -65,7 +67,10 @@ async def import_csv(
 
 
 @router.get(
-    "/{import_id}", response_model=ItemImportResponse, responses=problems(ItemImportNotFoundError)
+    "/{import_id}",
+    response_model=ItemImportResponse,
+    dependencies=[require(Scope.ITEMS_READ)],
+    responses=problems(ItemImportNotFoundError),
 )
 async def get_item_import(
     import_id: Annotated[UUID, Path(description="ID of the import.")], db: ReadSession

@@ -12,9 +12,11 @@ from src.api import (
     response_cache,
     # % endif
 )
-from src.api.deps import ApiKey, DbSession, ExpectedVersions, ExpensiveReadSession, ReadSession
+from src.api.auth import require
+from src.api.deps import DbSession, ExpectedVersions, ExpensiveReadSession, ReadSession
 from src.db.models.item import Item
 from src.domain.item import ItemArchivedError, ItemNotFoundError, ItemTransitionError
+from src.domain.principal import Scope
 from src.schemas.item import (
     ItemCreate,
     ItemListQuery,
@@ -31,6 +33,7 @@ ItemId = Annotated[UUID, Path(description="ID of the item.")]
 router = APIRouter(
     prefix="/items",
     tags=["items"],
+    dependencies=[require(Scope.ITEMS_READ)],
     # % if cookiecutter.cache_backend != "none"
     route_class=response_cache.CachedRoute,
     # % endif
@@ -41,7 +44,7 @@ router = APIRouter(
     "/",
     response_model=ItemResponse,
     status_code=status.HTTP_201_CREATED,
-    dependencies=[ApiKey],
+    dependencies=[require(Scope.ITEMS_WRITE)],
 )
 async def create_item(
     item_data: ItemCreate, db: DbSession, request: Request, response: Response
@@ -109,7 +112,7 @@ async def get_item(item_id: ItemId, db: ReadSession, response: Response) -> Item
 @router.patch(
     "/{item_id}",
     response_model=ItemResponse,
-    dependencies=[ApiKey],
+    dependencies=[require(Scope.ITEMS_WRITE)],
     responses=openapi.problems(ItemNotFoundError, ItemArchivedError, ItemTransitionError),
 )
 async def update_item(
@@ -135,7 +138,7 @@ async def update_item(
 @router.delete(
     "/{item_id}",
     status_code=status.HTTP_204_NO_CONTENT,
-    dependencies=[ApiKey],
+    dependencies=[require(Scope.ITEMS_WRITE)],
     responses=openapi.problems(ItemNotFoundError),
 )
 async def delete_item(item_id: ItemId, db: DbSession, expected_versions: ExpectedVersions) -> None:

@@ -4,11 +4,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from src.api.deps import ApiKey, ReadSession
+from src.api.auth import require
+from src.api.deps import ReadSession
+from src.domain.principal import Scope
 from src.schemas.scheduler import SchedulerInfo
 from src.services.scheduler import SchedulerService
 
-router = APIRouter(prefix="/scheduler", tags=["scheduler"], dependencies=[ApiKey])
+router = APIRouter(
+    prefix="/scheduler", tags=["scheduler"], dependencies=[require(Scope.SCHEDULER_READ)]
+)
 
 
 @router.get("/jobs", summary="List Scheduled Jobs")

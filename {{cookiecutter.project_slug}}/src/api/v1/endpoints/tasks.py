@@ -5,14 +5,16 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Response
 
-from src.api.deps import ApiKey, ReadSession
+from src.api.auth import require
+from src.api.deps import ReadSession
 from src.api.openapi import problems
 from src.db.models.task import Task
+from src.domain.principal import Scope
 from src.domain.task import TERMINAL_STATUSES, TaskNotFoundError
 from src.repositories.task import TaskRepository
 from src.schemas.task import TaskResponse
 
-router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[ApiKey])
+router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[require(Scope.TASKS_READ)])
 
 
 @router.get("/{task_id}", response_model=TaskResponse, responses=problems(TaskNotFoundError))

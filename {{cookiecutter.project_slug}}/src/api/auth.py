@@ -1,0 +1,137 @@
+"""Authentication: finds out who calls, and checks the scopes that an endpoint requires.
+
+Each endpoint needs valid credentials, unless it is marked with `@allow_anonymous`.
+"""
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Annotated, Any, TypeVar
+
+import structlog
+from fastapi import Depends
+from fastapi.dependencies.models import Dependant
+from starlette.requests import HTTPConnection
+
+from src.api.deps import state_of
+from src.core.config import Settings
+from src.core.trace import principal_id
+from src.domain.errors import MissingScopeError, UnauthenticatedError
+from src.domain.principal import Principal, PrincipalKind, Scope
+
+log = structlog.get_logger(__name__)
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+API_KEY_HEADER = "X-API-Key"
+DEVELOPER = Principal(PrincipalKind.DEVELOPER, "development", frozenset(Scope))
+
+_ANONYMOUS = "allows_anonymous"  # attribute of an endpoint
+_PRINCIPAL = "principal"  # key in the scope of a request
+
+
+def allow_anonymous(endpoint: Endpoint) -> Endpoint:
+    """Let an endpoint respond to requests without credentials."""
+    vars(endpoint)[_ANONYMOUS] = True
+    return endpoint
+
+
+def allows_anonymous(endpoint: Callable[..., Any] | None) -> bool:
+    return getattr(endpoint, _ANONYMOUS, False)
+
+
+async def authenticate(connection: HTTPConnection) -> None:
+    """Reject requests without valid credentials. The application adds this to each endpoint."""
+    if not allows_anonymous(connection.scope.get("endpoint")):
+        await get_principal(connection)
+
+
+async def get_principal(connection: HTTPConnection) -> Principal:
+    """Return who calls. Raises UnauthenticatedError."""
+    principal = await get_optional_principal(connection)
+    if principal is None:
+        raise UnauthenticatedError
+    return principal
+
+
+CurrentPrincipal = Annotated[Principal, Depends(get_principal)]
+
+
+async def get_optional_principal(connection: HTTPConnection) -> Principal | None:
+    """Return who calls; None without credentials. Raises UnauthenticatedError for invalid ones."""
+    scope = connection.scope
+    if _PRINCIPAL not in scope:
+        try:
+            scope[_PRINCIPAL] = await _identify(connection)
+        except UnauthenticatedError as error:
+            scope[_PRINCIPAL] = error
+    principal: Principal | UnauthenticatedError | None = scope[_PRINCIPAL]
+    if isinstance(principal, UnauthenticatedError):
+        raise principal
+    principal_id.set(str(principal) if principal else None)
+    return principal
+
+
+def by_principal(connection: HTTPConnection) -> str | None:
+    """Separate cached responses: `cached_response(identity=by_principal)`."""
+    principal = connection.scope.get(_PRINCIPAL)
+    return str(principal) if isinstance(principal, Principal) else None
+
+
+OptionalPrincipal = Annotated[Principal | None, Depends(get_optional_principal)]
+
+
+async def _identify(connection: HTTPConnection) -> Principal | None:
+    settings = state_of(connection)["settings"]
+    if keys := connection.headers.getlist(API_KEY_HEADER):
+        return _by_api_key(settings, keys)
+    if settings.API_KEYS or settings.is_deployed:
+        return None
+    return DEVELOPER
+
+
+def _by_api_key(settings: Settings, given: Sequence[str]) -> Principal:
+    # Compare with every key, each in constant time: the duration must not reveal a match.
+    known = [key.get_secret_value().encode() for key in settings.API_KEYS]
+    matches = [key for key in known if secrets.compare_digest(given[0].encode(), key)]
+    if len(given) > 1 or not matches:
+        log.warning("credentials_rejected", kind="API key")
+        raise UnauthenticatedError
+    # All processes have the same name for a key, and it reveals nothing about it.
+    name = f"API_KEYS-{sha256(matches[0]).hexdigest()[:12]}"
+    return Principal(PrincipalKind.API_KEY, name, frozenset(Scope))
+
+
+@dataclass(frozen=True)
+class Require:
+    """A dependency that returns the principal. FastAPI calls it."""
+
+    scopes: tuple[Scope, ...]
+
+    async def __call__(self, principal: CurrentPrincipal) -> Principal:
+        for scope in self.scopes:
+            if scope not in principal.scopes:
+                raise MissingScopeError(scope)
+        return principal
+
+
+def required_scopes(dependant: Dependant) -> frozenset[Scope]:
+    """Return the scopes of all `require()` of a route and of the routers that include it."""
+    calls = [each.call for each in walk(dependant)]
+    return frozenset().union(*(call.scopes for call in calls if isinstance(call, Require)))
+
+
+def walk(dependant: Dependant) -> Iterator[Dependant]:
+    """Yield the dependant and all its dependencies."""
+    yield dependant
+    for each in dependant.dependencies:
+        yield from walk(each)
+
+
+def require(*scopes: Scope) -> Any:
+    """Require scopes: `dependencies=[require(Scope.…)]`, or as a parameter the principal.
+
+    `principal: Annotated[Principal, require(Scope.…)]`
+    """
+    return Depends(Require(scopes))
