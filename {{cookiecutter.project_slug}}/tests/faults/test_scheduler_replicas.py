@@ -191,13 +191,12 @@ async def test_scheduling_continues_after_an_outage_of_the_database(
     await replicas.wait_for_runs(count + 3)
     replicas.assert_each_tick_once()
     # When the connection breaks, a claimed tick may not have run, or the outcome of a run may not
-    # have been recorded. Both are lost.
-    recorded = text("SELECT tick FROM scheduler_run WHERE outcome <> 'lost'")
-    async with asyncio.timeout(LIMIT_SECONDS), replicas.database.reads() as session:
-        while not set(await session.scalars(recorded)) <= replicas.ticks():  # noqa: ASYNC110 - other processes write them
-            await asyncio.sleep(0.05)
-        claimed = set(await session.scalars(text("SELECT tick FROM scheduler_run")))
-    assert replicas.ticks() <= claimed
+    # have been recorded. Both are lost. On a busy machine, a tick may be skipped.
+    async with replicas.database.reads() as session:
+        succeeded = text("SELECT tick FROM scheduler_run WHERE outcome = 'succeeded'")
+        assert set(await session.scalars(succeeded)) <= replicas.ticks()
+        ticks = replicas.ticks()
+        assert ticks <= set(await session.scalars(text("SELECT tick FROM scheduler_run")))
 
 
 async def test_one_api_worker_is_the_leader(replicas: Replicas, fresh_url: URL) -> None:
