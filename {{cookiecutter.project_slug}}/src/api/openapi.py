@@ -112,7 +112,8 @@ def _describe_security(operation: dict[str, Any], dependant: Dependant) -> None:
         *({name: scopes} for name in SECURITY_SCHEMES),
     ]
     errors = (UnauthenticatedError, MissingScopeError) if scopes else (UnauthenticatedError,)
-    operation["responses"] = problems(*errors) | operation["responses"]
+    for status, response in problems(*errors).items():
+        operation["responses"].setdefault(str(status), response)
 
 
 def _describe_errors(operation: dict[str, Any], method: str, dependant: Dependant) -> None:

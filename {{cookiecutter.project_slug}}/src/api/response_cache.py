@@ -189,12 +189,11 @@ class RouteCache:
         self.policy = policy
         endpoint = route.endpoint
         owner = f"{endpoint.__module__}.{getattr(endpoint, '__qualname__', route.name)}"
-        self.values: Policy[Response] = Policy(
-            route.name, ResponseCodec(policy), owner, ttl=policy.ttl
-        )
         self.is_public = allows_anonymous(endpoint)
         self.scopes = required_scopes(route.dependant)
         self.headers = _cache_headers(policy, is_public=self.is_public)
+        codec = ResponseCodec(policy, self.headers)
+        self.values: Policy[Response] = Policy(route.name, codec, owner, ttl=policy.ttl)
         self.template: str = route.path_format
         ignored = (*_STATE_ONLY_DEPENDENCIES, policy)
         calls = [each.call for each in walk(route.dependant)]
@@ -299,7 +298,8 @@ class CachedPath:
 class ResponseCodec:
     """Serializes a response as a JSON list of its headers, a newline and the body."""
 
-    def __init__(self, policy: ResponsePolicy) -> None:
+    def __init__(self, policy: ResponsePolicy, added: Headers) -> None:
+        self.added = added
         self.forbidden = (b"no-store",) if policy.identity else (b"no-store", b"private")
         self.vary = {*CREDENTIAL_HEADERS, *(name.lower().encode() for name in policy.vary)}
 
@@ -312,7 +312,7 @@ class ResponseCodec:
             or _header_tokens(value, b"set-cookie")
             or any(
                 token.startswith(self.forbidden)
-                for token in _header_tokens(value, b"cache-control")
+                for token in _header_tokens(value, b"cache-control", ignored=self.added)
             )
             or not self.vary.issuperset(_header_tokens(value, b"vary"))  # not in the key
         ):
@@ -363,8 +363,8 @@ def _cache_headers(policy: ResponsePolicy, *, is_public: bool) -> Headers:
     value = f"{scope}, max-age={policy.max_age}" if policy.max_age else "no-cache"
     headers = [(b"cache-control", value.encode())]
     vary = [name.encode() for name in policy.vary]
-    if policy.max_age and not policy.identity:
-        vary += CREDENTIAL_HEADERS  # requests with these bypass the cache: responses may differ
+    if policy.max_age:
+        vary += CREDENTIAL_HEADERS  # the next person at the same browser may be another principal
     return [*headers, (b"vary", b", ".join(vary))] if vary else headers
 
 
@@ -372,7 +372,7 @@ def _with_headers(response: Response, headers: Headers) -> Response:
     if response.status_code == _OK:
         # Several Vary headers add up. For any other header, the value from the endpoint is used.
         given = {name for name, _ in response.raw_headers} - {b"vary"}
-        added = [(name, value) for name, value in headers if name not in given]
+        added = [header for header in headers if header[0] not in given]
         if b"etag" not in given and (body := getattr(response, "body", None)):
             added.append((b"etag", f'"{digest(body)}"'.encode()))
         response.raw_headers = [*response.raw_headers, *added]
@@ -487,7 +487,13 @@ def _takes_request(dependant: Dependant) -> bool:
     return bool(dependant.request_param_name or dependant.http_connection_param_name)
 
 
-def _header_tokens(response: Response, header: bytes) -> list[bytes]:
-    """Return the comma-separated tokens of a header, which may occur several times."""
-    values = [value for name, value in response.raw_headers if name == header]
+def _header_tokens(
+    response: Response, header: bytes, *, ignored: Sequence[tuple[bytes, bytes]] = ()
+) -> list[bytes]:
+    """Return the comma-separated tokens of a header, which may occur several times.
+
+    `ignored` are the very headers that the cache has added, not equal ones of an endpoint.
+    """
+    given = [pair for pair in response.raw_headers if not any(pair is each for each in ignored)]
+    values = [value for name, value in given if name == header]
     return [token.strip().lower() for value in values for token in value.split(b",")]

@@ -258,9 +258,7 @@ class Settings(BaseSettings):
         yield from self._api_key_errors()
 
     def _api_key_errors(self) -> Iterator[str]:
-        if not self.API_KEYS:
-            yield "API_KEYS must contain at least one key"
-        elif any(len(key.get_secret_value()) < _SHORTEST_API_KEY for key in self.API_KEYS):
+        if any(len(key.get_secret_value()) < _SHORTEST_API_KEY for key in self.API_KEYS):
             yield f"Each key in API_KEYS must have at least {_SHORTEST_API_KEY} characters"
         elif any(unsafe.is_guessable(key.get_secret_value()) for key in self.API_KEYS):
             yield "Each key in API_KEYS must be random, such as the output of `openssl rand -hex 32`"

@@ -79,7 +79,7 @@ def build_lifespan(settings: Settings) -> Lifespan[FastAPI]:
                 jobs = scheduler.open_scheduler(settings, state["database"])
                 await stack.enter_async_context(jobs)
             # % endif
-            if not settings.API_KEYS:
+            if not (settings.API_KEYS or settings.is_deployed):
                 log.warning("api_unauthenticated", reason="API_KEYS is empty: no key is needed")
             if settings.is_deployed and settings.public_pages:
                 log.warning(

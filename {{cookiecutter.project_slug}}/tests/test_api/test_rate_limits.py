@@ -42,9 +42,10 @@ async def handshakes(
         await websocket.accept()
         await websocket.close()
 
+    headers = HEADERS | HANDSHAKE | {"X-API-Key": KEYS[0]} if settings else HEADERS | HANDSHAKE
     async with (
         served(app, database, settings, rate_limits=True) as host,
-        AsyncClient(base_url=f"http://{host}", headers=HEADERS | HANDSHAKE) as client,
+        AsyncClient(base_url=f"http://{host}", headers=headers) as client,
     ):
         return [await client.get("/socket") for _ in range(3)]
 
@@ -215,10 +216,11 @@ async def test_requests_are_served_without_the_store(limited: Settings, database
     ],
 )
 async def test_ipv6_addresses_of_a_network_are_one_caller(
-    one: str, other: str, *, is_same: bool
+    settings: Settings, one: str, other: str, *, is_same: bool
 ) -> None:
     async def caller(host: str) -> str:
-        scope = {"type": "http", "client": (host, 1), "headers": []}
+        state = {"settings": settings}
+        scope = {"type": "http", "client": (host, 1), "headers": [], "state": state}
         return await get_caller(HTTPConnection(scope))
 
     assert (await caller(one) == await caller(other)) is is_same

@@ -13,7 +13,7 @@ from httpx import AsyncClient
 from prometheus_client import REGISTRY
 from starlette.background import BackgroundTask
 
-from src.api.auth import get_principal
+from src.api.auth import allow_anonymous, get_principal
 from src.api.response_cache import CachedRoute, cached_response
 from src.cache import Cache, MemoryBackend
 from src.db.session import Database
@@ -160,11 +160,16 @@ async def test_invalid_request_is_refused(client_of: ClientOf) -> None:
 
 
 @pytest.mark.parametrize("header", ["Authorization", "Cookie", "X-API-Key"])
-async def test_request_with_credentials_bypasses_the_cache(
+async def test_request_with_credentials_bypasses_the_cache_of_a_public_endpoint(
     client_of: ClientOf, counter: Counter, header: str
 ) -> None:
     """It does not receive a cached response, and its response is not cached."""
-    client = client_of()
+
+    @allow_anonymous
+    async def get() -> dict[str, int]:
+        return counter()
+
+    client = client_of(endpoint=get)
     await client.get("/x/t/n", headers={header: "a=b"})
     await client.get("/x/t/n")
     response = await client.get("/x/t/n", headers={header: "a=b"})
@@ -208,7 +213,7 @@ async def test_client_with_the_current_etag_receives_304(
 
     assert (response.status_code, response.content) == (304, b"")
     assert response.headers["etag"] == etag
-    assert response.headers["cache-control"] == "public, max-age=10"
+    assert response.headers["cache-control"] == "private, max-age=10"
     assert response.headers["vary"].startswith("authorization, cookie, x-api-key")
     assert "content-type" not in response.headers
 
@@ -232,6 +237,7 @@ async def test_head_shares_the_response_of_get(client_of: ClientOf, counter: Cou
 async def test_etag_of_the_endpoint_is_not_replaced(client_of: ClientOf) -> None:
     """A request that bypasses the cache can receive a 304 too."""
 
+    @allow_anonymous
     async def tagged(response: Response) -> dict[str, str]:
         response.headers["ETag"] = '"7"'
         return {}

@@ -202,19 +202,20 @@ class TestCors:
 
 
 class TestApiKey:
+    @pytest.mark.parametrize("method", ["GET", "POST"])
     @pytest.mark.parametrize("given", [None, "", "wrong", KEY[:-1], "schlüssel"])
-    async def test_writes_require_a_valid_key(
-        self, app: FastAPI, database: Database, given: str | None
+    async def test_each_endpoint_requires_a_valid_key(
+        self, app: FastAPI, database: Database, given: str | None, method: str
     ) -> None:
         settings = Settings(ENV="test", API_KEYS=[SecretStr("other-key"), SecretStr(KEY)])
         locked = connect(app, database, settings)
         headers = [] if given is None else [(b"X-API-Key", given.encode())]
 
         allowed = await locked.post(NOTES, json={"text": "Lamp"}, headers={"X-API-Key": KEY})
-        response = await locked.post(NOTES, json={"text": "Lamp"}, headers=headers)
+        response = await locked.request(method, NOTES, json={"text": "Lamp"}, headers=headers)
 
         assert allowed.status_code == 201
-        assert (await locked.get(NOTES, headers=headers)).status_code == 200
+        assert (await locked.get(LIVE, headers=headers)).status_code == 200
         assert response.status_code == 401
         assert response.headers["www-authenticate"]
         assert response.headers["content-type"] == "application/problem+json"
@@ -409,9 +410,9 @@ class TestOpenAPI:
         ("method", "path", "statuses"),
         [
             ("get", LIVE, "200"),
-            ("get", NOTES, "200 503"),
+            ("get", NOTES, "200 401 503"),
             ("post", NOTES, "201 400 401 409 413 422 503"),
-            ("get", NOTE, "200 404 422 503"),
+            ("get", NOTE, "200 401 404 422 503"),
             ("patch", NOTE, "200 400 401 404 409 412 413 422 503"),
             ("delete", NOTE, "204 401 404 409 412 422 503"),
         ],
@@ -425,6 +426,7 @@ class TestOpenAPI:
         for status, response in responses.items():
             if status >= "400":
                 assert list(response["content"]) == ["application/problem+json"]
+        assert ("401" in responses) == (path != LIVE)
         if method == "patch":
             assert responses["404"]["description"] == "Note not found"
             assert responses["409"]["description"] == "Note refused"

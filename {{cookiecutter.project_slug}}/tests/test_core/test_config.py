@@ -183,8 +183,9 @@ class TestProduction:
             load_settings()
 
         message = str(caught.value)
-        for unsafe in ("DEBUG", "POSTGRES_PASSWORD", "CORS_ORIGINS", "API_KEYS"):
+        for unsafe in ("DEBUG", "POSTGRES_PASSWORD", "CORS_ORIGINS"):
             assert unsafe in message
+        assert "API_KEYS" not in message  # the database may have keys
 
     @pytest.mark.parametrize(
         ("name", "safe", "unsafe", "error"),
@@ -271,7 +272,7 @@ class TestProduction:
         assert "SSLMODE" not in settings_error()
 
     def test_applies_to_settings_made_in_code(self) -> None:
-        with pytest.raises(ValidationError, match="API_KEYS must contain"):
+        with pytest.raises(ValidationError, match="POSTGRES_PASSWORD"):
             Settings(ENV="production")
 
 
