@@ -61,6 +61,8 @@ FEATURES = [
     ("{{ cookiecutter.__queue or cookiecutter.scheduler }}", """
         src/core/context.py  src/core/failures.py  tests/test_core/test_failures.py
         src/db/batches.py  src/repositories/retention.py"""),
+    ("{{ cookiecutter.__users }}", """
+        alembic/versions/*_create_users.py  src/**/user.py  src/auth/tokens.py  tests/test_users"""),
     ("{{ cookiecutter.deployment == 'kubernetes' }}", "deploy/k8s  docs/kubernetes.md"),
     ("{{ cookiecutter.ci_provider == 'github' }}", """
         .github/dependabot.yml  .github/packages  .github/python-version

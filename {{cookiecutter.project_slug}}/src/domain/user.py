@@ -1,0 +1,57 @@
+"""Rules and errors of accounts."""
+
+from enum import StrEnum
+
+from src.domain.errors import ConflictError, ForbiddenError, NotFoundError, UnauthenticatedError
+
+
+class TokenPurpose(StrEnum):
+    VERIFY_EMAIL = "verify-email"
+    RESET_PASSWORD = "reset-password"  # noqa: S105 - a purpose
+    CHANGE_EMAIL = "change-email"
+
+
+class UserNotFoundError(NotFoundError):
+    code = "user-not-found"
+    title = "User not found"
+    message = "There is no user with the ID {id}."
+
+
+class SessionNotFoundError(NotFoundError):
+    code = "session-not-found"
+    title = "Session not found"
+    message = "You have no session with the ID {id}."
+
+
+class LoginFailedError(UnauthenticatedError):
+    """One text for every reason: it must not tell which accounts exist."""
+
+    code = "login-failed"
+    title = "Log-in failed"
+    message = "The e-mail address or the password is wrong, or the account cannot log in."
+
+
+class WrongPasswordError(ForbiddenError):
+    code = "wrong-password"
+    title = "Wrong password"
+    message = "The current password is wrong."
+
+
+class NotAUserError(ForbiddenError):
+    """The principal is another kind, such as an API key."""
+
+    code = "not-a-user"
+    title = "Not a user"
+    message = "Only a user who is logged in can do this."
+
+
+class SignUpClosedError(ForbiddenError):
+    code = "sign-up-closed"
+    title = "Sign-up closed"
+    message = "An administrator creates accounts."
+
+
+class LastAdminError(ConflictError):
+    code = "last-admin"
+    title = "Last administrator"
+    message = "This is the last administrator. Give another user this role first."
