@@ -63,6 +63,8 @@ FEATURES = [
         src/db/batches.py  src/repositories/retention.py"""),
     ("{{ cookiecutter.__users }}", """
         alembic/versions/*_create_users.py  src/**/user.py  src/auth/tokens.py  tests/test_users"""),
+    ("{{ cookiecutter.__users }}", """
+        docs/mail.md  src/core/mail_settings.py  src/mail  tests/fixtures/mail.py  tests/test_mail"""),
     ("{{ cookiecutter.deployment == 'kubernetes' }}", "deploy/k8s  docs/kubernetes.md"),
     ("{{ cookiecutter.ci_provider == 'github' }}", """
         .github/dependabot.yml  .github/packages  .github/python-version

@@ -82,6 +82,12 @@ def production(
     }
     if answers["task_queue"] == "rabbitmq":
         found["RABBITMQ_URL"] = url_of("rabbitmq")
+    if answers.get("auth") == "users":
+        found |= {
+            "SMTP_HOST": "localhost",
+            "MAIL_FROM": "shop@example.com",
+            "PUBLIC_URL": "https://example.com",
+        }
     if answers["cache_backend"] in {"redis", "all"} or answers["task_queue"] == "redis":
         found["REDIS_URL"] = url_of("valkey")
     return found

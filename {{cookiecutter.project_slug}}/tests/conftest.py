@@ -6,4 +6,7 @@ pytest_plugins = [
     "tests.fixtures.database",
     "tests.fixtures.client",
     "tests.fixtures.commands",
+    # % if cookiecutter.__users
+    "tests.fixtures.mail",
+    # % endif
 ]

@@ -31,6 +31,9 @@ from src.core import (
     # % if cookiecutter.cache_backend != "none"
     cache_type,
     # % endif
+    # % if cookiecutter.__users
+    mail_settings,
+    # % endif
     origins,
     postgres_url,
     # % if cookiecutter.__queue_rabbitmq
@@ -195,6 +198,16 @@ class Settings(BaseSettings):
     SCHEDULER_TIMEZONE: time_zone.TimeZone = time_zone.UTC
 
     # % endif
+    # % if cookiecutter.__users
+    SMTP_HOST: str | None = None
+    SMTP_PORT: Annotated[Port, Field(ge=1)] | None = None
+    SMTP_USER: str | None = None
+    SMTP_PASSWORD: SecretStr | None = None
+    SMTP_TLS: mail_settings.TLSMode = "starttls"
+    MAIL_FROM: Annotated[str, AfterValidator(mail_settings.check_address)] = "no-reply@localhost"
+    PUBLIC_URL: Annotated[str, AfterValidator(mail_settings.check_url)] = "http://localhost:3000"
+
+    # % endif
     # % if cookiecutter.example and cookiecutter.scheduler
     ITEMS_STALE_AFTER_DAYS: int = Field(default=365, ge=1)
 
@@ -255,6 +268,9 @@ class Settings(BaseSettings):
                 "FORWARDED_ALLOW_IPS must list the addresses of your proxies instead of '*', or of"
                 " networks that contain much of the internet"
             )
+        # % if cookiecutter.__users
+        yield from mail_settings.production_errors(self)
+        # % endif
         yield from self._api_key_errors()
 
     def _api_key_errors(self) -> Iterator[str]:
