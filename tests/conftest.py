@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cookiecutter import generate
 from jinja2 import Environment
 from pytest_cookies.plugin import Cookies
 from xdist.remote import Producer
@@ -103,7 +104,7 @@ def own_template(template: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def _compile_once() -> Iterator[None]:
-    """Compile each text of the template once, which takes most of the time to render a project."""
+    """Read and compile each file of the template once: most of the time to render a project."""
     compile_text: Any = Environment.compile
     compiled: dict[Any, Any] = {}
 
@@ -115,6 +116,7 @@ def _compile_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Environment, "compile", compile_once)
+        patch.setattr(generate, "is_binary", functools.cache(generate.is_binary))
         yield
 
 

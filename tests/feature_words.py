@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 from tests.variants import Answers
 
@@ -22,6 +23,7 @@ WORDS = {
     "github": re.compile("github|dependabot", re.IGNORECASE),
     "gitlab": re.compile("gitlab|renovate", re.IGNORECASE),
 }
+ANY_WORD = re.compile("|".join(f"(?:{word.pattern})" for word in WORDS.values()), re.IGNORECASE)
 # Uses of these words with another meaning.
 OTHERWISE = re.compile(
     r"lru_cache|cache_logger_on_first_use|functools\.cache|import cache\b|@cache\b|cached_property|cache_(clear|info)"  # Python's, structlog's
@@ -58,6 +60,16 @@ def unselected(answers: Answers) -> Iterator[str]:
 
 def unwanted(answers: Answers, text: str) -> list[str]:
     """Return the lines that name an unselected feature."""
-    words = [WORDS[feature] for feature in unselected(answers)]
-    lines = (line for line in text.splitlines() if any(word.search(line) for word in words))
-    return [line for line in lines if any(word.search(OTHERWISE.sub("", line)) for word in words)]
+    named = lines_that_name(text)
+    return [line for feature in unselected(answers) for line in named[feature]]
+
+
+@cache  # most files are the same in many variants
+def lines_that_name(text: str) -> dict[str, list[str]]:
+    """Return the lines with a word of each feature."""
+    lines = [line for line in text.splitlines() if ANY_WORD.search(line)]
+    others = {line: OTHERWISE.sub("", line) for line in lines}
+    return {
+        feature: [line for line in lines if word.search(others[line])]
+        for feature, word in WORDS.items()
+    }

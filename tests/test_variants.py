@@ -8,10 +8,11 @@ import itertools
 import json
 import os
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from textwrap import dedent
 from uuid import uuid4
@@ -44,9 +45,9 @@ WITHOUT_FUZZER = {"PYTEST_ADDOPTS": "-p no:schemathesis"}  # the plugin takes se
 # The default and the smallest variant run their tests as their `make test` does, with coverage.
 MEASURED = SETS["pairs"][:2]
 EXTENDED = SETS["pairs"][1]
-# Tests of engines, whose code is the same in each variant that has them. They run in these three
+# Tests of engines, whose code is the same in each variant that has them. They run in these four
 # variants, and in all that --only or --all selects.
-IN_FULL = SETS["pairs"][:3]
+IN_FULL = SETS["pairs"][:4]
 ENGINES = [
     *(
         f"tests/test_api/test_{name}.py"
@@ -82,8 +83,23 @@ def project(bake: Bake, variant: str) -> BakedProject:
 
 
 @pytest.fixture
-def texts(render: Bake, variant: str) -> dict[Path, str]:
-    return texts_under(render(**VARIANTS[variant]).path)
+def rendered(render: Bake, variant: str) -> BakedProject:
+    return render(**VARIANTS[variant])
+
+
+@pytest.fixture
+def texts(rendered: BakedProject) -> dict[Path, str]:
+    return read(rendered.path)
+
+
+@lru_cache(maxsize=1)  # the tests of a variant follow each other
+def read(folder: Path) -> dict[Path, str]:
+    return texts_under(folder)
+
+
+@pytest.fixture(scope="session")
+def linted() -> set[object]:
+    return set()
 
 
 @dataclass(frozen=True)
@@ -119,9 +135,9 @@ def test_answers_occur_together(variants: str, questions: dict[str, list[str]], 
             assert tuple(zip(some, words, strict=True)) in seen
 
 
-def test_engines_are_tested_with_each_broker_and_scheduler(render: Bake) -> None:
+def test_engines_are_tested_with_each_broker_scheduler_and_login(render: Bake) -> None:
     variants = [VARIANTS[variant] for variant in IN_FULL]
-    for question in ("task_queue", "scheduler"):
+    for question in ("task_queue", "scheduler", "auth"):
         assert {answers[question] for answers in variants} == set(STRUCTURAL[question])
     for path in ENGINES:
         assert any(render(**answers).has_file(path) for answers in variants), path
@@ -131,10 +147,15 @@ def test_engines_are_tested_with_each_broker_and_scheduler(render: Bake) -> None
 def test_no_trace_of_the_template(texts: dict[Path, str]) -> None:
     """No tag, Jinja brace or tool name in any file or file name."""
     for file, text in texts.items():
-        assert "cookiecutter" not in text.lower() + file.as_posix(), file
-        assert not re.search(r"^[ \t]*# %", text, re.MULTILINE), file
-        if not file.is_relative_to(WORKFLOWS):
-            assert not re.search(r"\{\{|\{%|\{#", text), file
+        assert not has_traces(file, text), file
+
+
+@cache
+def has_traces(file: Path, text: str) -> bool:
+    if "cookiecutter" in text.lower() + file.as_posix():
+        return True
+    braces = "" if file.is_relative_to(WORKFLOWS) else r"\{\{|\{%|\{#|"
+    return bool(re.search(rf"{braces}^[ \t]*# %", text, re.MULTILINE))
 
 
 @pytest.mark.variants("all")
@@ -159,6 +180,7 @@ def test_tags_leave_no_gaps(texts: dict[Path, str]) -> None:
         assert file.suffix != ".md" or not gaps_of(text), file
 
 
+@cache
 def gaps_of(page: str) -> list[str]:
     """Return the headings and fences of a Markdown page without a blank line before them."""
     faults, fenced, before = [], False, ""
@@ -174,26 +196,34 @@ def gaps_of(page: str) -> list[str]:
 
 
 @pytest.mark.variants("all")
-def test_toml_yaml_and_json_are_valid(render: Bake, variant: str) -> None:
+def test_toml_yaml_and_json_are_valid(texts: dict[Path, str]) -> None:
     """And the Python snippets of the pages."""
-    project = render(**VARIANTS[variant])
-    for file in project.files():
+    for file, text in texts.items():
+        parse(file, text)
+
+
+@cache
+def parse(file: Path, text: str) -> None:
+    """Raise an error of the parser, with the file's name, for an invalid text."""
+    try:
         if file.suffix == ".toml":
-            assert project.is_valid_toml(file), file
+            tomllib.loads(text)
         elif file.suffix in {".yml", ".yaml"}:
-            assert project.is_valid_yaml(file), file
+            list(yaml.compose_all(text, yaml.SafeLoader))  # accepts any tag
         elif file.suffix == ".json":
-            json.loads(project.read_file(file))
+            json.loads(text)
         elif file.suffix == ".md":
-            for snippet in SNIPPET.findall(project.read_file(file)):
-                ast.parse(dedent(snippet), str(file))
+            for snippet in SNIPPET.findall(text):
+                ast.parse(dedent(snippet))
+    except (ValueError, SyntaxError, yaml.YAMLError) as error:
+        error.add_note(str(file))
+        raise
 
 
 @pytest.mark.variants("all")
-def test_kustomizations_list_their_files(render: Bake, variant: str) -> None:
+def test_kustomizations_list_their_files(rendered: BakedProject) -> None:
     """Each file and folder that they list exists, and they list each file of their folder."""
-    project = render(**VARIANTS[variant])
-    for file in project.path.rglob("kustomization.yaml"):
+    for file in rendered.path.rglob("kustomization.yaml"):
         document = yaml.safe_load(file.read_text("utf-8"))
         listed = {*document.get("resources", []), *document.get("components", [])}
         listed |= {each["path"] for each in document.get("patches", []) if "path" in each}
@@ -203,8 +233,21 @@ def test_kustomizations_list_their_files(render: Bake, variant: str) -> None:
 
 @pytest.mark.variants("all")
 @pytest.mark.parametrize("linter", LINTERS)
-def test_linters_find_nothing(render: Bake, variant: str, linter: str) -> None:
-    run(*LINTERS[linter], "--no-cache", cwd=render(**VARIANTS[variant]).path)
+def test_linters_find_nothing(
+    rendered: BakedProject, texts: dict[Path, str], linter: str, linted: set[object]
+) -> None:
+    """A file is linted once for all variants that have it, with the same options and neighbours."""
+    options = str(rendered.read_toml("pyproject.toml")["tool"]["ruff"])
+    folders = frozenset(file.parts[0] for file in texts)  # with them, ruff sorts imports
+    packages = {file.parent for file in texts if file.name == "__init__.py"}
+    keys = {
+        file: (linter, options, folders, file.parent in packages, file, text)
+        for file, text in texts.items()
+        if file.suffix == ".py"
+    }
+    if new := [file for file, key in keys.items() if key not in linted]:
+        run(*LINTERS[linter], "--no-cache", *new, cwd=rendered.path)
+    linted.update(keys.values())
 
 
 @pytest.mark.variants("triples")
@@ -240,9 +283,9 @@ def test_starts_with_its_own_requirements(
 
 
 @pytest.mark.variants("all")
-def test_agents_file_names_existing_paths(render: Bake, variant: str) -> None:
-    project = render(**VARIANTS[variant])
-    assert missing_paths(project.path, AgentsFile(project.read_file("AGENTS.md")).paths) == set()
+def test_agents_file_names_existing_paths(rendered: BakedProject) -> None:
+    named = AgentsFile(rendered.read_file("AGENTS.md")).paths
+    assert missing_paths(rendered.path, named) == set()
 
 
 def share_bytecode(folder: Path) -> None:

@@ -48,6 +48,7 @@ ROLES: Mapping[Role, frozenset[Scope]] = {
             # % if cookiecutter.__queue
             Scope.TASKS_READ,
             # % endif
+            # Add yours here.
         ]
     ),
 }
