@@ -20,6 +20,7 @@ from src import (
     schedulers,
     # % endif
 )
+from src.auth import cli as keys
 from src.core import config
 from src.core.logging import configure_logging
 from src.core.ports import check_metrics_port, check_port
@@ -55,6 +56,7 @@ migrations = typer.Typer(
 app.add_typer(schedulers.cli.app, name="scheduler")
 # % endif
 app.add_typer(migrations, name="db")
+app.add_typer(keys.app, name="keys")
 
 
 @app.command()

@@ -16,9 +16,11 @@ from starlette.requests import HTTPConnection
 
 from src.api.deps import state_of
 from src.core.config import Settings
+from src.core.events import State
 from src.core.trace import principal_id
 from src.domain.errors import MissingScopeError, UnauthenticatedError
 from src.domain.principal import Principal, PrincipalKind, Scope
+from src.services.api_key import ApiKeyService, reject_key
 
 log = structlog.get_logger(__name__)
 
@@ -83,21 +85,32 @@ OptionalPrincipal = Annotated[Principal | None, Depends(get_optional_principal)]
 
 
 async def _identify(connection: HTTPConnection) -> Principal | None:
-    settings = state_of(connection)["settings"]
+    state = state_of(connection)
+    settings = state["settings"]
     if keys := connection.headers.getlist(API_KEY_HEADER):
-        return _by_api_key(settings, keys)
+        return await _by_api_key(state, keys)
     if settings.API_KEYS or settings.is_deployed:
         return None
     return DEVELOPER
 
 
-def _by_api_key(settings: Settings, given: Sequence[str]) -> Principal:
+async def _by_api_key(state: State, given: Sequence[str]) -> Principal:
+    if len(given) > 1:
+        reject_key("several keys")
+    if principal := _by_setting(state["settings"], given[0]):
+        return principal
+    principal, is_use_due = await ApiKeyService.authenticate(state["database"], given[0])
+    if is_use_due and (record_use := state.get("record_key_use")):
+        record_use(principal.id)
+    return principal
+
+
+def _by_setting(settings: Settings, given: str) -> Principal | None:
     # Compare with every key, each in constant time: the duration must not reveal a match.
     known = [key.get_secret_value().encode() for key in settings.API_KEYS]
-    matches = [key for key in known if secrets.compare_digest(given[0].encode(), key)]
-    if len(given) > 1 or not matches:
-        log.warning("credentials_rejected", kind="API key")
-        raise UnauthenticatedError
+    matches = [key for key in known if secrets.compare_digest(given.encode(), key)]
+    if not matches:
+        return None
     # All processes have the same name for a key, and it reveals nothing about it.
     name = f"API_KEYS-{sha256(matches[0]).hexdigest()[:12]}"
     return Principal(PrincipalKind.API_KEY, name, frozenset(Scope))

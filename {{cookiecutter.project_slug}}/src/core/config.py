@@ -6,6 +6,7 @@ An environment variable overrides the same name in `.env`; an option of `cli.py`
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
@@ -304,6 +305,11 @@ class Settings(BaseSettings):
     def namespace(self) -> str:
         """Separates this service and ENV from others. Add what you store: `f"{namespace}.cache"`."""
         return f"{_PROJECT['name']}.{self.ENV}"
+
+    @property
+    def api_key_prefix(self) -> str:
+        """The start of each API key, by which secret scanners find them."""
+        return re.sub("[^a-z0-9]", "", _PROJECT["name"].lower())
 
     # % if cookiecutter.cache_backend in ["redis", "file", "all"]
     @property

@@ -19,6 +19,7 @@ from src import (
     tasks,
     # % endif
 )
+from src.auth.key_uses import RecordUse, record_key_uses
 from src.core.config import Settings
 from src.core.metrics_server import open_metrics_server
 from src.core.rate_limits import Count, MemoryCounters
@@ -37,6 +38,7 @@ class State(TypedDict):
     database: db.Database
     shutdown: Shutdown
     count_requests: NotRequired[Count]  # for rate limits, which tests do not have
+    record_key_use: NotRequired[RecordUse]  # neither do they have work in the background
     transaction: NotRequired[AsyncSession]  # set and committed by `IdempotencyMiddleware`
 
 
@@ -58,6 +60,8 @@ async def open_resources(settings: Settings) -> AsyncGenerator[State]:
         if settings.CACHE_BACKEND_TYPE == "redis":
             state["count_requests"] = state["cache"].backend.count
         # % endif
+        uses = record_key_uses(state["database"])
+        state["record_key_use"] = await stack.enter_async_context(uses)
         # % if cookiecutter.__queue
         tasks.load_actors()  # so that the relay knows all queues
         await stack.enter_async_context(tasks.open_relay(settings, tasks.broker))

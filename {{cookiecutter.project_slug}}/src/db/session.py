@@ -29,6 +29,7 @@ from sqlalchemy.util import await_only
 
 from src.db import connection
 from src.db.connection import DatabaseUnavailableError
+from src.db.lookups import Lookups
 
 __all__ = ["Database", "DatabaseUnavailableError", "create_engine", "open_database"]
 
@@ -208,6 +209,7 @@ class Database:
     streams: async_sessionmaker[StreamingAsyncSession]
     probes: async_sessionmaker[ReadOnlyAsyncSession]
     expensive: async_sessionmaker[ReadOnlyAsyncSession]
+    lookups: Lookups
 
     @classmethod
     def bound_to(
@@ -228,6 +230,7 @@ class Database:
             streams=async_sessionmaker(write, class_=StreamingAsyncSession, **options),
             probes=probe,
             expensive=expensive,
+            lookups=Lookups(write),
         )
 
     @asynccontextmanager
