@@ -45,10 +45,11 @@ audit: setup ## Check all pins for known vulnerabilities
 	@$(BIN)/uv tool run --quiet --python $(BIN)/python pip-audit --strict --disable-pip --no-deps \
 		--requirement requirements.txt --requirement '$(SERVICE)/requirements-dev.txt'
 
-bench: setup ## Compare the cost of reads, the cache and tasks with minimal implementations
+bench: setup ## Compare the cost of reads, the cache and tasks with minimal implementations; log-ins
 	@$(BIN)/python benchmarks/reads.py
 	@$(BIN)/python benchmarks/cache.py
 	@$(BIN)/python benchmarks/tasks.py
+	@$(BIN)/python benchmarks/log_in.py
 
 faults: setup ## Let servers and processes of the service fail under load, and print a table; WRITE=1 updates its page
 	@$(MAKE) --no-print-directory --directory '$(SERVICE)' faults BIN=../.venv/bin $(if $(WRITE),WRITE=1) --assume-old=setup

@@ -62,7 +62,9 @@ FEATURES = [
         src/core/context.py  src/core/failures.py  tests/test_core/test_failures.py
         src/db/batches.py  src/repositories/retention.py"""),
     ("{{ cookiecutter.__users }}", """
-        alembic/versions/*_create_users.py  src/**/user.py  src/auth/tokens.py  tests/test_users"""),
+        alembic/versions/*_create_users.py  docs/users.md  src/**/user.py  src/api/**/users.py
+        src/api/**/sessions.py  src/auth/tokens.py  src/passwords.py  src/services/login_throttle.py
+        src/services/session.py  src/users_cli.py  tests/fixtures/users.py  tests/test_users"""),
     ("{{ cookiecutter.__users }}", """
         docs/mail.md  src/core/mail_settings.py  src/mail  tests/fixtures/mail.py  tests/test_mail"""),
     ("{{ cookiecutter.deployment == 'kubernetes' }}", "deploy/k8s  docs/kubernetes.md"),

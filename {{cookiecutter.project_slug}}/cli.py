@@ -220,6 +220,19 @@ def tasks(context: typer.Context) -> None:
 
 
 # % endif
+# % if cookiecutter.__users
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def users(context: typer.Context) -> None:
+    """Manage accounts."""
+    from src import users_cli  # noqa: PLC0415 - no other command needs it
+
+    users_cli.run(context.args, context.command_path)
+
+
+# % endif
 @migrations.command()
 def migrate(
     revision: Annotated[str, typer.Option(help="Target revision; `+1` is the next one.")] = "head",

@@ -8,5 +8,6 @@ pytest_plugins = [
     "tests.fixtures.commands",
     # % if cookiecutter.__users
     "tests.fixtures.mail",
+    "tests.fixtures.users",
     # % endif
 ]

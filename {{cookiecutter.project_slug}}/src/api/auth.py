@@ -14,11 +14,16 @@ from fastapi import Depends
 from fastapi.dependencies.models import Dependant
 from starlette.requests import HTTPConnection
 
-from src.api.deps import state_of
+from src.api import (
+    deps,
+    # % if cookiecutter.__users
+    sessions,
+    # % endif
+)
 from src.core.config import Settings
 from src.core.events import State
 from src.core.trace import principal_id
-from src.domain.errors import MissingScopeError, UnauthenticatedError
+from src.domain.errors import DomainError, MissingScopeError, UnauthenticatedError
 from src.domain.principal import Principal, PrincipalKind, Scope
 from src.services.api_key import ApiKeyService, reject_key
 
@@ -66,10 +71,10 @@ async def get_optional_principal(connection: HTTPConnection) -> Principal | None
     if _PRINCIPAL not in scope:
         try:
             scope[_PRINCIPAL] = await _identify(connection)
-        except UnauthenticatedError as error:
+        except DomainError as error:
             scope[_PRINCIPAL] = error
-    principal: Principal | UnauthenticatedError | None = scope[_PRINCIPAL]
-    if isinstance(principal, UnauthenticatedError):
+    principal: Principal | DomainError | None = scope[_PRINCIPAL]
+    if isinstance(principal, DomainError):
         raise principal
     principal_id.set(str(principal) if principal else None)
     return principal
@@ -85,15 +90,45 @@ OptionalPrincipal = Annotated[Principal | None, Depends(get_optional_principal)]
 
 
 async def _identify(connection: HTTPConnection) -> Principal | None:
-    state = state_of(connection)
+    state = deps.state_of(connection)
     settings = state["settings"]
-    if keys := connection.headers.getlist(API_KEY_HEADER):
+    keys = connection.headers.getlist(API_KEY_HEADER)
+    # % if cookiecutter.__oidc or cookiecutter.__users
+    token = _bearer_token(connection)
+    if keys and token is not None:
+        log.warning("credentials_rejected", kind="API key and bearer token")
+        raise UnauthenticatedError
+    # % endif
+    if keys:
         return await _by_api_key(state, keys)
+    # % if cookiecutter.__users
+    if principal := await sessions.identify(connection, token):
+        return principal
+    # % endif
+    # % if cookiecutter.__oidc or cookiecutter.__users
+    if token is not None:
+        log.warning("credentials_rejected", kind="bearer token")
+        raise UnauthenticatedError
+    # % endif
     if settings.API_KEYS or settings.is_deployed:
         return None
     return DEVELOPER
 
 
+# % if cookiecutter.__oidc or cookiecutter.__users
+def _bearer_token(connection: HTTPConnection) -> str | None:
+    """Return the token; None if there is none. Raises UnauthenticatedError for several."""
+    given = [value.partition(" ") for value in connection.headers.getlist("Authorization")]
+    tokens = [token.strip() for scheme, _, token in given if scheme.lower() == "bearer"]
+    if not tokens:
+        return None
+    if len(given) > 1:
+        log.warning("credentials_rejected", kind="bearer token", reason="there are several")
+        raise UnauthenticatedError
+    return tokens[0]
+
+
+# % endif
 async def _by_api_key(state: State, given: Sequence[str]) -> Principal:
     if len(given) > 1:
         reject_key("several keys")

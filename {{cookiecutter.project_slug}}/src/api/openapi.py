@@ -9,7 +9,14 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 
-from src.api import auth, deps, rate_limits
+from src.api import (
+    auth,
+    deps,
+    rate_limits,
+    # % if cookiecutter.__users
+    sessions,
+    # % endif
+)
 from src.api.problems import MEDIA_TYPE, Problem, status_of
 from src.domain.errors import (
     DomainError,
@@ -40,6 +47,19 @@ SECURITY_SCHEMES: dict[str, dict[str, Any]] = {
         "name": auth.API_KEY_HEADER,
         "description": "A key of `cli.py keys create`, or of the setting `API_KEYS`.",
     },
+    # % if cookiecutter.__users
+    "Session token": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The token of `POST /sessions/`.",
+    },
+    "Session cookie": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": sessions.COOKIE,
+        "description": "`POST /sessions/` with `cookie: true` sets it. The browser then sends it.",
+    },
+    # % endif
 }
 # Responses of `IdempotencyMiddleware` to a POST, and of FastAPI to a request with a body.
 _ERRORS_OF_POST = (400, IdempotencyKeyInUseError, 413, IdempotencyKeyReusedError, 503)

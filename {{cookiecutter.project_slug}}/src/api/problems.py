@@ -21,8 +21,11 @@ from src.domain.errors import (
     ForbiddenError,
     IdempotencyKeyReusedError,
     InvalidCursorError,
+    InvalidValueError,
     NotFoundError,
+    OverloadedError,
     StaleVersionError,
+    TooManyRequestsError,
     UnauthenticatedError,
 )
 
@@ -34,9 +37,12 @@ _STATUS: dict[type[DomainError], HTTPStatus] = {
     ForbiddenError: HTTPStatus.FORBIDDEN,
     IdempotencyKeyReusedError: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidCursorError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    InvalidValueError: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotFoundError: HTTPStatus.NOT_FOUND,
     ConflictError: HTTPStatus.CONFLICT,
     StaleVersionError: HTTPStatus.PRECONDITION_FAILED,
+    TooManyRequestsError: HTTPStatus.TOO_MANY_REQUESTS,
+    OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
     DomainError: HTTPStatus.BAD_REQUEST,
 }
 

@@ -20,7 +20,7 @@ from src.api.auth import get_optional_principal
 from src.api.metrics import route_template
 from src.api.problems import problem_response
 from src.core.rate_limits import Count, Rate
-from src.domain.errors import UnauthenticatedError
+from src.domain.errors import ForbiddenError, UnauthenticatedError
 from src.domain.principal import PrincipalKind
 
 UNCHECKED = Counter(
@@ -30,11 +30,16 @@ UNCHECKED = Counter(
 
 
 async def get_caller(connection: HTTPConnection) -> str:
-    """Return who calls: the principal, else the address; for IPv6, the /64 network of a site."""
-    with suppress(UnauthenticatedError):
+    """Return who calls: the principal, else the address."""
+    with suppress(UnauthenticatedError, ForbiddenError):
         principal = await get_optional_principal(connection)
         if principal and principal.kind is not PrincipalKind.DEVELOPER:
             return str(principal)
+    return await address_of(connection)
+
+
+async def address_of(connection: HTTPConnection) -> str:
+    """Return the address of the client; for IPv6, the /64 network of a site."""
     host = connection.client.host if connection.client else ""
     try:
         address = ip_address(host)

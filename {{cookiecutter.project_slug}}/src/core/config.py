@@ -200,6 +200,7 @@ class Settings(BaseSettings):
 
     # % endif
     # % if cookiecutter.__users
+    SIGN_UP_ENABLED: bool = True
     SMTP_HOST: str | None = None
     SMTP_PORT: Annotated[Port, Field(ge=1)] | None = None
     SMTP_USER: str | None = None

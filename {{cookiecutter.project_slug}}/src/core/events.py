@@ -15,6 +15,9 @@ from src import (
     cache,
     # % endif
     db,
+    # % if cookiecutter.__users
+    passwords,
+    # % endif
     # % if cookiecutter.__queue
     tasks,
     # % endif
@@ -37,6 +40,9 @@ class State(TypedDict):
     # % endif
     database: db.Database
     shutdown: Shutdown
+    # % if cookiecutter.__users
+    passwords: passwords.Passwords
+    # % endif
     count_requests: NotRequired[Count]  # for rate limits, which tests do not have
     record_key_use: NotRequired[RecordUse]  # neither do they have work in the background
     transaction: NotRequired[AsyncSession]  # set and committed by `IdempotencyMiddleware`
@@ -49,6 +55,9 @@ async def open_resources(settings: Settings) -> AsyncGenerator[State]:
             settings=settings,
             shutdown=Shutdown(),
             count_requests=MemoryCounters().count,
+            # % if cookiecutter.__users
+            passwords=passwords.Passwords(),
+            # % endif
             database=await stack.enter_async_context(
                 db.open_database(settings.database_url, pool_size=settings.DATABASE_POOL_SIZE)
             ),

@@ -33,6 +33,8 @@ from src.domain.errors import (
     DomainError,
     IdempotencyKeyInUseError,
     MissingScopeError,
+    OverloadedError,
+    TooManyRequestsError,
     UnauthenticatedError,
 )
 
@@ -94,8 +96,10 @@ async def _domain_error(request: Request, error: DomainError) -> JSONResponse:
 
 def _headers_of(error: DomainError) -> dict[str, str] | None:
     match error:
-        case IdempotencyKeyInUseError():
+        case IdempotencyKeyInUseError() | OverloadedError():
             return RETRY_AFTER
+        case TooManyRequestsError():
+            return {"Retry-After": str(error.seconds)}
         case MissingScopeError():
             return {"WWW-Authenticate": challenge("insufficient_scope", scope=error.scope)}
         case UnauthenticatedError():

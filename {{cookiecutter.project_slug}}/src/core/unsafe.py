@@ -26,11 +26,19 @@ _MAPPED = IPv6Network("::ffff:0:0/96")  # all IPv4 addresses, as IPv6 sockets ha
 def is_guessable(key: str) -> bool:
     """Return whether the key is made of words, digits only, repetitions or sequences."""
     text = re.sub(r"[\W_]", "", key.lower())
-    is_repeated = text in (text + text)[1:-1]  # a pattern with a back reference is quadratic
-    if text.isdigit() or is_repeated or any(word in text for word in _WORDS):
+    return text.isdigit() or is_patterned(text) or any(word in text for word in _WORDS)
+
+
+def is_patterned(text: str) -> bool:
+    """Return whether the text, in lowercase, is made of repetitions or sequences."""
+    if is_repeated(text):
         return True
     pairs = {(one, other) for one, other in pairwise(text) if one != other} - _PREDICTABLE
     return len(set(text)) < _FEWEST_CHARACTERS or len(pairs) < _FEWEST_PAIRS
+
+
+def is_repeated(text: str) -> bool:
+    return text in (text + text)[1:-1]  # a pattern with a back reference is quadratic
 
 
 def trusts_everyone(proxies: str) -> bool:

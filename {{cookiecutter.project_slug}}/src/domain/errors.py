@@ -41,6 +41,33 @@ class MissingScopeError(ForbiddenError):
         self.scope = scope
 
 
+class InvalidValueError(DomainError):
+    """A value of the request breaks a rule."""
+
+    code = "invalid-value"
+    title = "Invalid value"
+
+
+class TooManyRequestsError(DomainError):
+    """The caller has used up a quota."""
+
+    code = "too-many-requests"
+    title = "Too many requests"
+    message = "Try again in {seconds} s."
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(seconds=seconds)
+        self.seconds = seconds
+
+
+class OverloadedError(DomainError):
+    """The process has too much work of this kind."""
+
+    code = "overloaded"
+    title = "Overloaded"
+    message = "The service is busy. Try again later."
+
+
 class NotFoundError(DomainError):
     code = "not-found"
     title = "Not found"

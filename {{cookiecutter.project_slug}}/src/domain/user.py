@@ -17,6 +17,14 @@ class UserNotFoundError(NotFoundError):
     message = "There is no user with the ID {id}."
 
 
+class UserExistsError(ConflictError):
+    """For administrators only. Others must not learn which accounts exist."""
+
+    code = "user-exists"
+    title = "User exists"
+    message = "There is already an account with the address {email}."
+
+
 class SessionNotFoundError(NotFoundError):
     code = "session-not-found"
     title = "Session not found"
@@ -49,6 +57,23 @@ class SignUpClosedError(ForbiddenError):
     code = "sign-up-closed"
     title = "Sign-up closed"
     message = "An administrator creates accounts."
+
+
+class RoleTooPowerfulError(ForbiddenError):
+    code = "role-too-powerful"
+    title = "Role too powerful"
+    message = "The role {role} has scopes that you do not have."
+
+
+class CrossSiteRequestError(ForbiddenError):
+    """A request with the session's cookie may come from another site."""
+
+    code = "cross-site-request"
+    title = "Cross-site request"
+    message = (
+        "A request with the session's cookie must come from a page of this service, or of an origin"
+        " in CORS_ORIGINS."
+    )
 
 
 class LastAdminError(ConflictError):

@@ -23,10 +23,14 @@ USE_PRECISION = timedelta(minutes=1)
 MAX_SESSIONS = 100  # of a user; a log-in ends the one that was not used for longest
 UNVERIFIED_LIFETIME = timedelta(days=7)
 PRUNE_LIMIT = 10
+FIRST_DELAY = timedelta(seconds=5)
 
 
 async def _prune(session: AsyncSession, model: Any, *expired: ColumnElement[bool]) -> None:
-    """Delete a few expired rows. Each new row does this, so they do not accumulate."""
+    """Delete a few expired rows. Each new row does this, so they do not accumulate.
+
+    Do this last in a transaction, which then waits for no lock while others wait for it.
+    """
     rows = select(model.id).where(*expired).limit(PRUNE_LIMIT).with_for_update(skip_locked=True)
     await _delete(session, model, model.id.in_(rows))
 
@@ -51,14 +55,15 @@ class UserRepository(Repository[User]):
 
         Both cases need the same statements, so that the duration does not tell which one it was.
         """
-        old = User.created_at < func.now() - UNVERIFIED_LIFETIME
-        await _prune(self.session, User, User.verified_at.is_(None), old)
         new = insert(User).values(email=email, role=Role.MEMBER)
         found = new.on_conflict_do_update(
             index_elements=[User.email_key], set_={"email": User.email}
         ).returning(User)
         result = await self.session.scalars(found, execution_options={"populate_existing": True})
-        return result.one()
+        user = result.one()
+        old = User.created_at < func.now() - UNVERIFIED_LIFETIME
+        await _prune(self.session, User, User.verified_at.is_(None), old, User.id != user.id)
+        return user
 
     async def list_page(
         self, email: str | None, *, limit: int, cursor: UUID | None
@@ -117,8 +122,6 @@ class LoginSessionRepository(Repository[LoginSession]):
 
     async def start(self, user_id: UUID, client: str) -> tuple[LoginSession, str]:
         """Add a session, and return it with its token."""
-        idle = LoginSession.last_used_at < func.now() - SESSION_IDLE
-        await _prune(self.session, LoginSession, idle)
         newest = (
             select(LoginSession.id)
             .where(LoginSession.user_id == user_id)
@@ -129,7 +132,10 @@ class LoginSessionRepository(Repository[LoginSession]):
         )
         token = tokens.create(tokens.SESSION)
         row = LoginSession(user_id=user_id, token_hash=tokens.hash_of(token), client=client)
-        return await self.add(row), token
+        await self.add(row)
+        idle = LoginSession.last_used_at < func.now() - SESSION_IDLE
+        await _prune(self.session, LoginSession, idle)
+        return row, token
 
     async def find_active(self, token: str) -> ActiveSession | None:
         """Return the session if it has not expired and its user is not disabled."""
@@ -176,7 +182,6 @@ class OneTimeTokenRepository(Repository[OneTimeToken]):
         new_email: str | None = None,
     ) -> str:
         """Return a new token. It replaces earlier ones of the user for this purpose."""
-        await _prune(self.session, OneTimeToken, OneTimeToken.expires_at < func.now())
         await self.revoke(user_id, purpose)
         token = tokens.create(tokens.ONE_TIME)
         row = OneTimeToken(
@@ -187,6 +192,7 @@ class OneTimeTokenRepository(Repository[OneTimeToken]):
             expires_at=func.now() + lifetime,
         )
         await self.add(row)
+        await _prune(self.session, OneTimeToken, OneTimeToken.expires_at < func.now())
         return token
 
     async def redeem(self, token: str, purpose: TokenPurpose) -> OneTimeToken | None:
@@ -217,7 +223,7 @@ class OneTimeTokenRepository(Repository[OneTimeToken]):
 
 @dataclass(frozen=True)
 class Throttle:
-    """After `free` attempts, each one doubles the time until the next: 1 s, 2 s, 4 s, up to `longest`.
+    """After `free` attempts, each one doubles the delay of the next: 5 s, 10 s, up to `longest`.
 
     Attempts are forgotten `window` after the first one.
     """
@@ -243,14 +249,14 @@ class LoginThrottleRepository:
         Attempts count before their outcome is known. Otherwise, many at the same time would all
         be free.
         """
-        await _prune(self.session, LoginThrottle, LoginThrottle.expires_at < func.now())
+        # Not now(), the start of the transaction, which may have waited for another one.
+        time = func.clock_timestamp()
         has_expired = LoginThrottle.expires_at <= func.now()
         number = case((has_expired, 1), else_=LoginThrottle.attempts + 1)
-        doubled = func.power(2, func.least(number - throttle.free - 1, 30))
-        delay = func.make_interval(0, 0, 0, 0, 0, 0, doubled)
+        delay = FIRST_DELAY * func.power(2, func.least(number - throttle.free - 1, 30))
         values = {
             "attempts": number,
-            "blocked_until": func.now()
+            "blocked_until": time
             + case(
                 (number > throttle.free, func.least(delay, throttle.longest)), else_=timedelta()
             ),
@@ -264,11 +270,11 @@ class LoginThrottleRepository:
         counted = new.on_conflict_do_update(
             index_elements=[LoginThrottle.id],
             set_=values,
-            where=has_expired | (LoginThrottle.blocked_until <= func.now()),
+            where=has_expired | (LoginThrottle.blocked_until <= time),
         ).returning(LoginThrottle.attempts)
         if await self.session.scalar(counted) is not None:
             return None
-        left = func.extract("epoch", LoginThrottle.blocked_until - func.now())
+        left = func.extract("epoch", LoginThrottle.blocked_until - time)
         seconds = await self.session.scalar(select(left).where(LoginThrottle.id == key))
         return max(1.0, float(seconds or 0))
 
@@ -292,6 +298,9 @@ class LoginThrottleRepository:
         await self.session.execute(
             new.on_conflict_do_update(index_elements=[LoginThrottle.id], set_=values)
         )
+
+    async def prune(self) -> None:
+        await _prune(self.session, LoginThrottle, LoginThrottle.expires_at < func.now())
 
     async def forget(self, key: bytes) -> None:
         await _delete(self.session, LoginThrottle, LoginThrottle.id == key)

@@ -16,13 +16,23 @@ from src.api.v1.endpoints import (
     # % if cookiecutter.scheduler
     scheduler,
     # % endif
+    # % if cookiecutter.__users
+    sessions,
+    # % endif
     # % if cookiecutter.__queue
     tasks,
+    # % endif
+    # % if cookiecutter.__users
+    users,
     # % endif
 )
 
 router = APIRouter()
 router.include_router(health.router)
+# % if cookiecutter.__users
+router.include_router(sessions.router)
+router.include_router(users.router)
+# % endif
 # % if cookiecutter.example
 router.include_router(items.router)
 # % endif
