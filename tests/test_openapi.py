@@ -19,6 +19,7 @@ CHECKS = (
     "response_headers_conformance",
     "response_schema_conformance",
 )
+KEY = "8f14e45fceea167a5a36dedd4bea2543"
 CHROMIUM = shutil.which("chromium")
 CHROMIUM_FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -31,7 +32,8 @@ CHROMIUM_FLAGS = (
 
 @pytest.fixture(scope="module")
 def address(bake: Bake) -> Iterator[str]:
-    with running(bake(project_name="Lamps & Co").path, LOG_LEVEL="ERROR") as address:
+    variables = {"LOG_LEVEL": "ERROR", "API_KEYS": KEY}
+    with running(bake(project_name="Lamps & Co").path, **variables) as address:
         yield address
 
 
@@ -52,7 +54,7 @@ def test_fuzzing_finds_no_error(address: str, tmp_path: Path, mode: str) -> None
     done = subprocess.run(
         [
             Path(sys.executable).parent / "schemathesis", "run", f"{address}/api/openapi.json",
-            "--mode", mode, "--max-examples", "40", "--seed", "1",
+            "--header", f"X-API-Key: {KEY}", "--mode", mode, "--max-examples", "40", "--seed", "1",
             "--phases", "examples,coverage,fuzzing,stateful",
             "--checks", ",".join(CHECKS),
             "--report", "junit", "--report-junit-path", report, "--no-color",

@@ -12,6 +12,7 @@ from src.api import (
     idempotency,
     openapi,
     # % if cookiecutter.cache_backend != "none"
+    response_cache,
     response_cache_middleware,
     # % endif
 )
@@ -20,6 +21,7 @@ from src.api.middleware import (
     BodyLimitMiddleware,
     DisconnectMiddleware,
     HeadMiddleware,
+    RouteCheckMiddleware,
     SecurityHeadersMiddleware,
     TraceMiddleware,
     UnexpectedErrorMiddleware,
@@ -118,6 +120,13 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
         )
     app.add_middleware(SecurityHeadersMiddleware, hsts_seconds=settings.HSTS_SECONDS)
     app.add_middleware(MetricsMiddleware)
+    checks = [
+        auth.check_routes,
+        # % if cookiecutter.cache_backend != "none"
+        response_cache.check_routes,
+        # % endif
+    ]
+    app.add_middleware(RouteCheckMiddleware, checks=checks)
     app.add_middleware(TraceMiddleware)
     app.add_middleware(CorrelationIdMiddleware)
 

@@ -1,10 +1,14 @@
 """Authentication: finds out who calls, and checks the scopes that an endpoint requires.
 
-Each endpoint needs valid credentials, unless it is marked with `@allow_anonymous`.
+Each endpoint of the application needs valid credentials, unless it is marked with
+`@allow_anonymous`. Everyone can read what has no dependencies: plain Starlette routes, as of
+`app.add_route`, and what you mount, such as files. Of a FastAPI application that you mount, pass
+`dependencies=[Depends(authenticate)]`, and call `add_exception_handlers` for it.
 """
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated, Any, TypeVar
@@ -12,7 +16,10 @@ from typing import Annotated, Any, TypeVar
 import structlog
 from fastapi import Depends
 from fastapi.dependencies.models import Dependant
+from fastapi.routing import iter_route_contexts
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.requests import HTTPConnection
+from starlette.routing import BaseRoute
 
 from src.api import (
     deps,
@@ -23,6 +30,7 @@ from src.api import (
 from src.core.config import Settings
 from src.core.events import State
 from src.core.trace import principal_id
+from src.db.session import DatabaseUnavailableError
 from src.domain.errors import DomainError, MissingScopeError, UnauthenticatedError
 from src.domain.principal import Principal, PrincipalKind, Scope
 from src.services.api_key import ApiKeyService, reject_key
@@ -36,6 +44,7 @@ DEVELOPER = Principal(PrincipalKind.DEVELOPER, "development", frozenset(Scope))
 
 _ANONYMOUS = "allows_anonymous"  # attribute of an endpoint
 _PRINCIPAL = "principal"  # key in the scope of a request
+_ERRORS = (DomainError, DatabaseUnavailableError, PoolTimeoutError)  # which have handlers
 
 
 def allow_anonymous(endpoint: Endpoint) -> Endpoint:
@@ -71,19 +80,26 @@ async def get_optional_principal(connection: HTTPConnection) -> Principal | None
     if _PRINCIPAL not in scope:
         try:
             scope[_PRINCIPAL] = await _identify(connection)
-        except DomainError as error:
+        except _ERRORS as error:
             scope[_PRINCIPAL] = error
-    principal: Principal | DomainError | None = scope[_PRINCIPAL]
-    if isinstance(principal, DomainError):
+    principal: Principal | Exception | None = scope[_PRINCIPAL]
+    if isinstance(principal, Exception):
         raise principal
     principal_id.set(str(principal) if principal else None)
     return principal
 
 
-def by_principal(connection: HTTPConnection) -> str | None:
-    """Separate cached responses: `cached_response(identity=by_principal)`."""
+async def find_principal(connection: HTTPConnection) -> Principal | None:
+    """Return who calls, for middleware; None if the dependencies of the endpoint will raise."""
+    with suppress(*_ERRORS):
+        return await get_optional_principal(connection)
+    return None
+
+
+def principal_of(connection: HTTPConnection) -> Principal | None:
+    """Return who calls, if a dependency has found it out."""
     principal = connection.scope.get(_PRINCIPAL)
-    return str(principal) if isinstance(principal, Principal) else None
+    return principal if isinstance(principal, Principal) else None
 
 
 OptionalPrincipal = Annotated[Principal | None, Depends(get_optional_principal)]
@@ -182,4 +198,23 @@ def require(*scopes: Scope) -> Any:
 
     `principal: Annotated[Principal, require(Scope.…)]`
     """
+    if not scopes or not all(isinstance(scope, Scope) for scope in scopes):
+        raise TypeError(
+            "require() needs at least one member of `Scope`. An endpoint that only needs valid"
+            " credentials needs no require()."
+        )
     return Depends(Require(scopes))
+
+
+def check_routes(routes: Iterable[BaseRoute]) -> None:
+    """Raises TypeError if an endpoint allows anonymous callers, and also needs the principal."""
+    for route in iter_route_contexts(list(routes)):
+        check_routes(getattr(route.original_route, "routes", None) or ())  # of a mount
+        if allows_anonymous(getattr(route, "endpoint", None)) and any(
+            each.call is get_principal for each in walk(route.dependant)
+        ):
+            raise TypeError(
+                f"`{route.name}` allows anonymous callers, but it or a router that includes it"
+                " needs the principal. Remove @allow_anonymous; or remove require(), and take an"
+                " `OptionalPrincipal` instead."
+            )

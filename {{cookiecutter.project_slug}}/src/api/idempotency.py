@@ -3,13 +3,16 @@
 The key, the endpoint's changes and the response commit in one transaction. All dependencies run
 first, so that a caller whom they reject leaves no key and gets no stored response. A request whose
 key is in use by another one gets 409. A failed request stores no key, so the client can retry it.
+
+Each principal has separate keys. A repeated request after a new login, or with the rotated API key,
+gets the stored response. Without a principal, each set of credentials has separate keys.
 """
 
 import asyncio
 import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from hashlib import sha256
 from typing import Any, cast
 
@@ -18,17 +21,18 @@ from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from fastapi.security import APIKeyHeader
+from fastapi.security.base import SecurityBase
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from src.api.auth import walk
+from src.api.auth import principal_of, walk
 from src.api.deps import CREDENTIAL_HEADERS, HAS_COMPLETED
 from src.api.openapi import accepts_idempotency_key
 from src.core.events import State
@@ -77,7 +81,7 @@ class IdempotencyMiddleware:
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         dependant: Dependant = scope["route"].dependant
-        key = _hash_key(scope, dependant)
+        key = _key_of(scope)
         try:
             body = await Request(scope, receive).body()
         except ClientDisconnect as error:
@@ -92,7 +96,8 @@ class IdempotencyMiddleware:
         fingerprint = _digest(scope["query_string"], body, *given)
         state: State = scope["state"]
         async with state["database"].writes() as session:
-            request = _KeyedRequest(session, key, fingerprint, send)
+            hash_key = partial(_hash_key, scope, dependant, key)
+            request = _KeyedRequest(session, hash_key, fingerprint, send)
             scope["state"] = State(**{**state, "transaction": session})
             scope.pop("extensions", None)  # they could send a response that cannot be stored
             token = _current.set(request)
@@ -110,10 +115,13 @@ class _KeyedRequest:
     `BackgroundTasks` run after that, as they do without an idempotency key.
     """
 
-    def __init__(self, session: AsyncSession, key: bytes, fingerprint: bytes, send: Send) -> None:
+    def __init__(
+        self, session: AsyncSession, hash_key: Callable[[], bytes], fingerprint: bytes, send: Send
+    ) -> None:
         self.session = session
         self.transaction: Any = None
-        self.key = key
+        self.hash_key = hash_key
+        self.key = b""
         self.fingerprint = fingerprint
         self.send = send
         self.messages: list[Message] = []
@@ -135,6 +143,7 @@ class _KeyedRequest:
         return await endpoint() if await self.acquire() else Response()
 
     async def acquire(self) -> bool:
+        self.key = self.hash_key()  # dependencies have found out the principal
         self.stored = await IdempotencyRepository(self.session).acquire(self.key, self.fingerprint)
         self.transaction = self.session.sync_session.get_transaction()
         return self.stored is None
@@ -233,20 +242,30 @@ def _keys_of(scope: Scope) -> list[bytes]:
     return [value for name, value in scope["headers"] if name == b"idempotency-key"]
 
 
-def _hash_key(scope: Scope, dependant: Dependant) -> bytes:
-    """Hash the path, the key and the caller's credentials, so that each caller has separate keys.
-
-    The IETF draft has quotes around the key; many clients omit them.
-    """
+def _key_of(scope: Scope) -> bytes:
+    """Return the key. The IETF draft has quotes around it; many clients omit them."""
     key, *others = _keys_of(scope)
     if len(key) > 1 and key.startswith(b'"') and key.endswith(b'"'):
         key = key[1:-1]
     if others or not _VISIBLE.fullmatch(key):
         raise HTTPException(400, _BAD_KEY)
-    calls: list[Any] = [each.call for each in walk(dependant)]
-    schemes = [call.model.name for call in calls if isinstance(call, APIKeyHeader)]
-    caller = _headers(scope, *(name.decode() for name in CREDENTIAL_HEADERS), *schemes)
-    return _digest(scope["path"].encode(), key, *caller)
+    return key
+
+
+def _hash_key(scope: Scope, dependant: Dependant, key: bytes) -> bytes:
+    """Hash the path, the key and the caller, so that each caller has separate keys.
+
+    The endpoint may identify callers by other security schemes or cookies, too.
+    """
+    dependants = list(walk(dependant))
+    calls: list[Any] = [each.call for each in dependants]
+    principal = principal_of(HTTPConnection(scope))
+    names = [call.model.name for call in calls if isinstance(call, APIKeyHeader)]
+    has_schemes = any(isinstance(call, SecurityBase) for call in calls)
+    if not principal or has_schemes or any(each.cookie_params for each in dependants):
+        names += [name.decode() for name in CREDENTIAL_HEADERS]
+    owner = str(principal or "").encode()
+    return _digest(scope["path"].encode(), key, owner, *_headers(scope, *names))
 
 
 def _headers(scope: Scope, *names: str) -> list[bytes]:

@@ -9,10 +9,13 @@ from time import perf_counter
 import structlog
 from fastapi.routing import APIRoute, iter_route_contexts
 from prometheus_client import Counter, Histogram, disable_created_metrics
+from starlette.requests import HTTPConnection
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from src.api.auth import principal_of
 from src.core.logging import ACCESS_LOGGER
+from src.core.trace import principal_id
 
 access_log = structlog.get_logger(ACCESS_LOGGER)
 
@@ -65,6 +68,9 @@ def _record(scope: Scope, route: str, status: int, seconds: float) -> None:
     method = scope["method"] if scope["method"] in _METHODS else "OTHER"
     REQUESTS.labels(method, route, status).inc()
     DURATION.labels(method, route).observe(seconds)
+    # Starlette's `BaseHTTPMiddleware` hides the context variables of the endpoint.
+    if principal_id.get() is None and (principal := principal_of(HTTPConnection(scope))):
+        principal_id.set(str(principal))
     access_log.info(
         "request_completed",
         method=scope["method"],

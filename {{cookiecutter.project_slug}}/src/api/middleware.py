@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from asyncio import CancelledError
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from http import HTTPStatus
 from itertools import accumulate
@@ -15,7 +16,7 @@ from starlette.datastructures import URL, Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware, RequestBodyLimitResponder
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.api.problems import RETRY_AFTER, problem_response
@@ -48,6 +49,25 @@ _PAGE_POLICY = (
 )
 _PAGE_TYPES = (b"text/html", b"text/javascript", b"application/javascript")
 _SURROGATE_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+
+
+class RouteCheckMiddleware:
+    """Refuse to start if one of the checks of the routes raises TypeError."""
+
+    def __init__(self, app: ASGIApp, checks: Sequence[Callable[[list[BaseRoute]], None]]) -> None:
+        self.app = app
+        self.checks = checks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            try:
+                for check in self.checks:
+                    check(scope["app"].routes)
+            except TypeError as error:
+                await receive()
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                raise
+        await self.app(scope, receive, send)
 
 
 class TraceMiddleware:

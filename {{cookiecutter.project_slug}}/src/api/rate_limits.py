@@ -5,7 +5,6 @@ requests are served without a limit.
 """
 
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from hashlib import blake2b
 from ipaddress import IPv6Address, ip_address
 from math import ceil
@@ -16,11 +15,10 @@ from prometheus_client import Counter
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from src.api.auth import get_optional_principal
+from src.api.auth import find_principal
 from src.api.metrics import route_template
 from src.api.problems import problem_response
 from src.core.rate_limits import Count, Rate
-from src.domain.errors import ForbiddenError, UnauthenticatedError
 from src.domain.principal import PrincipalKind
 
 UNCHECKED = Counter(
@@ -31,10 +29,9 @@ UNCHECKED = Counter(
 
 async def get_caller(connection: HTTPConnection) -> str:
     """Return who calls: the principal, else the address."""
-    with suppress(UnauthenticatedError, ForbiddenError):
-        principal = await get_optional_principal(connection)
-        if principal and principal.kind is not PrincipalKind.DEVELOPER:
-            return str(principal)
+    principal = await find_principal(connection)
+    if principal and principal.kind is not PrincipalKind.DEVELOPER:
+        return str(principal)
     return await address_of(connection)
 
 

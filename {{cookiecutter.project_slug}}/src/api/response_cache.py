@@ -35,7 +35,10 @@ from src.api.auth import (
     Require,
     allows_anonymous,
     authenticate,
+    find_principal,
     get_optional_principal,
+    get_principal,
+    principal_of,
     required_scopes,
     walk,
 )
@@ -56,7 +59,6 @@ from src.cache.engine.keys import (
     shorten,
 )
 from src.cache.engine.policy import Policy
-from src.domain.errors import UnauthenticatedError
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Headers = list[tuple[bytes, bytes]]
@@ -80,6 +82,12 @@ _STATE_ONLY_DEPENDENCIES = (
 )
 _BYPASS_HEADERS = [(b"cache-control", b"private, no-cache")]
 _HEADERS_OF_304 = frozenset({b"cache-control", b"content-location", b"etag", b"expires", b"vary"})
+
+
+def by_principal(connection: HTTPConnection) -> str | None:
+    """Return the principal with its scopes, which can change: for `identity=by_principal`."""
+    principal = principal_of(connection)
+    return f"{principal} {' '.join(sorted(principal.scopes))}" if principal else None
 
 
 def cached_response(
@@ -189,14 +197,15 @@ class RouteCache:
         self.policy = policy
         endpoint = route.endpoint
         owner = f"{endpoint.__module__}.{getattr(endpoint, '__qualname__', route.name)}"
-        self.is_public = allows_anonymous(endpoint)
+        calls = [each.call for each in walk(route.dependant)]
+        # A mounted application has no `authenticate`.
+        self.is_public = allows_anonymous(endpoint) or authenticate not in calls
         self.scopes = required_scopes(route.dependant)
         self.headers = _cache_headers(policy, is_public=self.is_public)
         codec = ResponseCodec(policy, self.headers)
         self.values: Policy[Response] = Policy(route.name, codec, owner, ttl=policy.ttl)
         self.template: str = route.path_format
         ignored = (*_STATE_ONLY_DEPENDENCIES, policy)
-        calls = [each.call for each in walk(route.dependant)]
         self._calls = [call for call in calls[1:] if call not in ignored]
         # An endpoint that takes the request may put its query and its host into the response.
         others = list(_without_guards(route.dependant))
@@ -220,10 +229,7 @@ class RouteCache:
         """Return whether the caller has the scopes that the endpoint requires."""
         if self.is_public and self.policy.identity is None:
             return True
-        try:
-            principal = await get_optional_principal(connection)
-        except UnauthenticatedError:
-            return False
+        principal = await find_principal(connection)
         return self.scopes <= principal.scopes if principal else self.is_public
 
     async def respond(self, request: Request, handler: Handler) -> Response:
@@ -405,6 +411,7 @@ def _check_policy(policy: ResponsePolicy, route: Any, *, is_complete: bool = Tru
         names += [field.name for field in query if field.field_info.is_required()]
     for tag in policy.tags:
         parse_template(tag, name, "path parameter", names)
+    _check_principal(policy, route)
     _check_credentials(name, policy, dependants)
     _check_headers(name, policy, dependants)
     if not (policy.shared or policy.identity):
@@ -420,8 +427,19 @@ def _without_guards(dependant: Dependant) -> Iterator[Dependant]:
     yield dependant
     for each in dependant.dependencies:
         is_parameter = each.name is not None  # its value may be in the response
-        if each.call is not authenticate and (is_parameter or not isinstance(each.call, Require)):
+        if each.call is not authenticate and (is_parameter or type(each.call) is not Require):
             yield from _without_guards(each)
+
+
+def _check_principal(policy: ResponsePolicy, route: Any) -> None:
+    calls = [each.call for each in _without_guards(route.dependant)]
+    takes_principal = get_principal in calls or get_optional_principal in calls
+    if takes_principal and not (policy.identity is by_principal or policy.shared):
+        raise TypeError(
+            f"The response of `{route.name}` may depend on the principal, because the endpoint or a"
+            " dependency takes it. Pass `identity=by_principal` to cached_response(), or"
+            " `shared=True` if every principal with the scopes may receive the same response."
+        )
 
 
 def _check_credentials(name: str, policy: ResponsePolicy, dependants: Sequence[Dependant]) -> None:
@@ -482,7 +500,7 @@ def _has_no_value(dependant: Dependant, route: Any) -> bool:
 def _takes_request(dependant: Dependant) -> bool:
     if isinstance(dependant.call, (ResponsePolicy, SecurityBase)):
         return False
-    if dependant.call in _STATE_ONLY_DEPENDENCIES:
+    if dependant.call in (*_STATE_ONLY_DEPENDENCIES, get_principal, get_optional_principal):
         return False
     return bool(dependant.request_param_name or dependant.http_connection_param_name)
 

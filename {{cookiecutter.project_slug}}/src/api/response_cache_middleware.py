@@ -14,7 +14,6 @@ from src.api.response_cache import (
     PATH_SCOPE_KEY,
     CachedPath,
     apply_if_none_match,
-    check_routes,
 )
 from src.cache import Cache, use_cache
 
@@ -40,13 +39,6 @@ class CacheMiddleware:
         self.known: dict[str, KnownPath] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            try:
-                check_routes(scope["app"].routes)
-            except TypeError as error:
-                await receive()
-                await send({"type": "lifespan.startup.failed", "message": str(error)})
-                raise
         # The scope has no cache during the lifespan, and for a test client without a lifespan.
         cache: Cache | None = scope.get("state", {}).get("cache")
         if cache is None:

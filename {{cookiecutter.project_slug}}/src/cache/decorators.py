@@ -100,6 +100,7 @@ def key_builder(
     if callable(key):
         return lambda args, kwargs, _values: shorten(head + key(*args, **kwargs))
     template = Template(key, arguments)
+    arguments.check_callers(template.fields)
     return lambda _args, _kwargs, values: shorten(head + template.fill(values))
 
 

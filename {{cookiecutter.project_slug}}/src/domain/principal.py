@@ -7,6 +7,11 @@ declares what it needs with `require(Scope.…)`.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from string import punctuation
+from typing import ClassVar
+from urllib.parse import quote
+
+_VISIBLE = punctuation.replace("%", "")
 
 
 class Scope(StrEnum):
@@ -67,9 +72,15 @@ class PrincipalKind(StrEnum):
 
 @dataclass(frozen=True)
 class Principal:
+    identifies_caller: ClassVar = True
+
     kind: PrincipalKind
     id: str  # unique among the principals of this kind
     scopes: frozenset[Scope]
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.id}"
+        """Return `kind:id`. All characters but visible ASCII are percent-encoded.
+
+        The id may come from another system, and must not add a line to a log or a header.
+        """
+        return f"{self.kind}:{quote(self.id, _VISIBLE, errors='surrogatepass')}"

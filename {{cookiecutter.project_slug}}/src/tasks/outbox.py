@@ -17,7 +17,7 @@ from dramatiq import Actor, ActorNotFound, Message, get_broker
 from dramatiq.broker import MessageProxy
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from src.core.trace import traceparent
+from src.core.trace import principal_id, traceparent
 from src.db.session import ReadOnlyAsyncSession, ReadOnlySessionError
 from src.repositories.task import OutboxRepository, TaskRepository
 
@@ -25,6 +25,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 HAS_MESSAGES = "outbox_has_messages"  # key in `session.info`
+PRINCIPAL = "principal"
 REQUEST_ID = "request_id"
 TRACEPARENT = "traceparent"
 TRACKED = "tracked"
@@ -117,7 +118,11 @@ def _check_keys(value: Any) -> None:
 
 
 def _encode(message: Message[Any], delay: timedelta) -> bytes:
-    origin = {REQUEST_ID: correlation_id.get(), TRACEPARENT: traceparent.get()}
+    origin = {
+        PRINCIPAL: principal_id.get(),
+        REQUEST_ID: correlation_id.get(),
+        TRACEPARENT: traceparent.get(),
+    }
     options = {name: value for name, value in origin.items() if value}
     due = message.message_timestamp + int(delay.total_seconds() * 1000)
     body = replace(message.copy(options=options), message_timestamp=due).encode()

@@ -6,15 +6,26 @@ from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, HTTPException, Request
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Cookie,
+    Depends,
+    FastAPI,
+    Header,
+    HTTPException,
+    Request,
+)
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
-from fastapi.security import APIKeyHeader
+from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPBasic
 from httpx import AsyncClient, Response
 from pydantic import SecretStr
 from sqlalchemy import func, select, text
 
 from main import create_application
+from src.api.auth import allow_anonymous
 from src.api.deps import DbSession, NoIdempotencyKey
+from src.api.rate_limits import rate_limit
 from src.core.config import Settings
 from src.db.models.idempotency import IdempotencyKey
 from src.db.session import Database
@@ -239,20 +250,67 @@ class TestOptOut:
 
 
 class TestCallers:
-    async def test_cannot_share_keys(
-        self, fresh_app: FastAPI, database: Database, settings: Settings
-    ) -> None:
+    @pytest.fixture
+    def locked(self, fresh_app: FastAPI, database: Database, settings: Settings) -> AsyncClient:
+        """A client that must send one of two API keys."""
         keys = [SecretStr("one"), SecretStr("two")]
-        client = connect(fresh_app, database, settings.model_copy(update={"API_KEYS": keys}))
-        headers = keyed()
-        first = await client.post(NOTES, json=LAMP, headers={**headers, "X-API-Key": "one"})
+        return connect(fresh_app, database, settings.model_copy(update={"API_KEYS": keys}))
 
-        other = await client.post(NOTES, json=LAMP, headers={**headers, "X-API-Key": "two"})
-        again = await client.post(NOTES, json=LAMP, headers={**headers, "X-API-Key": "one"})
+    async def test_cannot_share_keys(self, locked: AsyncClient) -> None:
+        headers = keyed()
+        first = await locked.post(NOTES, json=LAMP, headers={**headers, "X-API-Key": "one"})
+
+        other = await locked.post(NOTES, json=LAMP, headers={**headers, "X-API-Key": "two"})
+        without = await locked.post(NOTES, json=LAMP, headers=headers)
+        again = await locked.post(NOTES, json=LAMP, headers={**headers, "X-API-Key": "one"})
 
         assert other.json()["id"] != first.json()["id"]
+        assert_problem(without, 401, "urn:problem-type:unauthenticated")
         assert again.json()["id"] == first.json()["id"]
         assert is_replay(again)
+
+    @pytest.mark.parametrize("headers", [{}, {"X-API-Key": "one"}], ids=["developer", "key"])
+    async def test_are_principals_and_not_cookies(
+        self, client: AsyncClient, locked: AsyncClient, headers: dict[str, str]
+    ) -> None:
+        headers |= keyed()
+        client = locked if "X-API-Key" in headers else client
+
+        first = await client.post(NOTES, json=LAMP, headers={**headers, "Cookie": "theme=dark"})
+        again = await client.post(NOTES, json=LAMP, headers={**headers, "Cookie": "theme=light"})
+
+        assert again.json() == first.json()
+        assert is_replay(again)
+
+    @pytest.mark.parametrize("header", ["X-API-Key", "Authorization", "Cookie"])
+    async def test_of_a_public_endpoint_are_their_credentials(
+        self, client: AsyncClient, fresh_app: FastAPI, header: str
+    ) -> None:
+        fresh_app.post(WORK)(allow_anonymous(lambda: str(uuid4())))
+        headers = keyed()
+
+        texts = [
+            (await client.post(WORK, headers={**headers, header: value})).text
+            for value in ("one", "two", "one")
+        ]
+
+        assert texts[0] == texts[2] != texts[1]
+
+    async def test_may_use_rate_limits(
+        self, fresh_app: FastAPI, database: Database, settings: Settings
+    ) -> None:
+        """The look-up for a rate limit finds the same principal as the endpoint's."""
+        keys = [SecretStr("one"), SecretStr("two")]
+        fresh_app.post(WORK, dependencies=[rate_limit("5/minute")])(lambda: str(uuid4()))
+        locked = settings.model_copy(update={"API_KEYS": keys})
+        client, headers = connect(fresh_app, database, locked, rate_limits=True), keyed()
+
+        texts = [
+            (await client.post(WORK, headers={**headers, "X-API-Key": key})).text
+            for key in ("one", "two", "one")
+        ]
+
+        assert texts[0] == texts[2] != texts[1]
 
 
 class Gate:
@@ -263,6 +321,10 @@ class Gate:
     async def __call__(self) -> None:
         if self.status:
             raise HTTPException(self.status)
+
+
+async def user(user: Annotated[str, Cookie()]) -> str:
+    return user
 
 
 PLACES = ["application", "include", "router", "route", "parameter"]
@@ -347,6 +409,26 @@ class TestDependencies:
         assert one.status_code == other.status_code == 200
         assert one.json() != other.json()
         assert not is_replay(other)
+
+    @pytest.mark.parametrize(
+        ("scheme", "header"),
+        [(HTTPBasic(), "Authorization"), (APIKeyCookie(name="user"), "Cookie"), (user, "Cookie")],
+        ids=["basic", "cookie", "parameter"],
+    )
+    async def test_separate_the_callers_of_own_credentials(
+        self, fresh_app: FastAPI, database: Database, scheme: Any, header: str
+    ) -> None:
+        add_work(fresh_app, "include", scheme)
+        client, headers = connect(fresh_app, database), keyed()
+        values = {"Authorization": ["Basic YTph", "Basic Yjpi"], "Cookie": ["user=a", "user=b"]}
+
+        one, other, again = [
+            await client.post(WORK, headers=headers | {header: value})
+            for value in (*values[header], values[header][0])
+        ]
+
+        assert one.status_code == other.status_code == 200
+        assert again.json() == one.json() != other.json()
 
 
 class TestConcurrentRequests:

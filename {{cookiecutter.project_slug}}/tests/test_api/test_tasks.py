@@ -135,7 +135,7 @@ async def test_a_repeated_idempotency_key_enqueues_one_task(
     assert len(await outbox(database)) == 1
 
 
-async def test_location_has_the_root_path_and_the_message_has_request_id_and_trace(
+async def test_location_has_the_root_path_and_the_message_has_principal_and_trace(
     acting_app: FastAPI, database: Database
 ) -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -145,6 +145,7 @@ async def test_location_has_the_root_path_and_the_message_has_request_id_and_tra
     assert response.headers["Location"] == f"/lamps{TASKS}{response.json()['task_id']}"
     (message,) = await outbox(database)
     assert message.options == {
+        "principal": "developer:development",
         "request_id": response.headers["X-Request-ID"],
         "traceparent": trace,
     }

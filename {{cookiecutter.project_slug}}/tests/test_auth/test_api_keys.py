@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+import structlog
 from fastapi import FastAPI
 from httpx import AsyncClient
 from pydantic import SecretStr
@@ -15,6 +16,7 @@ from src.auth import api_keys
 from src.core.config import Settings
 from src.db import Database
 from src.db.models.api_key import ApiKey
+from src.services import api_key
 from src.services.api_key import ApiKeyService, IssuedKey
 from tests.fixtures.client import connect
 from tests.fixtures.notes import NOTES
@@ -22,6 +24,12 @@ from tests.fixtures.notes import NOTES
 PREFIX = "sample"
 DEPLOYED_KEY = "8f14e45fceea167a5a36dedd4bea2543"
 GRACE = timedelta(hours=1)
+
+
+@pytest.fixture(autouse=True)
+def _log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use a new logger, because an earlier test may have bound that of the module."""
+    monkeypatch.setattr(api_key, "log", structlog.get_logger())
 
 
 @pytest.fixture

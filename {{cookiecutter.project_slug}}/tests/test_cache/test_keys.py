@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.cache.decorators import key_builder
 from src.cache.engine.keys import MAX_LENGTH, Arguments
+from src.domain.principal import Principal, PrincipalKind, Scope
 from tests.fixtures.notes import Note
 
 ID = UUID("018f0000-0000-7000-8000-000000000000")
@@ -136,3 +137,36 @@ def test_unsupported_types_and_unknown_placeholders_are_refused() -> None:
     for template in ("{typo}", "{}", "{0}"):
         with pytest.raises(TypeError, match="has no such argument"):
             key_with(None, template, get_user, "1")
+
+
+async def list_notes(principal: Principal | None, page: int = 1) -> None: ...
+
+
+def test_principals_have_different_keys() -> None:
+    """So have the scopes of one principal, since a role may change."""
+    scope = next(iter(Scope))
+    principals = [
+        Principal(kind, name, scopes)
+        for kind in (PrincipalKind.API_KEY, PrincipalKind.DEVELOPER)
+        for name in ("a", "b", "a,kind=developer")
+        for scopes in (frozenset[Scope](), frozenset({scope}))
+    ]
+
+    for key in (None, "notes:{principal}"):
+        keys = {key_with("notes", key, list_notes, each) for each in (*principals, None)}
+        assert len(keys) == len(principals) + 1
+    same = Principal(PrincipalKind.API_KEY, "a", frozenset())
+    assert key_of(list_notes, same) == key_of(list_notes, principals[0])
+
+
+@pytest.mark.parametrize("key", ["notes", "notes:{page}", "{principal.id}", "{principal.scopes}"])
+def test_template_without_the_principal_is_refused(key: str) -> None:
+    with pytest.raises(TypeError, match="lacks `principal`, but the value may depend"):
+        key_with(None, key, list_notes, None)
+
+
+def test_template_may_leave_out_the_scopes() -> None:
+    principal = Principal(PrincipalKind.API_KEY, "a", frozenset())
+    key = "notes:{principal.kind}:{principal.id}:{page}"
+
+    assert key_with(None, key, list_notes, principal) == "notes:api-key:a:1"

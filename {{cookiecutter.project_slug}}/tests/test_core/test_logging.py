@@ -11,10 +11,18 @@ from uuid import UUID, uuid4
 import pytest
 import structlog
 from asgi_correlation_id import correlation_id
+from fastapi import BackgroundTasks, FastAPI, Request
 from httpx import AsyncClient
+from pydantic import SecretStr
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 
+from src.api.auth import allow_anonymous
 from src.core.config import Settings
 from src.core.logging import configure_logging
+from src.db.session import Database
+from tests.fixtures.client import connect, served
+from tests.fixtures.environment import API
 from tests.fixtures.notes import NOTES
 
 Captured = pytest.CaptureFixture[str]
@@ -209,6 +217,71 @@ class TestAccessLog:
 
         line = capsys.readouterr().err.splitlines()[0]
         assert re.fullmatch(r"\S+ \[info     \] GET /new%0Aline 404 [\d.]+ ms *", line)
+
+
+class TestPrincipal:
+    async def test_is_in_each_line_of_a_request(
+        self, capsys: Captured, production: Settings, fresh_app: FastAPI, database: Database
+    ) -> None:
+        """Also in another thread and after the response. The next request has another one."""
+        log = structlog.get_logger("src.x")
+
+        @fresh_app.get("/sync")
+        def work(background: BackgroundTasks) -> None:
+            log.info("endpoint")
+            background.add_task(log.info, "background")
+
+        fresh_app.get("/public")(allow_anonymous(lambda: log.info("endpoint")))
+        client = connect(fresh_app, database, with_keys(production))
+        configure_logging(production)
+
+        for path, key in (("/sync", "one"), ("/public", "one"), ("/sync", "two"), ("/sync", "x")):
+            await client.get(path, headers={"X-API-Key": key})
+
+        found = [each for each in lines(capsys) if each["logger"].startswith("src.")]
+        one, two = [each["principal"] for each in found if each["event"] == "background"]
+        assert one != two
+        assert [(each["event"], each.get("principal")) for each in found] == [
+            *((event, one) for event in ("endpoint", "request_completed", "background")),
+            *((event, None) for event in ("endpoint", "request_completed")),
+            *((event, two) for event in ("endpoint", "request_completed", "background")),
+            *((event, None) for event in ("credentials_rejected", "request_completed")),
+        ]
+
+    async def test_is_in_the_line_of_a_request_through_middleware_of_starlette(
+        self, capsys: Captured, production: Settings, fresh_app: FastAPI, database: Database
+    ) -> None:
+        """`BaseHTTPMiddleware` runs the endpoint in another task."""
+
+        async def dispatch(request: Request, call_next: Any) -> Any:
+            return await call_next(request)
+
+        fresh_app.user_middleware.append(Middleware(BaseHTTPMiddleware, dispatch=dispatch))
+        client = connect(fresh_app, database, with_keys(production))
+        configure_logging(production)
+
+        await client.get(NOTES, headers={"X-API-Key": "one"})
+
+        assert lines(capsys)[-1]["principal"].startswith("api-key:")
+
+    async def test_of_one_connection_does_not_leak_into_the_next_request(
+        self, capsys: Captured, production: Settings, fresh_app: FastAPI, database: Database
+    ) -> None:
+        async with (
+            served(fresh_app, database, with_keys(production)) as host,
+            AsyncClient(base_url=f"http://{host}") as client,
+        ):
+            configure_logging(production)
+            await client.get(NOTES, headers={"X-API-Key": "one"})
+            await client.get(f"{API}/health/live")
+
+        first, second = [each for each in lines(capsys) if each["event"] == "request_completed"]
+        assert first["principal"].startswith("api-key:")
+        assert "principal" not in second
+
+
+def with_keys(settings: Settings) -> Settings:
+    return settings.model_copy(update={"API_KEYS": [SecretStr("one"), SecretStr("two")]})
 
 
 def test_loggers_of_libraries_use_the_root_handler_unless_disabled(production: Settings) -> None:

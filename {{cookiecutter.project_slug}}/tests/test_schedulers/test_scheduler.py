@@ -9,6 +9,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy import select
 
 from src.core.config import Settings
+from src.core.trace import principal_id
 from src.db.models.scheduler import SchedulerJob, SchedulerRun
 from src.db.session import Database
 from src.domain.scheduler import RunOutcome
@@ -49,6 +50,7 @@ async def test_tick_is_run_recorded_and_listed(
 
     async def job() -> None:
         ticks.append(job_tick())
+        assert principal_id.get() == "job:job"
 
     before = counted(RunOutcome.SUCCEEDED)
     async with schedule(job):

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 
 from src.core.config import Settings
 from src.core.context import current_context
-from src.core.trace import traceparent
+from src.core.trace import principal_id, traceparent
 from src.db.session import Database
 from src.tasks import context
 from src.tasks.engine.brokers.base import TaskBroker
@@ -34,16 +34,20 @@ async def test_a_task_has_the_context_of_its_own_message(broker: TaskBroker, que
 
     def look(how: str) -> None:
         logged = structlog.contextvars.get_contextvars()
-        seen.append((context.message_id(), correlation_id.get(), traceparent.get(), logged))
+        origin = (principal_id.get(), correlation_id.get(), traceparent.get())
+        seen.append((context.message_id(), *origin, logged))
         structlog.contextvars.bind_contextvars(left="behind")
-        correlation_id.set("left behind")
+        for variable in (principal_id, correlation_id):
+            variable.set("left behind")
         if how == "fails":
             raise ValueError
 
     actor = dramatiq.actor(queue_name=queue, broker=broker, max_retries=0)(look)
     cases = (("fails", None), ("works", None), ("is too old", 1), ("works", None))
     messages = [
-        actor.message_with_options(args=(how,), max_age=age, request_id=how, traceparent=TRACE)
+        actor.message_with_options(
+            args=(how,), max_age=age, principal=f"user:{how}", request_id=how, traceparent=TRACE
+        )
         for how, age in cases
     ]
     messages.append(actor.message("works"))
@@ -57,6 +61,7 @@ async def test_a_task_has_the_context_of_its_own_message(broker: TaskBroker, que
     assert seen == [
         (
             message.message_id,
+            message.options.get("principal"),
             message.options.get("request_id"),
             message.options.get("traceparent"),
             {"task": message.message_id, "actor": "look"},

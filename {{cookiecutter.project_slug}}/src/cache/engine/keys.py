@@ -203,6 +203,17 @@ class Arguments:
             return ""
         return f"~{digest((name + format_value(state)).encode())[:16]}"
 
+    def check_callers(self, fields: AbstractSet[str]) -> None:
+        """Raises TypeError if the fields of a template do not tell callers apart."""
+        for _, name, kind in self._in_key:
+            is_caller = getattr(kind, "identifies_caller", False)
+            if is_caller and name not in fields and not {f"{name}.kind", f"{name}.id"} <= fields:
+                raise TypeError(
+                    f"The `key` of `{self.name}` lacks `{name}`, but the value may depend on the"
+                    " caller and its scopes. Add it in braces. If the value does not depend on the"
+                    f" scopes, add `{name}.kind` and `{name}.id`."
+                )
+
     def check(self) -> None:
         """Raises TypeError if the declared type of an argument cannot be part of a key."""
         for _, name, kind in self._in_key:
@@ -286,7 +297,8 @@ class Template:
     def __init__(self, text: str, arguments: Arguments) -> None:
         self._names = arguments.names
         self._parts = parse_template(text, arguments.name, "argument", self._names)
-        is_constant = all(field is None for _, field in self._parts)
+        self.fields = {field for _, field in self._parts if field is not None}
+        is_constant = not self.fields
         self._constant = "".join(literal for literal, _ in self._parts) if is_constant else None
 
     def fill(self, values: tuple[Any, ...]) -> str:

@@ -12,6 +12,7 @@ from apscheduler.job import Job
 from prometheus_client import Counter, Histogram
 
 from src.core.failures import describe
+from src.core.trace import principal_id
 from src.db.session import DatabaseUnavailableError
 from src.domain.scheduler import RunOutcome
 from src.schedulers.context import JobContext, use_context
@@ -73,6 +74,7 @@ class Executor:
     async def _run(self, job: Job, tick: datetime) -> None:
         """Run the job, and record the outcome, retrying until the database responds."""
         started, outcome, error = perf_counter(), RunOutcome.SUCCEEDED, None
+        principal_id.set(f"job:{job.id}")  # of this asyncio task
         with (
             structlog.contextvars.bound_contextvars(job=job.id, tick=tick.isoformat()),
             use_context(replace(self._context, tick=tick)),

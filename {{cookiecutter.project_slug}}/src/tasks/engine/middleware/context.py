@@ -3,10 +3,10 @@ from asgi_correlation_id import correlation_id
 from dramatiq.broker import MessageProxy
 
 from src.core.context import set_context
-from src.core.trace import traceparent
+from src.core.trace import principal_id, traceparent
 from src.tasks.context import TaskContext
 from src.tasks.engine.middleware.base import AttemptMiddleware
-from src.tasks.outbox import REQUEST_ID, TRACEPARENT, is_tracked
+from src.tasks.outbox import PRINCIPAL, REQUEST_ID, TRACEPARENT, is_tracked
 
 
 class ContextMiddleware(AttemptMiddleware):
@@ -16,6 +16,7 @@ class ContextMiddleware(AttemptMiddleware):
     """
 
     def before_attempt(self, message: MessageProxy) -> None:
+        principal_id.set(message.options.get(PRINCIPAL))
         correlation_id.set(message.options.get(REQUEST_ID))
         traceparent.set(message.options.get(TRACEPARENT))
         structlog.contextvars.clear_contextvars()
