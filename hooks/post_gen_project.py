@@ -66,7 +66,10 @@ FEATURES = [
         src/api/**/sessions.py  src/auth/tokens.py  src/passwords.py  src/services/login_throttle.py
         src/services/session.py  src/users_cli.py  tests/fixtures/users.py  tests/test_users"""),
     ("{{ cookiecutter.__users }}", """
-        docs/mail.md  src/core/mail_settings.py  src/mail  tests/fixtures/mail.py  tests/test_mail"""),
+        docs/mail.md  src/core/mail_settings.py  src/mail  tests/fixtures/mail.py  tests/test_mail
+        src/api/mails.py  src/**/user_mail.py  src/**/one_time_token*.py"""),
+    ("{{ cookiecutter.__users and not cookiecutter.__queue }}", """
+        src/api/mails_without_queue.py  tests/test_users/test_mails_without_queue.py"""),
     ("{{ cookiecutter.deployment == 'kubernetes' }}", "deploy/k8s  docs/kubernetes.md"),
     ("{{ cookiecutter.ci_provider == 'github' }}", """
         .github/dependabot.yml  .github/packages  .github/python-version
@@ -181,8 +184,8 @@ def main():
         drop_empty_folders(template)
     relink_migrations(before, template)
     sort_pins(template)
-    for path in from_template(template, "src/*/jobs_without_example.py"):
-        path.replace(path.with_name("jobs.py"))
+    for path in from_template(template, "src/*/*_without_*.py"):
+        path.replace(path.with_name(path.name.partition("_without_")[0] + ".py"))
     if is_named_like_a_dependency():
         return TAKEN % SLUG
     if BY_COOKIECUTTER == "True":

@@ -15,21 +15,11 @@ from aiosmtplib import (
 
 from src.core.config import Settings
 from src.mail import development
+from src.mail.errors import MailError, MailRefusedError
 
 STEP_SECONDS = 15  # the server's response to each command
 DELIVERY_SECONDS = 60
 _PERMANENT = 500  # the first code that means: do not send this again
-
-
-class MailError(Exception):
-    """The server did not accept the mail. Another attempt may succeed.
-
-    The message contains no address, and no text of the server, which may repeat the address.
-    """
-
-
-class MailRefusedError(MailError):
-    """The server will never accept this mail, for example because the mailbox does not exist."""
 
 
 async def deliver(settings: Settings, mail: EmailMessage) -> None:

@@ -2,6 +2,7 @@
 
 from email.headerregistry import Address
 from email.message import EmailMessage
+from email.policy import default as policy
 from email.utils import format_datetime, localtime, make_msgid
 from functools import cache
 from html import escape
@@ -10,15 +11,18 @@ from string import Template
 
 from src.core.config import Settings
 from src.core.mail_settings import parse_address
+from src.mail.errors import MailRefusedError
 
 TEMPLATES = Path(__file__).parent / "templates"
+# Lines as long as SMTP allows. By default, links would be broken into several lines.
+_POLICY = policy.clone(max_line_length=990)
 
 
 def compose(settings: Settings, name: str, *, to: str, **values: str) -> EmailMessage:
     """Fill in the templates with the name.
 
     Each `$word` of a template is one of `values`, or `$service`, the `PROJECT_NAME`. Raises
-    ValueError if the address is invalid.
+    MailRefusedError if the address is invalid.
     """
     values = {"service": settings.PROJECT_NAME, **values}
     escaped = {word: escape(value) for word, value in values.items()}
@@ -27,7 +31,7 @@ def compose(settings: Settings, name: str, *, to: str, **values: str) -> EmailMe
     page = Template(_read("layout.html")).substitute(escaped, content=content)
 
     sender = parse_address(settings.MAIL_FROM)
-    mail = EmailMessage()
+    mail = EmailMessage(_POLICY)
     # A line break in the subject would start another header. EmailMessage refuses it too.
     mail["Subject"] = " ".join(Template(subject).substitute(values).split())
     mail["From"] = sender
@@ -46,4 +50,7 @@ def _read(file: str) -> str:
 
 
 def _without_name(address: str) -> Address:
-    return Address(addr_spec=parse_address(address).addr_spec)
+    try:
+        return Address(addr_spec=parse_address(address).addr_spec)
+    except ValueError:
+        raise MailRefusedError("The address is invalid.") from None

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, CursorResult, bindparam, case, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.auth import tokens
@@ -49,6 +50,18 @@ class UserRepository(Repository[User]):
         if for_update:
             statement = statement.with_for_update().execution_options(populate_existing=True)
         return await self.session.scalar(statement)
+
+    async def find_id(self, email: str) -> UUID | None:
+        return await self.session.scalar(select(User.id).where(User.email_key == email.lower()))
+
+    async def set_email(self, key: UUID, email: str) -> bool:
+        """Return False if another account has this address."""
+        try:
+            async with self.session.begin_nested():
+                await self.session.execute(update(User).where(User.id == key).values(email=email))
+        except IntegrityError:
+            return False
+        return True
 
     async def get_or_add(self, email: str) -> User:
         """Return the account with this address, locked; a new one if there is none.
@@ -195,6 +208,25 @@ class OneTimeTokenRepository(Repository[OneTimeToken]):
         await _prune(self.session, OneTimeToken, OneTimeToken.expires_at < func.now())
         return token
 
+    async def find_user(self, token: str, purpose: TokenPurpose) -> User | None:
+        """Return the user of a token that can be redeemed."""
+        found = (
+            select(User)
+            .join(OneTimeToken, OneTimeToken.user_id == User.id)
+            .where(*self._redeemable(token, purpose))
+        )
+        return await self.session.scalar(found)
+
+    async def requested_email(self, user_id: UUID) -> str | None:
+        """Return the address that the user wants to have."""
+        found = select(OneTimeToken.new_email).where(
+            OneTimeToken.user_id == user_id,
+            OneTimeToken.purpose == TokenPurpose.CHANGE_EMAIL,
+            OneTimeToken.used_at.is_(None),
+            OneTimeToken.expires_at > func.now(),
+        )
+        return await self.session.scalar(found)
+
     async def redeem(self, token: str, purpose: TokenPurpose) -> OneTimeToken | None:
         """Mark the token as used, and return it; None if it is unknown, used or expired.
 
@@ -202,16 +234,20 @@ class OneTimeTokenRepository(Repository[OneTimeToken]):
         """
         used = (
             update(OneTimeToken)
-            .where(
-                OneTimeToken.token_hash == tokens.hash_of(token),
-                OneTimeToken.purpose == purpose,
-                OneTimeToken.used_at.is_(None),
-                OneTimeToken.expires_at > func.now(),
-            )
+            .where(*self._redeemable(token, purpose))
             .values(used_at=func.now())
             .returning(OneTimeToken)
         )
         return await self.session.scalar(used)
+
+    @staticmethod
+    def _redeemable(token: str, purpose: TokenPurpose) -> tuple[ColumnElement[bool], ...]:
+        return (
+            OneTimeToken.token_hash == tokens.hash_of(token),
+            OneTimeToken.purpose == purpose,
+            OneTimeToken.used_at.is_(None),
+            OneTimeToken.expires_at > func.now(),
+        )
 
     async def revoke(self, user_id: UUID, *purposes: TokenPurpose) -> None:
         """Delete the user's unused tokens: of these purposes, or of all."""
@@ -223,7 +259,7 @@ class OneTimeTokenRepository(Repository[OneTimeToken]):
 
 @dataclass(frozen=True)
 class Throttle:
-    """After `free` attempts, each one doubles the delay of the next: 5 s, 10 s, up to `longest`.
+    """After `free` attempts, each one doubles the delay of the next, from `first` up to `longest`.
 
     Attempts are forgotten `window` after the first one.
     """
@@ -231,6 +267,7 @@ class Throttle:
     free: int
     longest: timedelta
     window: timedelta
+    first: timedelta = FIRST_DELAY
 
 
 class LoginThrottleRepository:
@@ -253,7 +290,7 @@ class LoginThrottleRepository:
         time = func.clock_timestamp()
         has_expired = LoginThrottle.expires_at <= func.now()
         number = case((has_expired, 1), else_=LoginThrottle.attempts + 1)
-        delay = FIRST_DELAY * func.power(2, func.least(number - throttle.free - 1, 30))
+        delay = throttle.first * func.power(2, func.least(number - throttle.free - 1, 30))
         values = {
             "attempts": number,
             "blocked_until": time

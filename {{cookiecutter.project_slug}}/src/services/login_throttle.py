@@ -20,7 +20,10 @@ _LONGEST = timedelta(minutes=15)
 ADDRESS = Throttle(free=100, longest=_LONGEST, window=timedelta(hours=1))
 ACCOUNT = Throttle(free=5, longest=_LONGEST, window=timedelta(days=1))
 KNOWN_ADDRESS = Throttle(free=10, longest=_LONGEST, window=timedelta(days=90))
-MAIL = Throttle(free=2, longest=timedelta(hours=1), window=timedelta(days=1))
+# Three e-mails at once, then one each hour.
+MAIL = Throttle(
+    free=2, first=timedelta(hours=1), longest=timedelta(hours=1), window=timedelta(days=1)
+)
 
 
 def _key(*parts: str) -> bytes:

@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from datetime import timedelta
 from uuid import UUID
 
 import structlog
@@ -12,27 +11,26 @@ from src.db.models.user import LoginSession, User
 from src.domain.principal import ROLES, Role, Scope
 from src.domain.user import (
     RoleTooPowerfulError,
-    TokenPurpose,
     UserExistsError,
     UserNotFoundError,
     WrongPasswordError,
 )
+from src.domain.user_mail import UserMail
 from src.passwords import Passwords, check
 from src.repositories.user import LoginSessionRepository, OneTimeTokenRepository, UserRepository
 from src.schemas.user import UserListQuery, UserUpdate
 from src.services.login_throttle import may_mail
 from src.services.session import confirm_password
+from src.services.user_mail import SendMail
 
 log = structlog.get_logger(__name__)
-
-TOKEN_LIFETIME = timedelta(hours=1)
 
 
 class UserService:
     """Use cases of accounts."""
 
     @staticmethod
-    async def sign_up(database: Database, email: str, address: str) -> None:
+    async def sign_up(database: Database, send_mail: SendMail, email: str, address: str) -> None:
         """Send a token to the address, to set the password of a new or of the existing account.
 
         The steps are the same in both cases. Raises TooManyRequestsError.
@@ -42,9 +40,7 @@ class UserService:
             return
         async with database.transaction() as db:
             user = await UserRepository(db).get_or_add(email)
-            is_new = user.verified_at is None
-            purpose = TokenPurpose.VERIFY_EMAIL if is_new else TokenPurpose.RESET_PASSWORD
-            await OneTimeTokenRepository(db).issue(user.id, purpose, TOKEN_LIFETIME)
+            await send_mail(db, UserMail.SIGN_UP, user.id)
 
     @staticmethod
     async def create_user(db: AsyncSession, email: str, password_hash: str, role: Role) -> User:
@@ -98,6 +94,7 @@ class UserService:
     async def change_password(
         database: Database,
         passwords: Passwords,
+        send_mail: SendMail,
         user: User,
         *,
         current: SecretStr,
@@ -121,6 +118,7 @@ class UserService:
                 raise WrongPasswordError
             await set_password(db, locked, new_hash)
             started = await LoginSessionRepository(db).start(locked.id, client)
+            await send_mail(db, UserMail.PASSWORD_CHANGED, user.id)
         log.info("password_changed", user=str(user.id))
         return started
 

@@ -1,6 +1,7 @@
 """An SMTP server for tests."""
 
 import asyncio
+import logging
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -12,13 +13,15 @@ import aiosmtpd.smtp
 
 from tests.fixtures.mail import parse
 
+logging.getLogger("mail.log").setLevel(logging.CRITICAL)  # the server's own lines
+
 
 class SMTPServer:
-    """What an SMTP server has received. `responses` has other answers: {"RCPT": "550 No"}."""
+    """What an SMTP server has received. It gives each of `responses` once: {"RCPT": "550 No"}."""
 
     def __init__(self, responses: Mapping[str, str]) -> None:
         self.port = 0
-        self.responses = responses
+        self._responses = dict(responses)
         self.envelopes: list[aiosmtpd.smtp.Envelope] = []
         self.logins: list[tuple[bytes, bytes]] = []
 
@@ -30,13 +33,13 @@ class SMTPServer:
         self, _server: object, _session: object, envelope: Any, address: str, _options: object
     ) -> str:
         envelope.rcpt_tos.append(address)
-        return self.responses.get("RCPT", "250 OK")
+        return self._responses.pop("RCPT", "250 OK")
 
     async def handle_DATA(  # noqa: N802 - aiosmtpd's name
         self, _server: object, _session: object, envelope: aiosmtpd.smtp.Envelope
     ) -> str:
         self.envelopes.append(envelope)
-        return self.responses.get("DATA", "250 OK")
+        return self._responses.pop("DATA", "250 OK")
 
     def authenticate(
         self, _server: object, _session: object, _envelope: object, _mechanism: str, data: Any

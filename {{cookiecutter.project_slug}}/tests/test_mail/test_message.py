@@ -5,6 +5,7 @@ import re
 import pytest
 
 from src.core.config import Settings
+from src.mail.errors import MailRefusedError
 from src.mail.message import TEMPLATES, compose
 from tests.fixtures.mail import parse, text_of
 
@@ -26,6 +27,18 @@ def test_each_template_has_a_text_and_a_page(settings: Settings, name: str) -> N
     )
     assert mail["Auto-Submitted"] == "auto-generated"
     assert mail["Message-ID"].endswith("@localhost>")
+
+
+def test_links_are_not_broken_into_lines(settings: Settings) -> None:
+    """So that they can be read in the file of a mail."""
+    link = f"https://shop.example/reset-password#token={'a' * 200}"
+
+    mail = compose(settings, "reset_password", to="ann@example.com", **VALUES | {"link": link})
+
+    content = bytes(mail)
+
+    assert f"\n{link}\n".encode() in content
+    assert f'"{link}"'.encode() in content
 
 
 def test_values_are_escaped_in_the_page(settings: Settings) -> None:
@@ -59,7 +72,7 @@ def test_a_value_starts_no_header(settings: Settings) -> None:
     ],
 )
 def test_an_invalid_address_is_refused(settings: Settings, address: str) -> None:
-    with pytest.raises(ValueError, match="one address"):
+    with pytest.raises(MailRefusedError):
         compose(settings, "password_changed", to=address)
 
 

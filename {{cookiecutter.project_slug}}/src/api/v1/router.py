@@ -13,6 +13,9 @@ from src.api.v1.endpoints import (
     # % if cookiecutter.example
     items,
     # % endif
+    # % if cookiecutter.__users
+    one_time_tokens,
+    # % endif
     # % if cookiecutter.scheduler
     scheduler,
     # % endif
@@ -32,6 +35,7 @@ router.include_router(health.router)
 # % if cookiecutter.__users
 router.include_router(sessions.router)
 router.include_router(users.router)
+router.include_router(one_time_tokens.router)
 # % endif
 # % if cookiecutter.example
 router.include_router(items.router)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response, status
 from src.api import sessions
 from src.api.auth import CurrentPrincipal, allow_anonymous, require
 from src.api.deps import AppDatabase, AppSettings, DbSession, NoIdempotencyKey, ReadSession
+from src.api.mails import AppMails
 from src.api.openapi import problems
 from src.api.rate_limits import address_of
 from src.db.models.user import User
@@ -51,7 +52,11 @@ router = APIRouter(prefix="/users", tags=["users"])
 )
 @allow_anonymous
 async def sign_up(
-    body: SignUp, database: AppDatabase, settings: AppSettings, address: Address
+    body: SignUp,
+    database: AppDatabase,
+    mails: AppMails,
+    settings: AppSettings,
+    address: Address,
 ) -> Accepted:
     """Request an account for an e-mail address.
 
@@ -60,7 +65,7 @@ async def sign_up(
     """
     if not settings.SIGN_UP_ENABLED:
         raise SignUpClosedError
-    await UserService.sign_up(database, body.email, address)
+    await UserService.sign_up(database, mails, body.email, address)
     return Accepted(detail=_SIGNED_UP)
 
 
@@ -80,6 +85,7 @@ async def change_password(
     current: sessions.CurrentSession,
     database: AppDatabase,
     passwords: sessions.AppPasswords,
+    mails: AppMails,
     settings: AppSettings,
     address: Address,
     client: sessions.Client,
@@ -92,6 +98,7 @@ async def change_password(
     session, token = await UserService.change_password(
         database,
         passwords,
+        mails,
         user,
         current=body.current_password,
         new=body.new_password,
