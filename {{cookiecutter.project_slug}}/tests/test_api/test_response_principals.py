@@ -27,7 +27,7 @@ from src.db.models.api_key import ApiKey
 from src.db.session import Database
 from src.domain.principal import Principal, PrincipalKind, Scope
 from tests.fixtures.client import connect, create_key
-from tests.test_api.test_auth import PLACES, SOME_SCOPE, start
+from tests.test_api.test_scopes import PLACES, SOME_SCOPE, start
 
 PATH = "/n"
 
