@@ -145,11 +145,11 @@ class Deployed:
         return float(value)
 
     def connections(self, pod: Pod, settings: dict[str, Any]) -> float:
-        """Return the most connections of a pod: its pool, readiness, expensive reads, the relay, ..."""
+        """Return the most connections of a pod: its pool, readiness, expensive reads, keys, the relay, ..."""
         if pod.name == "migrate":
             return 2  # one for the lock
         pool = settings["DATABASE_POOL_SIZE"]
-        others = self.constant("src/db/session.py", "EXPENSIVE_READS") + 2
+        others = self.constant("src/db/session.py", "EXPENSIVE_READS") + 3
         if pod.name == "worker":
             resources = "src/tasks/engine/middleware/resources.py"
             needed = settings["DRAMATIQ_THREADS"] + self.constant(resources, "EXTRA_CONNECTIONS")

@@ -216,13 +216,14 @@ class Database:
         cls, write: AsyncEngine | AsyncConnection, *reads: AsyncEngine, **options: Any
     ) -> Self:
         """Create sessions on engines, or, for tests, all on one connection."""
-        binds: list[AsyncEngine | AsyncConnection] = [write] * 3
+        binds: list[AsyncEngine | AsyncConnection] = [write] * 4
         if isinstance(write, AsyncEngine):
             level = {"isolation_level": "AUTOCOMMIT"}
             binds = [each.execution_options(**level) for each in (write, *reads)]
         options = {"expire_on_commit": False, **options}
+        *reading, lookup = binds
         read, probe, expensive = (
-            async_sessionmaker(bind, class_=ReadOnlyAsyncSession, **options) for bind in binds
+            async_sessionmaker(bind, class_=ReadOnlyAsyncSession, **options) for bind in reading
         )
         return cls(
             writes=async_sessionmaker(write, sync_session_class=OwnedSession, **options),
@@ -230,7 +231,7 @@ class Database:
             streams=async_sessionmaker(write, class_=StreamingAsyncSession, **options),
             probes=probe,
             expensive=expensive,
-            lookups=Lookups(write),
+            lookups=Lookups(lookup),
         )
 
     @asynccontextmanager
@@ -434,15 +435,18 @@ async def open_database(url: URL, *, pool_size: int) -> AsyncGenerator[Database]
     connection that was idle is tested before its use, since that costs a round trip. The connection
     that was used last is used first, so that few are idle under load. Readiness has a separate
     connection: an instance whose pool is in use is busy, and without it others become busier.
-    Expensive reads have separate ones too, so that other requests need not wait for them.
+    Expensive reads have separate ones too, so that other requests need not wait for them, and so has
+    the look-up of credentials, which a request may need while it already has a connection.
     """
-    engine, probe = (_create_pool(url, size) for size in (pool_size, 1))
+    engine, probe, lookup = (_create_pool(url, size) for size in (pool_size, 1, 1))
     limited = url.update_query_dict({"command_timeout": str(EXPENSIVE_READ_SECONDS)})
     expensive = _create_pool(limited, EXPENSIVE_READS)
+    database = Database.bound_to(engine, probe, expensive, lookup)
     try:
-        yield Database.bound_to(engine, probe, expensive)
+        yield database
     finally:
-        for each in (engine, probe, expensive):
+        database.lookups.release()
+        for each in (engine, probe, expensive, lookup):
             await each.dispose()
 
 
