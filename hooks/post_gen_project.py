@@ -70,6 +70,9 @@ FEATURES = [
         src/api/mails.py  src/**/user_mail.py  src/**/one_time_token*.py"""),
     ("{{ cookiecutter.__users and not cookiecutter.__queue }}", """
         src/api/mails_without_queue.py  tests/test_users/test_mails_without_queue.py"""),
+    ("{{ cookiecutter.__oidc }}", """
+        docs/oidc.md  src/api/oidc.py  src/core/oidc_settings.py  src/oidc
+        tests/fixtures/oidc.py  tests/test_auth/issuer.py  tests/test_auth/test_oidc*.py"""),
     ("{{ cookiecutter.deployment == 'kubernetes' }}", "deploy/k8s  docs/kubernetes.md"),
     ("{{ cookiecutter.ci_provider == 'github' }}", """
         .github/dependabot.yml  .github/packages  .github/python-version

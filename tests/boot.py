@@ -82,6 +82,8 @@ def production(
     }
     if answers["task_queue"] == "rabbitmq":
         found["RABBITMQ_URL"] = url_of("rabbitmq")
+    if answers.get("auth") == "oidc":  # which is unavailable
+        found |= {"OIDC_ISSUER": "https://localhost:1/", "OIDC_AUDIENCE": "shop"}
     if answers.get("auth") == "users":
         found |= {
             "SMTP_HOST": "localhost",

@@ -10,6 +10,9 @@ from starlette.types import Receive, Scope, Send
 from src.api import (
     auth,
     idempotency,
+    # % if cookiecutter.__oidc
+    oidc,
+    # % endif
     openapi,
     # % if cookiecutter.cache_backend != "none"
     response_cache,
@@ -59,6 +62,10 @@ def create_application(settings: Settings | None = None) -> FastAPI:
     app.include_router(v1_router, prefix=f"{settings.API_PREFIX}/v1")
     if "metrics" in settings.public_pages:
         app.add_api_route("/metrics", auth.allow_anonymous(metrics), include_in_schema=False)
+    # % if cookiecutter.__oidc
+    if has_docs:
+        oidc.add_login(app, settings)
+    # % endif
     if has_docs:
         # Serve the assets of Swagger UI and ReDoc from this process instead of a CDN.
         StandaloneDocs(app)

@@ -6,6 +6,9 @@ pytest_plugins = [
     "tests.fixtures.database",
     "tests.fixtures.client",
     "tests.fixtures.commands",
+    # % if cookiecutter.__oidc
+    "tests.fixtures.oidc",
+    # % endif
     # % if cookiecutter.__users
     "tests.fixtures.mail",
     "tests.fixtures.users",

@@ -23,6 +23,9 @@ from starlette.routing import BaseRoute
 
 from src.api import (
     deps,
+    # % if cookiecutter.__oidc
+    oidc,
+    # % endif
     # % if cookiecutter.__users
     sessions,
     # % endif
@@ -117,6 +120,10 @@ async def _identify(connection: HTTPConnection) -> Principal | None:
     # % endif
     if keys:
         return await _by_api_key(state, keys)
+    # % if cookiecutter.__oidc
+    if token is not None and "." in token:  # a JWT
+        return await oidc.identify(state, token)
+    # % endif
     # % if cookiecutter.__users
     if principal := await sessions.identify(connection, token):
         return principal

@@ -43,7 +43,7 @@ _CSP = b"content-security-policy"
 _API_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 # Pages load nothing from other hosts. Swagger UI, ReDoc and most admin interfaces use inline
 # scripts and styles; ReDoc starts a web worker. A policy of a script is the one of a worker.
-_PAGE_POLICY = (
+PAGE_POLICY = (
     b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     b"img-src 'self' data:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
@@ -316,7 +316,7 @@ class SecurityHeadersMiddleware:
                 # A browser updates its stored page with the headers of a 304.
                 if _CSP not in given and message["status"] != HTTPStatus.NOT_MODIFIED:
                     is_page = given.get(b"content-type", b"").startswith(_PAGE_TYPES)
-                    added.append((_CSP, _PAGE_POLICY if is_page else _API_POLICY))
+                    added.append((_CSP, PAGE_POLICY if is_page else _API_POLICY))
                 if is_stopping(scope):
                     added.append((b"connection", b"close"))
                 message["headers"] = [*message.get("headers", ()), *added]

@@ -47,6 +47,14 @@ SECURITY_SCHEMES: dict[str, dict[str, Any]] = {
         "name": auth.API_KEY_HEADER,
         "description": "A key of `cli.py keys create`, or of the setting `API_KEYS`.",
     },
+    # % if cookiecutter.__oidc
+    "Access token": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "An access token of the identity provider.",
+    },
+    # % endif
     # % if cookiecutter.__users
     "Session token": {
         "type": "http",
@@ -131,7 +139,10 @@ def _describe_security(operation: dict[str, Any], dependant: Dependant) -> None:
         *operation.get("security", ()),
         *({name: scopes} for name in SECURITY_SCHEMES),
     ]
-    errors = (UnauthenticatedError, MissingScopeError) if scopes else (UnauthenticatedError,)
+    # Credentials cannot be looked up while a server is unavailable.
+    errors: list[type[DomainError] | int] = [UnauthenticatedError, 503]
+    if scopes:
+        errors.append(MissingScopeError)
     for status, response in problems(*errors).items():
         operation["responses"].setdefault(str(status), response)
 

@@ -35,6 +35,9 @@ from src.core import (
     # % if cookiecutter.__users
     mail_settings,
     # % endif
+    # % if cookiecutter.__oidc
+    oidc_settings,
+    # % endif
     origins,
     postgres_url,
     # % if cookiecutter.__queue_rabbitmq
@@ -154,6 +157,17 @@ class Settings(BaseSettings):
     DATABASE_LOCK_TIMEOUT_SECONDS: float = Field(default=3, ge=0)
     DATABASE_IDLE_TRANSACTION_SECONDS: float = Field(default=30, ge=0)
 
+    # % if cookiecutter.__oidc
+    OIDC_ISSUER: Annotated[str, AfterValidator(oidc_settings.check_issuer)] | None = None
+    OIDC_AUDIENCE: Annotated[list[str], NoDecode, BeforeValidator(_split)] = []
+    OIDC_SCOPES_CLAIM: Annotated[list[str], NoDecode, BeforeValidator(_split)] = ["scope"]
+    OIDC_SCOPES_MAP: Annotated[
+        dict[str, str], NoDecode, BeforeValidator(oidc_settings.parse_scopes_map)
+    ] = {}
+    OIDC_CLIENT_ID: str | None = None
+    OIDC_LOGIN_SCOPES: Annotated[list[str], NoDecode, BeforeValidator(_split)] = ["openid"]
+
+    # % endif
     # % if cookiecutter.__redis
     REDIS_HOST: str = "localhost"
     REDIS_PORT: Port = Field(default=6379, ge=1)
@@ -272,6 +286,9 @@ class Settings(BaseSettings):
             )
         # % if cookiecutter.__users
         yield from mail_settings.production_errors(self)
+        # % endif
+        # % if cookiecutter.__oidc
+        yield from oidc_settings.production_errors(self)
         # % endif
         yield from self._api_key_errors()
 

@@ -15,6 +15,9 @@ from src import (
     cache,
     # % endif
     db,
+    # % if cookiecutter.__oidc
+    oidc,
+    # % endif
     # % if cookiecutter.__users
     passwords,
     # % endif
@@ -39,6 +42,9 @@ class State(TypedDict):
     cache: cache.Cache
     # % endif
     database: db.Database
+    # % if cookiecutter.__oidc
+    oidc: NotRequired["oidc.AccessTokens | None"]  # None without an issuer; tests may have none
+    # % endif
     shutdown: Shutdown
     # % if cookiecutter.__users
     passwords: passwords.Passwords
@@ -85,6 +91,9 @@ def build_lifespan(settings: Settings) -> Lifespan[FastAPI]:
         end_with_parent(signal.SIGINT)
         async with AsyncExitStack() as stack:
             state = await stack.enter_async_context(open_resources(settings))
+            # % if cookiecutter.__oidc
+            state["oidc"] = await stack.enter_async_context(oidc.open_access_tokens(settings))
+            # % endif
             # % if cookiecutter.scheduler
             if settings.SCHEDULER_ENABLED:
                 from src.schedulers import scheduler  # noqa: PLC0415 - loaded if used

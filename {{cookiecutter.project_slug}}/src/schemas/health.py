@@ -11,7 +11,7 @@ class Liveness(BaseModel):
 
 
 class Readiness(BaseModel):
-    status: Status = Field(description="`ok` if every check passed.")
+    status: Status = Field(description="`ok` if the process can serve requests.")
     checks: dict[str, Status] = Field(
         description="The status of each dependency.", examples=[{"database": "ok"}]
     )

@@ -35,6 +35,12 @@ async def ready(request: Request, response: Response) -> Readiness:
     else:
         results = await run_checks({"database": ping_database(request.state.database)})
     readiness = Readiness.of(results)
+    # % if cookiecutter.__oidc
+    if access_tokens := getattr(request.state, "oidc", None):
+        # It does not fail the probe: API keys still work, and so do the keys that are known. All
+        # processes use the same issuer, so there is no better one to send requests to.
+        readiness.checks["oidc"] = "ok" if access_tokens.issuer.is_available else "unavailable"
+    # % endif
     if readiness.status != "ok":
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     return readiness
