@@ -14,12 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.db import Database
 from src.domain.errors import TooManyRequestsError
+from src.domain.user_mail import UserMail
 from src.repositories.user import LoginThrottleRepository, Throttle
 
 _LONGEST = timedelta(minutes=15)
 ADDRESS = Throttle(free=100, longest=_LONGEST, window=timedelta(hours=1))
 ACCOUNT = Throttle(free=5, longest=_LONGEST, window=timedelta(days=1))
 KNOWN_ADDRESS = Throttle(free=10, longest=_LONGEST, window=timedelta(days=90))
+# E-mails that a client requests. One person reads `ann+1@`, `ann+2@` and so on.
+MAIL_CLIENT = Throttle(free=30, longest=_LONGEST, window=timedelta(hours=1))
 # Three e-mails at once, then one each hour.
 MAIL = Throttle(
     free=2, first=timedelta(hours=1), longest=timedelta(hours=1), window=timedelta(days=1)
@@ -77,15 +80,20 @@ async def trust_address(db: AsyncSession, email: str, address: str) -> None:
     await LoginThrottleRepository(db).reset(known_key, KNOWN_ADDRESS.window)
 
 
-async def may_mail(database: Database, email: str, address: str) -> bool:
-    """Return whether another e-mail may be sent to this address now.
+async def may_mail(database: Database, mail: UserMail, email: str, address: str) -> bool:
+    """Return whether another e-mail of this kind may be sent to the mailbox now.
 
-    Raises TooManyRequestsError if the client has requested too many, for any mailbox.
+    Each kind has a separate budget. A request of another kind may send nothing, because the address
+    has no account, or has one; so others could use up the budget of the owner, who would get no
+    mail. Raises TooManyRequestsError if the client has requested too many, for any mailbox.
     """
+    waits = None
     async with database.transaction() as db:
         throttles = LoginThrottleRepository(db)
-        blocked = await throttles.count(_key("mail from", address), ADDRESS)
-        waits = await throttles.count(_key("mail to", email.lower()), MAIL)
+        blocked = await throttles.count(_key("mail from", address), MAIL_CLIENT)
+        if blocked is None:
+            key = _key("mail to", mail.value, email.lower())
+            waits = await throttles.count(key, MAIL)
         await throttles.prune()
     if blocked is not None:
         raise TooManyRequestsError(ceil(blocked))

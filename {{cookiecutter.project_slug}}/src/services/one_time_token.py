@@ -30,7 +30,7 @@ class OneTimeTokenService:
 
         Without such a user the steps are the same, up to a mail that finds no user.
         """
-        if not await may_mail(database, email, address):
+        if not await may_mail(database, UserMail.RESET_PASSWORD, email, address):
             log.info("mail_not_sent", reason="this address was sent several")
             return
         async with database.transaction() as db:
@@ -86,7 +86,7 @@ class OneTimeTokenService:
         confirmed = await confirm_password(database, passwords, user.email, password, address)
         if confirmed is None or confirmed.user_id != user.id:
             raise WrongPasswordError
-        is_allowed = await may_mail(database, new_email, address)
+        is_allowed = await may_mail(database, UserMail.CHANGE_EMAIL, new_email, address)
         purpose = TokenPurpose.CHANGE_EMAIL
         async with database.transaction() as db:
             if await confirmed.lock(db) is None:

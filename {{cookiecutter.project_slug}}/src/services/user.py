@@ -35,7 +35,7 @@ class UserService:
 
         The steps are the same in both cases. Raises TooManyRequestsError.
         """
-        if not await may_mail(database, email, address):
+        if not await may_mail(database, UserMail.SIGN_UP, email, address):
             log.info("mail_not_sent", reason="this address was sent several")
             return
         async with database.transaction() as db:
