@@ -74,8 +74,15 @@ class UserRepository(Repository[User]):
         ).returning(User)
         result = await self.session.scalars(found, execution_options={"populate_existing": True})
         user = result.one()
-        old = User.created_at < func.now() - UNVERIFIED_LIFETIME
-        await _prune(self.session, User, User.verified_at.is_(None), old, User.id != user.id)
+        valid = (OneTimeToken.user_id == User.id) & (OneTimeToken.expires_at > func.now())
+        await _prune(
+            self.session,
+            User,
+            User.verified_at.is_(None),
+            User.created_at < func.now() - UNVERIFIED_LIFETIME,
+            User.id != user.id,
+            ~select(OneTimeToken.id).where(valid).exists(),
+        )
         return user
 
     async def list_page(

@@ -6,19 +6,23 @@ from typing import Any
 
 import pytest
 from argon2 import PasswordHasher
+from fastapi import FastAPI
 from httpx import AsyncClient, Response
-from sqlalchemy import func, select, update
+from sqlalchemy import URL, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.api.sessions import COOKIE
 from src.auth import tokens
-from src.db import Database
+from src.db import Database, open_database
 from src.db.models.user import LoginSession, LoginThrottle, User
 from src.domain.errors import TooManyRequestsError
 from src.domain.principal import Role
-from src.repositories.user import SESSION_LIFETIME
+from src.passwords import ITERATIONS, MEMORY_KIB, PARALLELISM
+from src.repositories.user import SESSION_LIFETIME, USE_PRECISION
 from src.services import login_throttle
+from tests.fixtures.client import connect
 from tests.fixtures.environment import API
+from tests.fixtures.statements import recorded
 from tests.fixtures.users import EMAIL, PASSWORD, LogIn, add_user, start_session
 
 SESSIONS = f"{API}/sessions/"
@@ -187,6 +191,61 @@ async def test_a_user_lists_and_ends_own_sessions(log_in: LogIn, client: AsyncCl
     assert len((await ann.get(SESSIONS)).json()["sessions"]) == 1
 
 
+async def test_a_session_costs_one_statement(
+    committing_client: AsyncClient, committing_database: Database
+) -> None:
+    token = await start_session(committing_database, await add_user(committing_database))
+    await committing_client.get(ME, headers=bearer(token))
+    with recorded(committing_database) as sent:
+        await committing_client.get(ME, headers=bearer(token))
+    assert sent == ["SELECT", "SELECT"]
+
+
+async def test_the_last_use_is_written_once_a_minute(
+    committing_client: AsyncClient, committing_database: Database
+) -> None:
+    token = await start_session(committing_database, await add_user(committing_database))
+    async with committing_database.transaction() as session:
+        long_ago = func.now() - 2 * USE_PRECISION
+        await session.execute(update(LoginSession).values(last_used_at=long_ago))
+    written = []
+    for _ in range(3):
+        with recorded(committing_database) as sent:
+            await committing_client.get(ME, headers=bearer(token))
+        written.append("UPDATE" in sent)
+    assert written == [True, False, False]
+
+
+async def test_a_session_that_ends_during_a_request(
+    committing_client: AsyncClient, committing_database: Database
+) -> None:
+    """The request does not wait for the other transaction, and does not bring the session back."""
+    token = await start_session(committing_database, await add_user(committing_database))
+    async with committing_database.transaction() as session:
+        long_ago = func.now() - 2 * USE_PRECISION
+        await session.execute(update(LoginSession).values(last_used_at=long_ago))
+    async with committing_database.transaction() as session:
+        await session.execute(delete(LoginSession))
+        during = await committing_client.get(ME, headers=bearer(token))
+    assert during.status_code == 200
+    assert (await committing_client.get(ME, headers=bearer(token))).status_code == 401
+
+
+async def test_all_processes_see_the_end_of_a_session(
+    app: FastAPI, committing_database: Database, committing_url: URL
+) -> None:
+    token = await start_session(committing_database, await add_user(committing_database))
+    async with (
+        open_database(committing_url, pool_size=1) as other_database,
+        connect(app, committing_database) as one,
+        connect(app, other_database) as other,
+    ):
+        assert (await other.get(ME, headers=bearer(token))).status_code == 200
+        ended = await one.delete(f"{SESSIONS}current", headers=bearer(token))
+        assert ended.status_code == 204
+        assert (await other.get(ME, headers=bearer(token))).status_code == 401
+
+
 @pytest.mark.parametrize("header", ["X-API-Key", "Authorization"])
 async def test_credentials_of_other_kinds_are_refused(
     client: AsyncClient, database: Database, header: str
@@ -250,7 +309,7 @@ async def test_a_hash_with_old_parameters_is_renewed(
     assert (await log_in(client)).status_code == 201
     stored = await db.scalar(select(User.password_hash))
     assert stored is not None
-    assert "m=19456,t=2,p=1" in stored
+    assert f"m={MEMORY_KIB},t={ITERATIONS},p={PARALLELISM}" in stored
     assert (await log_in(client)).status_code == 201
 
 

@@ -61,7 +61,7 @@ def test_passwords_that_are_easy_to_guess_are_refused(password: str, reason: str
 async def test_a_hash_verifies_its_password_only() -> None:
     hasher = Passwords()
     stored = await hasher.hash(SecretStr("lamp river cactus"))
-    assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    assert stored.startswith("$argon2id$v=19$m=")
     assert await hasher.verify(stored, SecretStr("lamp river cactus"))
     assert not await hasher.verify(stored, SecretStr("lamp river cactu"))
     assert not await hasher.verify(None, SecretStr("lamp river cactus"))
