@@ -6,16 +6,14 @@ import secrets
 import unicodedata
 from base64 import b64encode
 from collections.abc import Callable
-from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from argon2 import PasswordHasher, Type
+from argon2.exceptions import InvalidHashError, VerificationError
 from pydantic import SecretStr
 
 from src.core import unsafe
 from src.domain.errors import InvalidValueError, OverloadedError
-
-if TYPE_CHECKING:
-    from argon2 import PasswordHasher
 
 R = TypeVar("R")
 
@@ -91,20 +89,15 @@ class Passwords:
     """Hashes and verifies passwords in few threads, so that requests and memory do not suffer."""
 
     def __init__(self) -> None:
+        self._argon2 = PasswordHasher(
+            time_cost=ITERATIONS, memory_cost=MEMORY_KIB, parallelism=PARALLELISM, type=Type.ID
+        )
         self._free = asyncio.Semaphore(MAX_RUNNING)
         self._requests = 0
         # Has the format of a hash, but belongs to no password.
         salt, digest = (b64encode(secrets.token_bytes(size)).decode() for size in (16, 32))
         cost = f"m={MEMORY_KIB},t={ITERATIONS},p={PARALLELISM}"
         self._dummy = f"$argon2id$v=19${cost}${salt.rstrip('=')}${digest.rstrip('=')}"
-
-    @cached_property
-    def _argon2(self) -> "PasswordHasher":
-        from argon2 import PasswordHasher, Type  # noqa: PLC0415 - few processes hash passwords
-
-        return PasswordHasher(
-            time_cost=ITERATIONS, memory_cost=MEMORY_KIB, parallelism=PARALLELISM, type=Type.ID
-        )
 
     async def hash(self, password: SecretStr) -> str:
         """Raises OverloadedError."""
@@ -119,11 +112,6 @@ class Passwords:
         return self._argon2.check_needs_rehash(stored)
 
     def _verify(self, stored: str, password: str) -> bool:
-        from argon2.exceptions import (  # noqa: PLC0415 - as above
-            InvalidHashError,
-            VerificationError,
-        )
-
         try:
             return self._argon2.verify(stored, password)
         except (VerificationError, InvalidHashError):
