@@ -82,13 +82,14 @@ async def get_optional_principal(connection: HTTPConnection) -> Principal | None
     scope = connection.scope
     if _PRINCIPAL not in scope:
         try:
-            scope[_PRINCIPAL] = await _identify(connection)
+            scope[_PRINCIPAL] = found = await _identify(connection)
         except _ERRORS as error:
             scope[_PRINCIPAL] = error
+        else:
+            principal_id.set(str(found) if found else None)
     principal: Principal | Exception | None = scope[_PRINCIPAL]
     if isinstance(principal, Exception):
         raise principal
-    principal_id.set(str(principal) if principal else None)
     return principal
 
 
@@ -171,7 +172,7 @@ def _by_setting(settings: Settings, given: str) -> Principal | None:
         return None
     # All processes have the same name for a key, and it reveals nothing about it.
     name = f"API_KEYS-{sha256(matches[0]).hexdigest()[:12]}"
-    return Principal(PrincipalKind.API_KEY, name, frozenset(Scope))
+    return Principal(PrincipalKind.API_KEY, name, DEVELOPER.scopes)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Idempotency keys and replayed responses."""
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 from uuid import UUID, uuid4
@@ -19,7 +21,7 @@ from fastapi import (
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPBasic
 from httpx import AsyncClient, Response
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from sqlalchemy import func, select, text
 
 from main import create_application
@@ -29,6 +31,7 @@ from src.api.rate_limits import rate_limit
 from src.core.config import Settings
 from src.db.models.idempotency import IdempotencyKey
 from src.db.session import Database
+from src.services.api_key import ApiKeyService
 from tests.fixtures.client import connect
 from tests.fixtures.environment import API
 from tests.fixtures.notes import NOTES, Note
@@ -279,6 +282,22 @@ class TestCallers:
         first = await client.post(NOTES, json=LAMP, headers={**headers, "Cookie": "theme=dark"})
         again = await client.post(NOTES, json=LAMP, headers={**headers, "Cookie": "theme=light"})
 
+        assert again.json() == first.json()
+        assert is_replay(again)
+
+    async def test_remain_after_a_rotation_of_the_key(
+        self, locked: AsyncClient, database: Database
+    ) -> None:
+        headers = keyed()
+        async with database.transaction() as session:
+            key = await ApiKeyService.create(session, "lamps", "importer", ())
+        first = await locked.post(NOTES, json=LAMP, headers={**headers, "X-API-Key": key.text})
+        async with database.transaction() as session:
+            key = await ApiKeyService.rotate(session, "lamps", "importer")
+
+        again = await locked.post(NOTES, json=LAMP, headers={**headers, "X-API-Key": key.text})
+
+        assert first.status_code == 201
         assert again.json() == first.json()
         assert is_replay(again)
 
@@ -662,6 +681,41 @@ async def test_openapi_has_the_header_for_each_post(app: FastAPI) -> None:
             parameters = [each["name"] for each in operation.get("parameters", [])]
             has_header = "Idempotency-Key" in parameters
             assert has_header == (method == "post") or (path != NOTES and not has_header)
+
+
+SECRET = re.compile("password|secret|token", re.IGNORECASE)
+# Fields with such a name that are no secret: "POST /api/v1/notes/search: page_token".
+NO_SECRETS: set[str] = set()
+
+
+def stored_secrets(app: FastAPI) -> set[str]:
+    """Return the fields of stored responses that look like a secret."""
+    document = app.openapi()
+    return {
+        f"POST {path}: {field}"
+        for path, operations in document["paths"].items()
+        if (operation := operations.get("post"))
+        and any(each["name"] == "Idempotency-Key" for each in operation.get("parameters", ()))
+        for schema in re.findall(r'/schemas/(\w+)"', json.dumps(operation["responses"]))
+        for field in document["components"]["schemas"][schema].get("properties", ())
+        if SECRET.search(field)
+    }
+
+
+def test_responses_with_secrets_are_not_stored(fresh_app: FastAPI) -> None:
+    """If this fails, add `dependencies=[NoIdempotencyKey]` to the endpoint."""
+    assert stored_secrets(fresh_app) <= NO_SECRETS
+
+    class SampleLink(BaseModel):
+        access_token: str
+
+    for path, dependencies in (("/stored", []), ("/not-stored", [NoIdempotencyKey])):
+
+        @fresh_app.post(path, dependencies=dependencies)
+        async def create_link() -> SampleLink:
+            return SampleLink(access_token=str(uuid4()))
+
+    assert stored_secrets(fresh_app) - NO_SECRETS == {"POST /stored: access_token"}
 
 
 async def test_cors_exposes_the_header_of_a_replayed_response(database: Database) -> None:

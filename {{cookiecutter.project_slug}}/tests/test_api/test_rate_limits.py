@@ -9,17 +9,22 @@ from fastapi.security import APIKeyHeader
 from httpx import AsyncClient, Response
 from prometheus_client import REGISTRY
 from pydantic import SecretStr
+from sqlalchemy import URL
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
 from main import create_application
+from src.api.auth import require
 from src.api.rate_limits import get_caller, rate_limit
+from src.auth import api_keys
 from src.core import rate_limits
 from src.core.config import Settings
 from src.core.rate_limits import Counted, MemoryCounters
-from src.db.session import Database
-from tests.fixtures.client import HEADERS, connect, served
+from src.db.session import Database, open_database
+from src.domain.principal import Scope
+from tests.fixtures.client import HEADERS, connect, create_key, served
 from tests.fixtures.environment import API
+from tests.fixtures.statements import recorded
 from tests.test_api.test_idempotency import assert_problem, is_replay, keyed
 
 INFO = f"{API}/app-info"
@@ -103,6 +108,49 @@ class TestOfAllRequests:
             response = await client.get(INFO, headers={"X-API-Key": f"{KEYS[0]}{number}"})
         assert response.status_code == 429
         assert (await client.get(INFO, headers={"X-API-Key": KEYS[0]})).status_code == 200
+
+    async def test_counts_a_principal_wherever_it_is(
+        self, limited: Settings, database: Database
+    ) -> None:
+        """Its key has one count for all addresses, and wrong keys count for the address."""
+        app = create_application(limited)
+        key = {"X-API-Key": await create_key(database)}
+        async with (
+            served(app, database, limited, rate_limits=True) as host,
+            AsyncClient(base_url=f"http://{host}", headers=HEADERS) as proxy,
+        ):
+            found = [
+                (await proxy.get(INFO, headers={"X-Forwarded-For": address, **sent})).status_code
+                for sent in (key, {"X-API-Key": "wrong"})
+                for address in ("192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.1")
+            ]
+        assert found == [200, 200, 429, 429, 200, 200, 200, 429]
+
+    async def test_looks_up_credentials_once(
+        self, limited: Settings, committing_database: Database
+    ) -> None:
+        app, database = create_application(limited), committing_database
+        limits = [rate_limit("5/day"), require(next(iter(Scope)))]
+        app.get("/limited", dependencies=limits)(lambda: "done")
+        key = await create_key(database, *Scope)
+        client = connect(app, database, limited, rate_limits=True)
+
+        with recorded(database) as sent:
+            assert (await client.get("/limited", headers={"X-API-Key": key})).status_code == 200
+
+        assert sent == ["SELECT"]
+
+    async def test_is_503_if_credentials_cannot_be_looked_up(self, limited: Settings) -> None:
+        """The middleware leaves the error to the endpoint, and counts by address."""
+        app = create_application(limited)
+        app.get(WORK)(lambda: "done")
+        key = api_keys.format_key("lamps", api_keys.new_credential())
+        nowhere = URL.create("postgresql+asyncpg", host="127.0.0.1", port=1, database="none")
+        async with open_database(nowhere, pool_size=1) as database:
+            client = connect(app, database, limited, rate_limits=True)
+            found = await statuses(client, WORK, **{"X-API-Key": key})
+
+        assert found == [503, 503, 429, 429]
 
     async def test_counts_the_addresses_that_a_trusted_proxy_sends(
         self, limited: Settings, database: Database

@@ -7,7 +7,7 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI
 from httpx import AsyncClient
 from pydantic import SecretStr
-from sqlalchemy import func, update
+from sqlalchemy import URL, func, update
 
 from src.api.auth import (
     CurrentPrincipal,
@@ -24,7 +24,7 @@ from src.cache import Cache, MemoryBackend
 from src.core.config import Settings
 from src.core.exceptions import add_exception_handlers
 from src.db.models.api_key import ApiKey
-from src.db.session import Database
+from src.db.session import Database, open_database
 from src.domain.principal import Principal, PrincipalKind, Scope
 from tests.fixtures.client import connect, create_key
 from tests.test_api.test_scopes import PLACES, SOME_SCOPE, start
@@ -244,6 +244,22 @@ async def test_overridden_principal_bypasses_the_cache(
         assert (await client.get(PATH, headers=bootstrap)).json() == name
     fresh_app.dependency_overrides = {}
     assert (await client.get(PATH, headers=bootstrap)).json().startswith("API_KEYS-")
+
+
+async def test_unavailable_database_is_503_on_a_known_path(
+    fresh_app: FastAPI, database: Database, settings: Settings
+) -> None:
+    add(fresh_app, anonymous_counter())
+    cache = Cache(MemoryBackend(), ttl=60)
+    headers = key_header(await create_key(database))
+    for _ in range(2):
+        client = connect(fresh_app, database, settings, cache=cache)
+        assert (await client.get(PATH, headers=headers)).json() == 1
+    nowhere = URL.create("postgresql+asyncpg", host="127.0.0.1", port=1, database="none")
+
+    async with open_database(nowhere, pool_size=1) as unavailable:
+        client = connect(fresh_app, unavailable, settings, cache=cache)
+        assert (await client.get(PATH, headers=headers)).status_code == 503
 
 
 async def test_mounted_application_has_its_own_rules(
