@@ -21,7 +21,7 @@ from tests.subprocesses import BINARIES, environment, run
 
 SELECTED = {
     "default": {},
-    "rabbitmq": {"cache_backend": "all", "task_queue": "rabbitmq"},
+    "rabbitmq": {"cache_backend": "all", "task_queue": "rabbitmq", "auth": "users"},
     "file": {"cache_backend": "file", "task_queue": "none"},
     "smallest": {
         "cache_backend": "none",
@@ -40,7 +40,7 @@ HARDENED = {
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
-NEEDED = ("API_KEYS", "DATABASE_URL")
+NEEDED = ("DATABASE_URL",)
 RESERVED = 3  # connections that PostgreSQL keeps for superusers
 HEADROOM = 5  # seconds
 SECRET = re.compile(r"^(?:printf %s '(.*)'|openssl .*) > secrets/production/(\w+)$", re.MULTILINE)
@@ -61,6 +61,8 @@ def servers(settings):
         yield host, int(port)
     if getattr(settings, "CACHE_BACKEND_TYPE", None) == "redis":
         yield from settings.redis_url.nodes
+    if getattr(settings, "SMTP_HOST", None):
+        yield "host", settings.SMTP_PORT or 587  # its name is no secret
 
 def read(variables, secrets):
     os.environ.clear()
