@@ -43,6 +43,7 @@ POSTGRES_USER=demo
 POSTGRES_PASSWORD='with$dollar'
 POSTGRES_DB=demo
 API_KEYS=8f14e45fceea167a5a36dedd4bea2543
+SMTP_PASSWORD=0123abcd
 REDIS_HOST=localhost
 REDIS_PASSWORD='too$much'
 DRAMATIQ_REDIS_URL=redis://:0123abcd@queue:6379/0
@@ -183,7 +184,7 @@ def test_development_stack(bake: Bake) -> None:
 @pytest.mark.parametrize("task_queue", STRUCTURAL["task_queue"])
 def test_production_stack(bake: Bake, task_queue: str) -> None:
     """No setting of development, no published server, hardened processes, no migration at start."""
-    project = deployed(bake, task_queue=task_queue)
+    project = deployed(bake, task_queue=task_queue, auth="users")
     services = config(project, PROD, "--profile", "migrate")["services"]
     assert not re.search("ONLY_IN_DEVELOPMENT|of-development", json.dumps(services))
     for name, service in services.items():
@@ -193,7 +194,8 @@ def test_production_stack(bake: Bake, task_queue: str) -> None:
         assert name in {"api", "worker", "migrate"} or "ports" not in service, name
         assert name == "migrate" or service["restart"] == "unless-stopped", name
         is_service = name in {"api", "worker", "migrate"}
-        assert bool(service["environment"]["API_KEYS"]) == is_service, name
+        for secret in ("API_KEYS", "SMTP_PASSWORD"):
+            assert bool(service["environment"][secret]) == is_service, name
         # Compose writes $ as $$, so that its output can be read again.
         password = "with$$dollar" if is_service or name == "postgres" else ""
         assert service["environment"]["POSTGRES_PASSWORD"] == password, name
@@ -218,12 +220,12 @@ def test_production_stack_needs_env_prod(render: Bake) -> None:
 @pytest.mark.parametrize("task_queue", STRUCTURAL["task_queue"])
 def test_secrets_can_be_files(bake: Bake, task_queue: str) -> None:
     """No environment variable contains a secret, and each server gets only its own."""
-    project = deployed(bake, task_queue=task_queue)
+    project = deployed(bake, task_queue=task_queue, auth="users")
     services = config(project, SECRETS, "--profile", "migrate")["services"]
     own = {"queue": "DRAMATIQ_REDIS_URL", "rabbitmq": "RABBITMQ_URL"}
     own = {name: secret for name, secret in own.items() if name in BROKERS[task_queue]}
     own |= {"postgres": "POSTGRES_PASSWORD", "valkey": "REDIS_PASSWORD"}
-    secrets = {"API_KEYS", *own.values()}
+    secrets = {"API_KEYS", "SMTP_PASSWORD", *own.values()}
     for name, service in services.items():
         assert {service["environment"][secret] for secret in secrets} == {""}
         sources = {secret["source"] for secret in service["secrets"]}
