@@ -4,7 +4,8 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
-from fastapi import APIRouter, FastAPI
+import structlog
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.security import APIKeyHeader
 from httpx import AsyncClient, Response
 from prometheus_client import REGISTRY
@@ -12,19 +13,19 @@ from pydantic import SecretStr
 from sqlalchemy import URL
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
+from structlog.testing import capture_logs
 
 from main import create_application
-from src.api.auth import require
+from src.api.auth import get_principal
 from src.api.rate_limits import get_caller, rate_limit
 from src.auth import api_keys
 from src.core import rate_limits
 from src.core.config import Settings
 from src.core.rate_limits import Counted, MemoryCounters
 from src.db.session import Database, open_database
-from src.domain.principal import Scope
+from src.services import api_key
 from tests.fixtures.client import HEADERS, connect, create_key, served
 from tests.fixtures.environment import API
-from tests.fixtures.statements import recorded
 from tests.test_api.test_idempotency import assert_problem, is_replay, keyed
 
 INFO = f"{API}/app-info"
@@ -127,18 +128,18 @@ class TestOfAllRequests:
         assert found == [200, 200, 429, 429, 200, 200, 200, 429]
 
     async def test_looks_up_credentials_once(
-        self, limited: Settings, committing_database: Database
+        self, limited: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        app, database = create_application(limited), committing_database
-        limits = [rate_limit("5/day"), require(next(iter(Scope)))]
-        app.get("/limited", dependencies=limits)(lambda: "done")
-        key = await create_key(database, *Scope)
+        app = create_application(limited)
+        app.get(WORK, dependencies=[rate_limit("5/day"), Depends(get_principal)])(lambda: "done")
         client = connect(app, database, limited, rate_limits=True)
+        key = api_keys.format_key("lamps", api_keys.new_credential())
+        monkeypatch.setattr(api_key, "log", structlog.get_logger())
 
-        with recorded(database) as sent:
-            assert (await client.get("/limited", headers={"X-API-Key": key})).status_code == 200
+        with capture_logs() as lines:
+            assert (await client.get(WORK, headers={"X-API-Key": key})).status_code == 401
 
-        assert sent == ["SELECT"]
+        assert [each["event"] for each in lines].count("credentials_rejected") == 1
 
     async def test_is_503_if_credentials_cannot_be_looked_up(self, limited: Settings) -> None:
         """The middleware leaves the error to the endpoint, and counts by address."""
