@@ -19,7 +19,18 @@ WORDS = {
     ),
     "scheduler": re.compile("schedul|stale_?item|staleness", re.IGNORECASE),
     "example": re.compile("(?<![a-z])items?(?![a-z])|staleness", re.IGNORECASE),
-    "oidc": re.compile("oidc|openid|jwks|joserfc|issuer", re.IGNORECASE),
+    "oidc": re.compile(
+        r"oidc|open.?id|\bjwks?\b|\bjwts?\b|joserfc|(?<!cluster-)\bissuers?\b|pkce|identity.provider",
+        re.IGNORECASE,
+    ),
+    "users": re.compile(  # "user", "password", "session" and "email" alone have other meanings
+        r"src[./]mail|mail_settings|(docs/|\()mail\.md|test_mail|aiosmtp|smtp_(user|password|tls)"
+        r"|mail_from|public_url|argon|sign(ed)?.?up\b|log(ged)?[ _-]?out\b|__host-"
+        r"|login.?session|one.?time.?token|models[./]user\b|(services|endpoints)[./](users|sessions)\b"
+        r"|users[:_](read|write)|(reset|change|forgot(ten)?|common)[ _](the |your )?passwords?"
+        r"|verif(y|ied)[ _](the |your )?e-?mail",
+        re.IGNORECASE,
+    ),
     "kubernetes": re.compile("k8s|kubectl|kustom|kubernetes.md", re.IGNORECASE),
     "github": re.compile("github|dependabot", re.IGNORECASE),
     "gitlab": re.compile("gitlab|renovate", re.IGNORECASE),
@@ -37,6 +48,7 @@ OTHERWISE = re.compile(
     r"|ScheduleAnyway"  # Kubernetes'
     r'|^ *schedule:( #.*)?$|"schedule:weekly"'  # pipelines' and bots'
     r"|\.(multi_)?items\(|__(get|set|del)item__|modifyitems|\bitem: pytest\.Item|\brender_item\b|\bitem\.(config|nodeid)\b"  # Python's, pytest's
+    r"|followthewhiterabbit"  # a common password
     r"|BackgroundTasks?\b|a[ _]background[ _]task",  # Starlette's
     re.MULTILINE,
 )
@@ -53,6 +65,7 @@ def unselected(answers: Answers) -> Iterator[str]:
         "scheduler": answers["scheduler"] == "yes",
         "example": answers["example"] == "yes",
         "oidc": answers["auth"] == "oidc",
+        "users": answers["auth"] == "users",
         "kubernetes": answers["deployment"] == "kubernetes",
         "github": answers["ci_provider"] == "github",
         "gitlab": answers["ci_provider"] == "gitlab",

@@ -9,10 +9,13 @@ from sqlalchemy.ext.asyncio import create_async_engine
 WORDS = {
     "item.status": "draft",
     "lamp.shade": "green",
+    "one_time_token.purpose": "verify-email",
     "scheduler_run.outcome": "lost",
     "task.status": "queued",
+    "users.role": "member",
 }
 BY_TYPE = {
+    "ARRAY": [],
     "Date": func.now(),
     "DateTime": func.now(),
     "LargeBinary": b"x",
@@ -43,7 +46,7 @@ async def fill(url: str, **words: str) -> dict[str, int]:
 def _fill(connection: Connection, words: Mapping[str, str]) -> dict[str, int]:
     tables = MetaData()
     tables.reflect(connection)
-    return {table.name: _count(connection, table, words) for table in tables.tables.values()}
+    return {table.name: _count(connection, table, words) for table in tables.sorted_tables}
 
 
 def _count(connection: Connection, table: Table, words: Mapping[str, str]) -> int:
@@ -57,5 +60,7 @@ def _count(connection: Connection, table: Table, words: Mapping[str, str]) -> in
 
 
 def _value(column: "Column[object]", words: Mapping[str, str]) -> object:
+    for key in column.foreign_keys:
+        return select(key.column).limit(1).scalar_subquery()
     kind = type(column.type.as_generic()).__name__
     return words.get(str(column), BY_TYPE.get(kind, 1))

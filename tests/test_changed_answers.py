@@ -288,16 +288,18 @@ def test_migrations_follow_each_other_in_the_order_of_their_names() -> None:
     assert names == sorted(names, reverse=True)
 
 
+COMMON = {"alembic_version", "api_key", "idempotency_key", "price"}  # tables with any answers
 ALL_IN_REDIS = {
     "cache_backend": "redis",
     "example": "yes",
     "scheduler": "yes",
     "task_queue": "redis",
+    "auth": "users",
 }
 STEPS = [
-    {"task_queue": "redis", "cache_backend": "file"},
-    {"scheduler": "yes", "example": "no", "deployment": "kubernetes"},
-    {"scheduler": "no", "task_queue": "none", "ci_provider": "gitlab"},
+    {"task_queue": "redis", "cache_backend": "file", "auth": "users"},
+    {"scheduler": "yes", "example": "no", "auth": "oidc", "deployment": "kubernetes"},
+    {"scheduler": "no", "task_queue": "none", "auth": "keys", "ci_provider": "gitlab"},
 ]
 
 
@@ -317,15 +319,16 @@ def test_rows_survive_changed_answers(
         for step in STEPS:
             project.change(step)
             project.migrate(url)
-        assert {"item", "item_import", "outbox_message", "scheduler_run"} <= set(project.rows)
+        added = {"item", "item_import", "login_session", "outbox_message", "scheduler_run"}
+        assert added <= set(project.rows)
         own = ("-q", "-p", "no:cacheprovider", "tests/test_models/test_migrations.py")
         run("pytest", *own, cwd=project.path)
 
         (project.path / KEPT).unlink()
         project.write_migration("Drop tables", url)
-        project.rows = dict.fromkeys(("alembic_version", "idempotency_key", "price"), 1)
+        project.rows = dict.fromkeys(COMMON, 1)
         project.migrate(url)
-        assert set(project.rows) == {"alembic_version", "idempotency_key", "price"}
+        assert set(project.rows) == COMMON
         project.commit()
         project.change(ALL_IN_REDIS)
         project.write_migration("Create tables", url)

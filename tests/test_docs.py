@@ -299,7 +299,7 @@ def test_named_files_exist(site: Site) -> None:
 
 
 # The answers that add nothing to the service.
-BARE = {"cache_backend": "none", "task_queue": "none", "scheduler": "no"}
+BARE = {"cache_backend": "none", "task_queue": "none", "scheduler": "no", "auth": "keys"}
 
 
 @pytest.mark.parametrize("question", BARE)

@@ -1,8 +1,8 @@
 """The text of an API key: `<prefix>_<id>_<secret><checksum>`, in letters and digits.
 
-Secret scanners recognize it by the prefix, and its CRC-32 tells a real key from a similar text, as
-in GitHub's tokens. Only a hash of the secret is stored. SHA-256 is enough for it: no one can guess
-256 bits, so the hash needs neither salt nor a slow function.
+Secret scanners recognize it by the prefix, and its CRC-32 tells a real key from a similar text.
+Only a hash of the secret is stored. SHA-256 is enough for it: no one can guess 256 bits, so the
+hash needs neither salt nor a slow function.
 """
 
 import re

@@ -7,7 +7,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.ddl.impl import ComparisonResult
 from alembic.ddl.postgresql import PostgresqlImpl
-from alembic.operations.ops import CreateTableOp, ExecuteSQLOp
+from alembic.operations.ops import CreateTableOp, DropTableOp, ExecuteSQLOp
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import CheckConstraint, Connection, Enum, String, inspect, text
 from sqlalchemy.exc import DBAPIError
@@ -93,9 +93,10 @@ def missing_tables(connection: Connection) -> list[str]:
     return sorted(name for name, t in tables if not inspector.has_table(t.name, schema=t.schema))
 
 
-def _create_schemas(context: MigrationContext, _revision: object, scripts: Any) -> None:
-    """Create the schemas of new tables, which Alembic leaves out."""
+def _complete(context: MigrationContext, _revision: object, scripts: Any) -> None:
+    """Create the schemas of new tables, which Alembic leaves out, and sort what it drops."""
     for script in scripts:
+        _sort_drops(context, script)
         operations = script.upgrade_ops.ops
         tables = [each for each in operations if isinstance(each, CreateTableOp)]
         wanted = {each.schema for each in tables if each.schema}
@@ -103,6 +104,20 @@ def _create_schemas(context: MigrationContext, _revision: object, scripts: Any) 
         for name in sorted(wanted.difference(existing)):
             operations.insert(0, ExecuteSQLOp(f'CREATE SCHEMA "{name}"'))
             script.downgrade_ops.ops.append(ExecuteSQLOp(f'DROP SCHEMA "{name}"'))
+
+
+def _sort_drops(context: MigrationContext, script: Any) -> None:
+    """Drop each table before those that its foreign keys refer to. Alembic's order is random."""
+    drops = [each for each in script.upgrade_ops.ops if isinstance(each, DropTableOp)]
+    if len(drops) < 2:  # noqa: PLR2004 - nothing to sort
+        return
+    schemas = {each.schema for each in drops}
+    found = inspect(context.connection).sort_tables_on_foreign_key_dependency(schemas)
+    order = [table for table, _ in found]
+    drops.sort(key=lambda each: order.index((each.schema, each.table_name)), reverse=True)
+    others = [each for each in script.upgrade_ops.ops if not isinstance(each, DropTableOp)]
+    script.upgrade_ops.ops = [*others, *drops]
+    script.upgrade_ops.reverse_into(script.downgrade_ops)
 
 
 def write_migration(config: Config, message: str) -> bool:
@@ -126,5 +141,5 @@ OPTIONS: dict[str, Any] = {
     "render_item": _render_type,
     "include_schemas": True,
     "include_name": _include_name,
-    "process_revision_directives": _create_schemas,
+    "process_revision_directives": _complete,
 }

@@ -25,7 +25,7 @@ class _LostError(DatabaseUnavailableError):
 
 
 class Lookups:
-    """Finds rows by a key, without a cache: a result is not older than the call.
+    """Finds rows by a key. A result is not older than the call.
 
     Concurrent calls share queries: those that arrive during a query share the next one. The queries
     use the driver, because SQLAlchemy would need more time than PostgreSQL and the driver together.

@@ -1,7 +1,7 @@
 """Writes to users. It runs outside of the request, as a task or after the response.
 
-The token of a link is created here. So neither the outbox, the broker nor a log ever has it, and
-the request takes the same time whether the account exists or not.
+The token of a link is created here. So no message, table or log ever has it, and the request
+takes the same time whether the account exists or not.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

@@ -1,9 +1,10 @@
 """Differences between models and database that Alembic alone does not see."""
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from uuid import UUID
 
@@ -164,3 +165,20 @@ async def test_a_kept_table_is_dropped_when_its_line_is_deleted(
     kept.unlink()
 
     assert 'op.drop_table("sample_order")' in await alembic.migrate()
+
+
+async def test_tables_are_dropped_before_those_that_they_refer_to(
+    alembic: Alembic, define: Define
+) -> None:
+    names = [f"sample_{number}" for number in range(5)]
+    define(names[-1])
+    for name, other in pairwise(names):
+        parent_id = mapped_column(ForeignKey(f"{other}.id"))
+        define(name, parent_id=parent_id, **annotated(parent_id=Mapped[UUID]))
+    await alembic.migrate()
+    for name in names:
+        Base.metadata.remove(Base.metadata.tables[name])
+
+    script = await alembic.migrate()
+
+    assert re.findall(r'drop_table\("(\w+)"', script) == names

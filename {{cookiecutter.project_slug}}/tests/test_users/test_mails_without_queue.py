@@ -1,4 +1,4 @@
-"""Without a task queue, mails are sent after the response, with a few attempts."""
+"""Mails are sent after the response, with a few attempts."""
 
 import importlib
 import logging
