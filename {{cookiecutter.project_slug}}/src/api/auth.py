@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from time import monotonic
 from typing import Annotated, Any, TypeVar
 
 import structlog
@@ -46,7 +47,12 @@ API_KEY_HEADER = "X-API-Key"
 DEVELOPER = Principal(PrincipalKind.DEVELOPER, "development", frozenset(Scope))
 
 _ANONYMOUS = "allows_anonymous"  # attribute of an endpoint
-_PRINCIPAL = "principal"  # key in the scope of a request
+# Keys in the scope of a request.
+_PRINCIPAL = "principal"
+_FOUND_AT = "principal_found_at"
+# A client can hold back the body of a request for days. A rate limit has checked the credentials
+# before that, so they are checked again.
+_FRESH_SECONDS = 5
 _ERRORS = (DomainError, DatabaseUnavailableError, PoolTimeoutError)  # which have handlers
 
 
@@ -80,7 +86,8 @@ CurrentPrincipal = Annotated[Principal, Depends(get_principal)]
 async def get_optional_principal(connection: HTTPConnection) -> Principal | None:
     """Return who calls; None without credentials. Raises UnauthenticatedError for invalid ones."""
     scope = connection.scope
-    if _PRINCIPAL not in scope:
+    if _PRINCIPAL not in scope or monotonic() - scope[_FOUND_AT] >= _FRESH_SECONDS:
+        scope[_FOUND_AT] = monotonic()
         try:
             scope[_PRINCIPAL] = found = await _identify(connection)
         except _ERRORS as error:

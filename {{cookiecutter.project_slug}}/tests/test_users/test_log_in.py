@@ -1,5 +1,6 @@
 """Log-in, log-out, and the sessions of a user."""
 
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -11,16 +12,18 @@ from httpx import AsyncClient, Response
 from sqlalchemy import URL, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from src.api import auth
 from src.api.sessions import COOKIE
 from src.auth import tokens
+from src.core.config import Settings
 from src.db import Database, open_database
 from src.db.models.user import LoginSession, LoginThrottle, User
 from src.domain.errors import TooManyRequestsError
 from src.domain.principal import Role
 from src.passwords import ITERATIONS, MEMORY_KIB, PARALLELISM
-from src.repositories.user import SESSION_LIFETIME, USE_PRECISION
+from src.repositories.user import SESSION_LIFETIME, USE_PRECISION, LoginSessionRepository
 from src.services import login_throttle
-from tests.fixtures.client import connect
+from tests.fixtures.client import application, connect
 from tests.fixtures.environment import API
 from tests.fixtures.statements import recorded
 from tests.fixtures.users import EMAIL, PASSWORD, LogIn, add_user, start_session
@@ -299,6 +302,26 @@ async def test_a_change_of_the_role_is_effective_at_once(log_in: LogIn, db: Asyn
     response = await client.get(f"{API}/users/")
     assert response.status_code == 403
     assert response.json()["type"] == "urn:problem-type:missing-scope"
+
+
+async def test_a_session_that_ends_before_the_body_arrives_is_refused(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate limit has found the user before that."""
+    monkeypatch.setattr(auth, "_FRESH_SECONDS", 0)
+    user = await add_user(database)
+    token = await start_session(database, user)
+    settings = Settings(_env_file=None, ENV="test", RATE_LIMIT="100/minute")
+
+    async def body() -> AsyncGenerator[bytes]:
+        async with database.transaction() as db:
+            await LoginSessionRepository(db).end_all(user.id)
+        yield b"{}"
+
+    async with connect(application(settings), database, settings, rate_limits=True) as client:
+        headers = {**bearer(token), "Content-Type": "application/json"}
+        response = await client.post(f"{ME}/password", content=body(), headers=headers)
+    assert response.status_code == 401
 
 
 async def test_a_hash_with_old_parameters_is_renewed(
