@@ -6,7 +6,17 @@ from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, CursorResult, bindparam, case, delete, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -45,6 +55,9 @@ async def _delete(session: AsyncSession, model: Any, *conditions: ColumnElement[
 class UserRepository(Repository[User]):
     model = User
 
+    # Anyone can sign up with an address. Only a confirmed account has a claim to it.
+    _is_unclaimed = and_(User.verified_at.is_(None), User.disabled_at.is_(None))
+
     async def get_by_email(self, email: str, *, for_update: bool = False) -> User | None:
         statement = select(User).where(User.email_key == email.lower())
         if for_update:
@@ -54,10 +67,19 @@ class UserRepository(Repository[User]):
     async def find_id(self, email: str) -> UUID | None:
         return await self.session.scalar(select(User.id).where(User.email_key == email.lower()))
 
+    async def is_taken(self, email: str, key: UUID) -> bool:
+        """Return whether the user with this key cannot get the address."""
+        found = select(User.id).where(
+            User.email_key == email.lower(), User.id != key, ~self._is_unclaimed
+        )
+        return await self.session.scalar(found) is not None
+
     async def set_email(self, key: UUID, email: str) -> bool:
-        """Return False if another account has this address."""
+        """Return False if the address is taken."""
+        unclaimed = (User.email_key == email.lower(), User.id != key, self._is_unclaimed)
         try:
             async with self.session.begin_nested():
+                await _delete(self.session, User, *unclaimed)
                 await self.session.execute(update(User).where(User.id == key).values(email=email))
         except IntegrityError:
             return False

@@ -88,7 +88,7 @@ async def _write(
 
 async def _change_of_email(db: AsyncSession, settings: Settings, user: User) -> _Draft | None:
     new_email = await OneTimeTokenRepository(db).requested_email(user.id)
-    if new_email is None or await UserRepository(db).find_id(new_email) not in {None, user.id}:
+    if new_email is None or await UserRepository(db).is_taken(new_email, user.id):
         return None
     template, purpose = UserMail.CHANGE_EMAIL.value, TokenPurpose.CHANGE_EMAIL
     return await _with_link(db, settings, template, user, purpose, new_email)

@@ -334,6 +334,21 @@ class TestChangeOfEmail:
         assert response.json()["title"] == "Invalid token"
         assert (await ann.get(f"{USERS}/me")).json()["email"] == EMAIL
 
+    async def test_an_account_that_no_one_confirmed_does_not_hold_the_address(
+        self, log_in: LogIn, client: AsyncClient, mailbox: Mailbox
+    ) -> None:
+        """Otherwise, anyone could keep a user from changing to an address."""
+        ann = await log_in()
+        await client.post(f"{USERS}/", json={"email": NEW_EMAIL})
+        sign_up = token_in(await mailbox.last(NEW_EMAIL))
+
+        await self.request(ann)
+        token = token_in(await mailbox.last(NEW_EMAIL))
+
+        assert (await self.confirm(client, token)).status_code == 204
+        assert (await ann.get(f"{USERS}/me")).json()["email"] == NEW_EMAIL
+        assert (await set_password(client, "verify-email", sign_up)).status_code == 422
+
     async def test_may_change_only_the_case(
         self, log_in: LogIn, client: AsyncClient, mailbox: Mailbox
     ) -> None:
