@@ -19,6 +19,7 @@ from src.api import (
     response_cache_middleware,
     # % endif
 )
+from src.api.auth_middleware import AuthenticationMiddleware
 from src.api.metrics import MetricsMiddleware
 from src.api.middleware import (
     BodyLimitMiddleware,
@@ -97,6 +98,7 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
     # % if cookiecutter.cache_backend != "none"
     app.add_middleware(response_cache_middleware.CacheMiddleware)
     # % endif
+    app.add_middleware(AuthenticationMiddleware)
     app.add_middleware(BodyLimitMiddleware, max_body_size=settings.MAX_BODY_SIZE)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(DisconnectMiddleware)

@@ -5,6 +5,7 @@ clients could create an unlimited number of time series.
 """
 
 from time import perf_counter
+from typing import Any
 
 import structlog
 from fastapi.routing import APIRoute, iter_route_contexts
@@ -98,13 +99,19 @@ def _route_of(scope: Scope, app: ASGIApp, root_path: str) -> str:
 
 
 def route_template(scope: Scope) -> str:
-    """Return the template of the matched route, including the prefixes of routers.
+    """Return the template of the matched route, including the prefixes of routers."""
+    route = matched_route(scope)
+    template = getattr(route, "path_format", None) or getattr(route, "path", None)
+    return str(template or "unmatched")
 
-    For a route of an included router, `scope["route"]` lacks these prefixes.
+
+def matched_route(scope: Scope) -> Any:
+    """Return the matched route with the prefixes and dependencies of its routers, or None.
+
+    For a route of an included router, `scope["route"]` lacks them.
     """
     route = scope.get("route")
     context = scope.get("fastapi", {}).get("effective_route_context")
     if context and (not isinstance(route, APIRoute) or context.original_route is route):
-        route = context
-    template = getattr(route, "path_format", None) or getattr(route, "path", None)
-    return str(template or "unmatched")
+        return context
+    return route

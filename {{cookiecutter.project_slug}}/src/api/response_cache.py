@@ -366,8 +366,8 @@ def apply_if_none_match(response: Response, scope: Scope) -> Response:
 
 def _cache_headers(policy: ResponsePolicy, *, is_public: bool) -> Headers:
     scope = "public" if is_public and not policy.identity else "private"
-    value = f"{scope}, max-age={policy.max_age}" if policy.max_age else "no-cache"
-    headers = [(b"cache-control", value.encode())]
+    freshness = f"max-age={policy.max_age}" if policy.max_age else "no-cache"
+    headers = [(b"cache-control", f"{scope}, {freshness}".encode())]
     vary = [name.encode() for name in policy.vary]
     if policy.max_age:
         vary += CREDENTIAL_HEADERS  # the next person at the same browser may be another principal

@@ -76,7 +76,7 @@ async def test_hit_needs_the_scopes(
                 assert response.status_code == status
                 if status == 200:
                     assert response.text in {"1", ""}
-                    assert response.headers["cache-control"] == "no-cache"
+                    assert response.headers["cache-control"] == "private, no-cache"
 
 
 def key_header(key: str | None) -> dict[str, str]:

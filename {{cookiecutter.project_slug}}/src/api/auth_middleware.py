@@ -1,0 +1,60 @@
+"""What authentication means for the body of a request, and for the caches of proxies."""
+
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from src.api.auth import allows_anonymous, authenticate, get_principal, principal_of, walk
+from src.api.metrics import matched_route
+
+_CACHE_CONTROL = b"cache-control"
+_PRIVATE = (_CACHE_CONTROL, b"private, no-cache")
+
+
+class AuthenticationMiddleware:
+    """Give an endpoint no body of a caller who is rejected, and proxies no response to a principal.
+
+    FastAPI reads and parses the whole body, and stores files, before it calls a dependency. A proxy
+    does not know that X-API-Key identifies a caller, so it may store a response without
+    `Cache-Control`, and return it to others.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def receive_if_admitted() -> Message:
+            nonlocal has_begun
+            if not has_begun:
+                has_begun = True
+                if await _rejects(scope):
+                    return {"type": "http.request", "body": b""}
+            return await receive()
+
+        async def send_privately(message: Message) -> None:
+            if message["type"] == "http.response.start" and principal_of(HTTPConnection(scope)):
+                headers = message.get("headers", ())
+                if all(name.lower() != _CACHE_CONTROL for name, _ in headers):
+                    message["headers"] = [*headers, _PRIVATE]
+            await send(message)
+
+        await self.app(scope, receive_if_admitted, send_privately)
+
+
+async def _rejects(scope: Scope) -> bool:
+    """Return whether `authenticate` will reject the request to the matched route."""
+    route = matched_route(scope)
+    calls = [each.call for each in walk(route.dependant)] if hasattr(route, "dependant") else []
+    if authenticate not in calls or authenticate in scope["app"].dependency_overrides:
+        return False
+    if allows_anonymous(route.endpoint):
+        return False
+    try:
+        await get_principal(HTTPConnection(scope))
+    except Exception:  # noqa: BLE001 - `authenticate` raises it too, for the exception handlers
+        return True
+    return False
