@@ -38,13 +38,22 @@ AppMails = Annotated[SendMail, Depends(get_mails)]
 async def send_after_response(
     database: Database, settings: Settings, mail: UserMail, user_id: UUID
 ) -> None:
-    for pause in (*PAUSES, None):
+    lost: str | None = "the process stops"  # which cancels this
+    try:
+        await _send(database, settings, mail, user_id)
+        lost = None
+    except (MailError, DatabaseUnavailableError) as error:
+        lost = str(error)
+    finally:
+        if lost is not None:
+            log.error("mail_lost", mail=mail.value, user=str(user_id), cause=lost)
+
+
+async def _send(database: Database, settings: Settings, mail: UserMail, user_id: UUID) -> None:
+    for pause in PAUSES:
         try:
             return await send_user_mail(database, settings, mail, user_id)
         except (MailError, DatabaseUnavailableError) as error:
-            if pause is None:
-                log.error("mail_lost", mail=mail.value, user=str(user_id), cause=str(error))  # noqa: TRY400 - the traceback says no more
-                return None
             log.warning("mail_postponed", mail=mail.value, user=str(user_id), cause=str(error))
-            await asyncio.sleep(pause)
-    return None
+        await asyncio.sleep(pause)
+    return await send_user_mail(database, settings, mail, user_id)

@@ -1,5 +1,6 @@
 """Mails are sent after the response, with a few attempts."""
 
+import asyncio
 import importlib
 import logging
 from pathlib import Path
@@ -70,3 +71,16 @@ async def test_a_mail_that_is_lost_is_logged(
     assert caplog.text.count("mail_postponed") == 1
     assert "mail_lost" in caplog.text
     assert EMAIL not in caplog.text
+
+
+async def test_a_mail_that_waits_when_the_process_stops_is_logged(
+    database: Database, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    user = await add_user(database)
+    async with smtp_server({"RCPT": "451 Try later"}) as server:
+        settings = configured(settings, server)
+        sending = mails.send_after_response(database, settings, UserMail.RESET_PASSWORD, user.id)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sending, 0.5)  # and cancel it
+
+    assert "mail_lost" in caplog.text

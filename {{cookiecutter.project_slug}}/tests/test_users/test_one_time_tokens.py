@@ -391,3 +391,34 @@ async def test_a_token_is_stored_as_a_hash_only(
 
     assert await db.scalar(select(OneTimeToken.token_hash)) == tokens.hash_of(token)
     assert await db.scalar(select(func.count(LoginSession.id))) == 0
+
+
+async def test_an_error_does_not_repeat_a_secret(client: AsyncClient) -> None:
+    response = await set_password(client, "reset-password", "onetime_" + "a" * 300)
+
+    assert response.status_code == 422
+    assert "onetime_" not in response.text
+    assert NEW_PASSWORD not in response.text
+
+
+async def test_of_two_users_one_gets_an_address(
+    committing_client: AsyncClient, committing_database: Database
+) -> None:
+    issued = [
+        await issue(
+            committing_database,
+            await add_user(committing_database, email),
+            TokenPurpose.CHANGE_EMAIL,
+            NEW_EMAIL,
+        )
+        for email in (EMAIL, "bob@example.com")
+    ]
+
+    responses = await asyncio.gather(
+        *(
+            committing_client.post(f"{USERS}/change-email", json={"token": token})
+            for token in issued
+        )
+    )
+
+    assert sorted(each.status_code for each in responses) == [204, 422]
