@@ -95,9 +95,9 @@ async def _openapi_with_login(request: Request) -> Response:
     return JSONResponse(document)
 
 
-def _endpoints_of(state: State) -> "Endpoints | None":
+def _endpoints_of(state: State | None) -> "Endpoints | None":
     """Return None until the issuer is available."""
-    access_tokens = state.get("oidc")
+    access_tokens = state and state.get("oidc")
     documents = access_tokens and access_tokens.issuer.documents
     return documents.endpoints if documents else None
 
@@ -129,7 +129,7 @@ class LoginPagesMiddleware:
         if path != self.page:
             return
         headers["Cross-Origin-Opener-Policy"] = "same-origin-allow-popups"
-        if endpoints := _endpoints_of(scope["state"]):
+        if endpoints := _endpoints_of(scope.get("state")):
             token = urlsplit(endpoints.token)
             policy = f"{PAGE_POLICY.decode()}; connect-src 'self' {token.scheme}://{token.netloc}"
             headers["Content-Security-Policy"] = policy
