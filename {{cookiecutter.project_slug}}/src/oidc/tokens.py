@@ -32,9 +32,9 @@ ALGORITHMS = {
     }
 }
 # RFC 9068 requires `at+jwt`; most providers send `JWT`, some nothing. Other tokens of a provider
-# have other types, such as `logout+jwt` and `dpop+jwt`.
+# have other types, such as `secevent+jwt` and `dpop+jwt`.
 _TYPES = {"", "jwt", "at+jwt", "application/at+jwt"}
-# Only ID tokens and logout tokens have these.
+# Only ID tokens and security events (RFC 8417) have these.
 _FOREIGN_CLAIMS = ("nonce", "at_hash", "c_hash", "s_hash", "events")
 
 

@@ -183,7 +183,7 @@ class TestTokens:
             ({"typ": "application/AT+JWT"}, None),
             ({"kid": None}, None),
             ({"jku": "http://127.0.0.1:1/keys", "x5u": 7, "jwk": []}, None),
-            ({"typ": "logout+jwt"}, "type"),
+            ({"typ": "dpop+jwt"}, "type"),
             ({"typ": ["JWT"]}, "type"),
             ({"crit": ["exp"], "exp": 1}, "critical"),
             ({"crit": []}, "critical"),
