@@ -14,7 +14,7 @@ from pathlib import Path
 from textwrap import indent
 
 from src.core.config import Settings
-from src.core.logging import configure_logging, mask_urls
+from src.core.logging import configure_logging, mask_line
 from src.core.ports import listen
 
 LIMIT_SECONDS = 5
@@ -54,7 +54,7 @@ def _describe_settings(settings: Settings) -> str:
 
 
 def format_result(name: str, state: str, text: str) -> str:
-    text = mask_urls(None, "", text)
+    text = mask_line(None, "", text)
     start = f"{name:<14}{state:<9}"
     return start + indent(text, " " * len(start)).strip()
 

@@ -44,6 +44,8 @@ _MAX_DEPTH = 8
 _PIPE_BYTES = 1024 * 1024  # at 300 bytes a line, more than a second of a busy process
 # Everything up to the next space is one match, so that no character is read twice.
 _URL_PASSWORD = re.compile(r"""(://[^:/\s"']*:)([^\s"']++)""")
+# The public ID of an API key, and the secret that follows it: see `src/auth/api_keys.py`.
+_API_KEY = re.compile(r"(_[0-9A-Za-z]{12}_)[0-9A-Za-z]{49}")
 _URL_PARAMETER = re.compile(r"""([?&][^=&?\s"']++=)([^&\s"']++)""")
 # Loggers that repeat other lines or say nothing useful.
 _SILENCED = (
@@ -88,7 +90,7 @@ def configure_logging(settings: Settings) -> None:
             processors=[
                 ProcessorFormatter.remove_processors_meta,
                 *_renderers(is_text=is_text),
-                mask_urls,
+                mask_line,
             ],
         )
     )
@@ -228,8 +230,9 @@ def _is_secret(name: str, value: Any) -> bool:
     return not (words.endswith("s") and isinstance(value, int))  # a number of tokens
 
 
-def mask_urls(_logger: object, _method: str, line: Any) -> Any:
-    """Mask secrets in URLs anywhere in the rendered line, tracebacks included."""
+def mask_line(_logger: object, _method: str, line: Any) -> Any:
+    """Mask API keys, and secrets in URLs, anywhere in the rendered line, tracebacks included."""
+    line = _API_KEY.sub(r"\1**********", line)
     if "://" in line:
         line = _URL_PASSWORD.sub(_mask_password, line)
     return _URL_PARAMETER.sub(_mask_parameter, line) if "=" in line else line

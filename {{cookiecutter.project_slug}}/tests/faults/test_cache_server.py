@@ -1,8 +1,12 @@
 """Failures of Valkey under load: every request succeeds, and no response is outdated."""
 
 import asyncio
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from time import monotonic
 
@@ -13,6 +17,8 @@ from redis.asyncio import Redis
 from sqlalchemy import URL
 
 from dev.valkey import embedded_valkey
+from src.core.config import ROOT
+from src.domain.principal import Role
 from tests.faults.conftest import Report
 from tests.faults.load import Load
 from tests.faults.servers import FAULT_SECONDS, Server, api, serving
@@ -124,3 +130,61 @@ async def test_requests_succeed_and_are_not_outdated(
             assert fault in REFUSALS or process.log_text.count("cache_unavailable") > logged, fault
             assert load.results.keys() == {200}, (fault, load.results)
             report(f"Valkey for the cache is {fault}", load, f"{note.version:,} writes")
+
+
+SETTING = "8f14e45fceea167a5a36dedd4bea2543"  # so that requests need a key
+
+
+async def test_a_revoked_key_is_refused_in_all_processes(
+    server: Server, committing_url: URL, tmp_path: Path
+) -> None:
+    """Also for a cached response, while the cache server is away, and after it is back."""
+    variables = {
+        "API_KEYS": SETTING,
+        "DATABASE_URL": committing_url.render_as_string(hide_password=False),
+        "CACHE_BACKEND_TYPE": "redis",
+        "REDIS_URL": f"redis://127.0.0.1:{server.proxy.port}",
+    }
+
+    async def keys(*arguments: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "cli.py", "keys", *arguments),
+            env=os.environ | variables,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+        )
+        output, _ = await process.communicate()
+        assert process.returncode == 0
+        return output.decode().strip()
+
+    async with AsyncExitStack() as stack:
+        clients = []
+        for number in range(2):
+            (tmp_path / str(number)).mkdir()
+            opened = api(f"{__name__}:application", folder=tmp_path / str(number), **variables)
+            _, address = await stack.enter_async_context(opened)
+            client = AsyncClient(base_url=address, headers=HEADERS, timeout=LIMIT)
+            clients.append(await stack.enter_async_context(client))
+        credentials = {"X-API-Key": SETTING}
+        note = await clients[0].post(NOTES, json={"text": "one"}, headers=credentials)
+        path = cached_path(note.headers["location"])
+
+        async def statuses(key: str) -> set[int]:
+            calls = [client.get(path, headers={"X-API-Key": key}) for client in clients * 3]
+            return {response.status_code for response in await asyncio.gather(*calls)}
+
+        for fault in (None, signal.SIGKILL, signal.SIGSTOP):
+            key = await keys("create", "importer", "--role", Role.ADMIN)
+            assert await statuses(key) == {200}
+            if fault:
+                server.send_signal(fault)
+            await keys("revoke", "importer")
+            assert await statuses(key) == {401}
+            if fault is signal.SIGKILL:
+                await asyncio.to_thread(server.stop)
+                await asyncio.to_thread(server.start)
+            elif fault:
+                server.send_signal(signal.SIGCONT)
+            for _ in range(10):
+                assert await statuses(key) == {401}
+                await asyncio.sleep(0.2)

@@ -107,9 +107,10 @@ def test_secrets_are_masked_at_any_depth(capsys: Captured, production: Settings)
         ("http://h:80/p 'a://u:@h'", "http://h:80/p 'a://u:@h'"),
         ("http://h/?page=2&api_key=hunter2", "http://h/?page=2&api_key=**********"),
         ("GET /?access_token=hunter2&size=9", "GET /?access_token=**********&size=9"),
+        (f"lamps_0123456789Ab_{'z' * 43}1Ad6Yc.", "lamps_0123456789Ab_**********."),
     ],
 )
-def test_passwords_in_urls_are_masked(
+def test_passwords_in_urls_and_keys_are_masked(
     capsys: Captured, production: Settings, text: str, masked: str
 ) -> None:
     configure_logging(production)
