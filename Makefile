@@ -45,8 +45,9 @@ audit: setup ## Check all pins for known vulnerabilities
 	@$(BIN)/uv tool run --quiet --python $(BIN)/python pip-audit --strict --disable-pip --no-deps \
 		--requirement requirements.txt --requirement '$(SERVICE)/requirements-dev.txt'
 
-bench: setup ## Compare the cost of reads, the cache and tasks with minimal implementations; log-ins
+bench: setup ## Compare the cost of reads, API keys, the cache and tasks with minimal implementations; log-ins
 	@$(BIN)/python benchmarks/reads.py
+	@$(BIN)/python benchmarks/keys.py
 	@$(BIN)/python benchmarks/cache.py
 	@$(BIN)/python benchmarks/tasks.py
 	@$(BIN)/python benchmarks/log_in.py

@@ -17,13 +17,10 @@ from sqlalchemy import URL, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from main import create_application
-from src.cache import Cache, MemoryBackend
 from src.core.config import get_settings
 from src.db.models.item import Item
 from src.db.session import open_database
 from src.schemas.item import ItemResponse
-
-BYPASS_CACHE = (b"authorization", b"-")
 
 
 def tutorial(url: URL) -> FastAPI:
@@ -50,12 +47,11 @@ async def compare(url: URL) -> None:
     logging.disable(logging.CRITICAL)
     async with open_database(url, pool_size=15) as database:
         path = await an_item(database)
-        cache = Cache(MemoryBackend(), ttl=60)
-        state = {"settings": settings, "database": database, "cache": cache}
+        state = {"settings": settings, "database": database}  # no cache
         costs: Costs = {name: [] for name in apps}
         for _ in range(ROUNDS):
             for name, app in apps.items():
-                costs[name].append(await cost(app, path, state, BYPASS_CACHE, clients=1))
+                costs[name].append(await cost(app, path, state, clients=1))
     report("A read from PostgreSQL, without the cache", costs)
 
 

@@ -1,6 +1,7 @@
 """Look-ups by key, which concurrent calls share, and which are never older than the call."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from time import monotonic
 
 import pytest
@@ -8,6 +9,7 @@ from asyncpg import UndefinedTableError
 from sqlalchemy import URL, text
 
 from src.db.session import Database, DatabaseUnavailableError, open_database
+from tests.pgbouncer import needs_pgbouncer
 
 SECONDS = 0.3
 # The result is as old as the start of the statement.
@@ -86,3 +88,15 @@ async def test_errors_reach_each_caller(committing_url: URL) -> None:
     async with open_database(unreachable, pool_size=1) as database:
         with pytest.raises(DatabaseUnavailableError):
             await version(database, "a")
+
+
+@needs_pgbouncer
+async def test_calls_work_behind_a_pooler(pooler_url: URL, committing_database: Database) -> None:
+    await set_version(committing_database, "note", 1)
+    async with AsyncExitStack() as stack:
+        pools = [
+            await stack.enter_async_context(open_database(pooler_url, pool_size=1)) for _ in "abc"
+        ]
+        calls = [version(database, "note") for database in pools for _ in range(20)]
+
+        assert set(await asyncio.gather(*calls)) == {1}
