@@ -24,6 +24,7 @@ T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DURATION = re.compile(r"([0-9]{1,5})([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_SCOPES = ", ".join(Scope) or "none"  # a new service may have none
 _COLUMNS = ("NAME", "ID", "STATE", "CREATED", "EXPIRES", "LAST USE", "SCOPES")
 
 app = typer.Typer(help="Manage API keys.", no_args_is_help=True)
@@ -36,11 +37,10 @@ def _parse_name(text: str) -> str:
 
 
 def _parse_scope(text: str) -> Scope:
-    try:
-        return Scope(text)
-    except ValueError:
-        valid = ", ".join(Scope) or "none"
-        raise typer.BadParameter(f"there is no scope {text!r}; the scopes are: {valid}") from None
+    for scope in Scope:
+        if scope == text:
+            return scope
+    raise typer.BadParameter(f"there is no scope {text!r}; the scopes are: {_SCOPES}")
 
 
 def _parse_duration(text: str) -> timedelta:
@@ -73,7 +73,7 @@ def create(
     scopes: Annotated[
         list[Scope] | None,
         typer.Option(
-            "--scope", parser=_parse_scope, metavar="SCOPE", help=f"One of {', '.join(Scope)}."
+            "--scope", parser=_parse_scope, metavar="SCOPE", help=f"Scopes to grant: {_SCOPES}."
         ),
     ] = None,
     role: Annotated[Role | None, typer.Option(help="Add the scopes that the role has now.")] = None,

@@ -138,7 +138,7 @@ SETTING = "8f14e45fceea167a5a36dedd4bea2543"  # so that requests need a key
 async def test_a_revoked_key_is_refused_in_all_processes(
     server: Server, committing_url: URL, tmp_path: Path
 ) -> None:
-    """Also for a cached response, while the cache server is away, and after it is back."""
+    """Also for a cached response, while the cache server is unavailable, and afterwards."""
     variables = {
         "API_KEYS": SETTING,
         "DATABASE_URL": committing_url.render_as_string(hide_password=False),

@@ -16,6 +16,7 @@ from src.auth import api_keys
 from src.core.config import Settings
 from src.db import Database
 from src.db.models.api_key import ApiKey
+from src.domain.api_key import ApiKeyExpiredError
 from src.services import api_key
 from src.services.api_key import ApiKeyService, IssuedKey
 from tests.fixtures.client import connect
@@ -188,6 +189,20 @@ class TestRotation:
             await db.commit()
 
         assert [await status(client, each.text) for each in keys] == [401, 401, 200]
+
+    async def test_an_expired_key_needs_a_new_expiry(
+        self, client: AsyncClient, db: AsyncSession
+    ) -> None:
+        await create(db, days=1)
+        await db.execute(update(ApiKey).values(expires_at=func.now()))
+        await db.commit()
+
+        with pytest.raises(ApiKeyExpiredError):
+            await ApiKeyService.rotate(db, PREFIX, "importer")
+        new = await ApiKeyService.rotate(db, PREFIX, "importer", lifetime=GRACE)
+        await db.commit()
+
+        assert await status(client, new.text) == 200
 
     async def test_revocation_ends_the_grace_period(
         self, client: AsyncClient, db: AsyncSession
