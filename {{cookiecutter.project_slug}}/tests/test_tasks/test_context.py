@@ -9,14 +9,18 @@ import dramatiq
 import pytest
 import structlog
 from asgi_correlation_id import correlation_id
+from fastapi import FastAPI
 from sqlalchemy import func, select
 
+from src.api.deps import DbSession
 from src.core.config import Settings
 from src.core.context import current_context
 from src.core.trace import principal_id, traceparent
 from src.db.session import Database
 from src.tasks import context
+from src.tasks import enqueue as enqueue_in
 from src.tasks.engine.brokers.base import TaskBroker
+from tests.fixtures.client import connect, create_key
 from tests.fixtures.notes import Note
 from tests.test_tasks.actors import words
 from tests.test_tasks.workers import LIMIT, enqueue, eventually, working
@@ -68,6 +72,35 @@ async def test_a_task_has_the_context_of_its_own_message(broker: TaskBroker, que
         )
         for message in messages
     ]
+
+
+@pytest.mark.usefixtures("relay")
+async def test_principal_of_a_request_reaches_the_tasks_of_its_tasks(
+    fresh_app: FastAPI, committing_database: Database, broker: TaskBroker, queue: str
+) -> None:
+    seen: list[str | None] = []
+
+    @dramatiq.actor(queue_name=queue, broker=broker)
+    async def second() -> None:
+        seen.append(principal_id.get())
+
+    @dramatiq.actor(queue_name=queue, broker=broker)
+    async def first() -> None:
+        seen.append(principal_id.get())
+        async with context.transaction() as db:
+            await enqueue_in(db, second)
+
+    @fresh_app.post("/work")
+    async def work(db: DbSession) -> None:
+        await enqueue_in(db, first)
+
+    key = await create_key(committing_database)
+    client = connect(fresh_app, committing_database)
+    async with working(broker):
+        assert (await client.post("/work", headers={"X-API-Key": key})).status_code == 200
+        await eventually(lambda: len(seen) == 2, "both of them")
+
+    assert seen == [f"api-key:{key.split('_')[1]}"] * 2
 
 
 async def test_tasks_share_the_database_of_their_worker(
