@@ -25,7 +25,7 @@ WORDS = {
     ),
     "users": re.compile(  # "user", "password", "session" and "email" alone have other meanings
         r"src[./]mail|mail_settings|(docs/|\()mail\.md|test_mail|aiosmtp|smtp_(user|password|tls)"
-        r"|mail_from|public_url|argon|sign(ed)?.?up\b|log(ged)?[ _-]?out\b|__host-"
+        r"|mail_from|public_url|argon|sign(ed)?.?up\b|__host-"
         r"|login.?session|one.?time.?token|models[./]user\b|(services|endpoints)[./](users|sessions)\b"
         r"|users[:_](read|write)|(reset|change|forgot(ten)?|common)[ _](the |your )?passwords?"
         r"|verif(y|ied)[ _](the |your )?e-?mail",

@@ -47,10 +47,14 @@ async def deliver(settings: Settings, mail: EmailMessage) -> None:
 
 async def _send(settings: Settings, host: str, mail: EmailMessage) -> None:
     [recipient] = cast(AddressHeader, mail["To"]).addresses
+    async with server_of(settings, host) as server:
+        await server.send_message(mail, recipients=[recipient.addr_spec])
+
+
+def server_of(settings: Settings, host: str) -> aiosmtplib.SMTP:
+    """Return the server. As a context manager, it connects and logs in."""
     password = settings.SMTP_PASSWORD
-    await aiosmtplib.send(
-        mail,
-        recipients=[recipient.addr_spec],
+    return aiosmtplib.SMTP(
         hostname=host,
         port=settings.SMTP_PORT,  # None: the default of the TLS mode
         username=settings.SMTP_USER,
