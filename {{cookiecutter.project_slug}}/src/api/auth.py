@@ -19,6 +19,7 @@ from fastapi import Depends
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute
 
@@ -53,7 +54,8 @@ _FOUND_AT = "principal_found_at"
 # A client can hold back the body of a request for days. A rate limit has checked the credentials
 # before that, so they are checked again.
 _FRESH_SECONDS = 5
-_ERRORS = (DomainError, DatabaseUnavailableError, PoolTimeoutError)  # which have handlers
+# These have handlers.
+_ERRORS = (DomainError, HTTPException, DatabaseUnavailableError, PoolTimeoutError)
 
 
 def allow_anonymous(endpoint: Endpoint) -> Endpoint:

@@ -113,6 +113,7 @@ def _refuse(constant: str) -> None:
 
 class ClaimsCheck:
     def __init__(self, issuer: str, audience: Sequence[str]) -> None:
+        self._has_audience = bool(audience)  # without it, the registry would accept every token
         self._registry = JWTClaimsRegistry(
             leeway=CLOCK_SKEW_SECONDS,
             iss={"essential": True, "value": issuer},
@@ -123,6 +124,8 @@ class ClaimsCheck:
 
     def check(self, claims: Mapping[str, Any]) -> None:
         """Raises InvalidTokenError."""
+        if not self._has_audience:
+            raise InvalidTokenError("OIDC_AUDIENCE is not set")
         try:
             self._registry.validate(dict(claims))
         except ClaimError as error:

@@ -15,7 +15,8 @@ from httpx import AsyncClient, Response
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 from structlog.testing import capture_logs
 
-from src.api.auth import CurrentPrincipal
+from main import create_application
+from src.api.auth import CurrentPrincipal, allow_anonymous
 from src.core.config import Settings
 from src.db.session import Database
 from src.domain.principal import ROLES, Role
@@ -429,6 +430,34 @@ async def test_without_an_issuer_tokens_are_rejected(
     async with connect(app, database, oidc=None) as client:
         assert await reason(client, issuer.token()) == "OIDC_ISSUER is not set"
         assert (await client.get(WHO)).json()[0] == "developer:development"
+
+
+async def test_without_an_audience_tokens_are_rejected(
+    app: FastAPI, database: Database, issuer: Issuer
+) -> None:
+    async with opened(app, database, issuer, OIDC_AUDIENCE=[]) as client:
+        assert await reason(client, issuer.token()) == "OIDC_AUDIENCE is not set"
+
+
+async def test_middleware_lets_the_endpoint_say_that_the_issuer_is_unavailable(
+    database: Database, issuer: Issuer
+) -> None:
+    """Rate limits and cached responses need the principal before the endpoint does."""
+    issuer.override = misbehaviour.Response(500)
+    limited = Settings(ENV="test", RATE_LIMIT="100/minute", OIDC_ISSUER=issuer.url)
+    app = create_application(limited)
+    app.get(WHO)(lambda: None)
+    app.get("/anonymous")(allow_anonymous(lambda: None))
+    bearer = {"Authorization": f"Bearer {issuer.token()}"}
+
+    async with (
+        open_access_tokens(limited) as access_tokens,
+        connect(app, database, limited, rate_limits=True, oidc=access_tokens) as client,
+    ):
+        response = await client.get(WHO, headers=bearer)
+        assert response.status_code == 503
+        assert response.headers["RateLimit"]
+        assert (await client.get("/anonymous", headers=bearer)).status_code == 200
 
 
 async def test_clients_of_users(logged_in: AsyncClient, log_in: LogIn) -> None:
