@@ -97,7 +97,6 @@ class OneTimeTokenService:
             # No one gets this token. It stores the address until the mail gets another one.
             lifetime = LINKS[purpose].lifetime
             await OneTimeTokenRepository(db).issue(user.id, purpose, lifetime, new_email)
-            await send_mail(db, UserMail.EMAIL_CHANGE_REQUESTED, user.id)
             await send_mail(db, UserMail.CHANGE_EMAIL, user.id)
         log.info("email_change_requested", user=str(user.id))
 

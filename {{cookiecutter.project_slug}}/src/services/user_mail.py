@@ -54,9 +54,14 @@ async def send_user_mail(
 ) -> None:
     """Send the mail, unless there is no reason for it any more.
 
+    Before the link of CHANGE_EMAIL exists, the old address gets its notice. Otherwise, someone who
+    knows the password could change the address first, and so get the notice too.
+
     Raises MailError if another attempt may succeed. A mail that the server refuses for good is only
     logged: mistyped addresses are no fault of the service.
     """
+    if mail is UserMail.CHANGE_EMAIL:
+        await send_user_mail(database, settings, UserMail.EMAIL_CHANGE_REQUESTED, user_id)
     async with database.transaction() as db:
         draft = await _write(db, settings, mail, user_id)
     if draft is None:

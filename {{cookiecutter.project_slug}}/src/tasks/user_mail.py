@@ -9,7 +9,7 @@ from src.domain.user_mail import UserMail
 from src.services.user_mail import send_user_mail
 
 
-@dramatiq.actor(actor_name="send_mail_to_user", queue_name="mails", time_limit=120_000)
+@dramatiq.actor(actor_name="send_mail_to_user", queue_name="mails", time_limit=180_000)
 async def send_mail_to_user(mail: str, user_id: str) -> None:
     """Send a `UserMail`. A retry creates another token, which replaces the one before."""
     context = current_context()

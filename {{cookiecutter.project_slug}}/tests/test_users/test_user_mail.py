@@ -1,14 +1,17 @@
 """Mails to users are sent, tried again or given up, and reveal nothing in logs."""
 
 import logging
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 
 from src.core.config import Settings
 from src.db import Database
+from src.domain.user import TokenPurpose
 from src.domain.user_mail import UserMail
 from src.mail.errors import MailError
+from src.repositories.user import OneTimeTokenRepository
 from src.services.user_mail import send_user_mail
 from tests.fixtures.mail import token_in
 from tests.fixtures.users import EMAIL, add_user
@@ -47,6 +50,24 @@ async def test_a_refused_mail_is_only_logged(
     assert str(user.id) in caplog.text
     assert EMAIL not in caplog.text
     assert "onetime_" not in caplog.text
+
+
+async def test_the_old_address_has_its_notice_before_the_new_one_gets_a_link(
+    settings: Settings, database: Database
+) -> None:
+    user, new_email = await add_user(database), "new@example.com"
+    lifetime, purpose = timedelta(hours=1), TokenPurpose.CHANGE_EMAIL
+    async with database.transaction() as db:
+        await OneTimeTokenRepository(db).issue(user.id, purpose, lifetime, new_email)
+
+    async with smtp_server({"RCPT": "451 Try later"}) as server:
+        settings = configured(settings, server.port)
+        with pytest.raises(MailError):
+            await send_user_mail(database, settings, UserMail.CHANGE_EMAIL, user.id)
+        assert not server.mails
+        await send_user_mail(database, settings, UserMail.CHANGE_EMAIL, user.id)
+
+    assert [mail["To"] for mail in server.mails] == [EMAIL, new_email]
 
 
 @pytest.mark.parametrize("mail", UserMail)
