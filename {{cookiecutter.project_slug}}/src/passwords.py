@@ -59,7 +59,8 @@ def check(password: SecretStr, *related: str) -> None:
     """Raise UnacceptablePasswordError. `related` are texts that an attacker tries, such as the name."""
     text = _normalize(password)
     length = len(text)
-    if length < MIN_LENGTH:
+    # NFKC makes several characters of one, such as a ligature.
+    if min(length, len(password.get_secret_value())) < MIN_LENGTH:
         reason = f"Use at least {MIN_LENGTH} characters, for example several words."
         raise UnacceptablePasswordError(reason=reason)
     if length > MAX_LENGTH:
