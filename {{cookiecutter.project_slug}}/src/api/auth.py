@@ -48,9 +48,7 @@ API_KEY_HEADER = "X-API-Key"
 DEVELOPER = Principal(PrincipalKind.DEVELOPER, "development", frozenset(Scope))
 
 _ANONYMOUS = "allows_anonymous"  # attribute of an endpoint
-# Keys in the scope of a request.
-_PRINCIPAL = "principal"
-_FOUND_AT = "principal_found_at"
+_FOUND_AT = "principal_found_at"  # key in the scope of a request
 # A client can hold back the body of a request for days. A rate limit has checked the credentials
 # before that, so they are checked again.
 _FRESH_SECONDS = 5
@@ -88,15 +86,15 @@ CurrentPrincipal = Annotated[Principal, Depends(get_principal)]
 async def get_optional_principal(connection: HTTPConnection) -> Principal | None:
     """Return who calls; None without credentials. Raises UnauthenticatedError for invalid ones."""
     scope = connection.scope
-    if _PRINCIPAL not in scope or monotonic() - scope[_FOUND_AT] >= _FRESH_SECONDS:
+    if deps.PRINCIPAL not in scope or monotonic() - scope[_FOUND_AT] >= _FRESH_SECONDS:
         scope[_FOUND_AT] = monotonic()
         try:
-            scope[_PRINCIPAL] = found = await _identify(connection)
+            scope[deps.PRINCIPAL] = found = await _identify(connection)
         except _ERRORS as error:
-            scope[_PRINCIPAL] = error
+            scope[deps.PRINCIPAL] = error
         else:
             principal_id.set(str(found) if found else None)
-    principal: Principal | Exception | None = scope[_PRINCIPAL]
+    principal: Principal | Exception | None = scope[deps.PRINCIPAL]
     if isinstance(principal, Exception):
         raise principal
     return principal
@@ -111,7 +109,7 @@ async def find_principal(connection: HTTPConnection) -> Principal | None:
 
 def principal_of(connection: HTTPConnection) -> Principal | None:
     """Return who calls, if a dependency has found it out."""
-    principal = connection.scope.get(_PRINCIPAL)
+    principal = connection.scope.get(deps.PRINCIPAL)
     return principal if isinstance(principal, Principal) else None
 
 

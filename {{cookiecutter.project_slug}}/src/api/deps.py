@@ -27,6 +27,7 @@ from src.db.session import (
 R = TypeVar("R", bound=ReadOnlyAsyncSession)
 
 HAS_COMPLETED = "endpoint_has_completed"  # key in `session.info`
+PRINCIPAL = "principal"  # key in the scope of a request, set by `src/api/auth.py`
 # Headers that identify the caller.
 CREDENTIAL_HEADERS = (b"authorization", b"cookie", b"x-api-key")
 

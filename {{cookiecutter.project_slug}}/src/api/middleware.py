@@ -19,9 +19,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from src.api.deps import PRINCIPAL
 from src.api.problems import RETRY_AFTER, problem_response
 from src.core.shutdown import is_stopping
 from src.core.trace import principal_id, trace_id_of, traceparent
+from src.domain.principal import Principal
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +41,9 @@ _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
 ]
+# Shared caches may store the response to a request with a cookie or an API key: RFC 9111 forbids it
+# only for `Authorization`.
+_PRIVATE = (b"cache-control", b"private, no-cache")
 _CSP = b"content-security-policy"
 _API_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 # Pages load nothing from other hosts. Swagger UI, ReDoc and most admin interfaces use inline
@@ -291,9 +296,10 @@ class UnexpectedErrorMiddleware:
 class SecurityHeadersMiddleware:
     """Add the headers that OWASP recommends, unless the response has set them.
 
-    With `hsts_seconds`, responses over HTTPS have `Strict-Transport-Security`. A redirect to this
-    service becomes relative, because an attacker may have chosen the Host header. While the process
-    stops, also tell clients to open their next connection elsewhere.
+    A response to a principal is private, unless it has a `Cache-Control`. With `hsts_seconds`,
+    responses over HTTPS have `Strict-Transport-Security`. A redirect to this service becomes
+    relative, because an attacker may have chosen the Host header. While the process stops, also
+    tell clients to open their next connection elsewhere.
     """
 
     def __init__(self, app: ASGIApp, hsts_seconds: int | None = None) -> None:
@@ -313,6 +319,8 @@ class SecurityHeadersMiddleware:
             if message["type"] == "http.response.start":
                 given = {name.lower(): value for name, value in message.get("headers", ())}
                 added = [header for header in headers if header[0] not in given]
+                if _PRIVATE[0] not in given and isinstance(scope.get(PRINCIPAL), Principal):
+                    added.append(_PRIVATE)
                 # A browser updates its stored page with the headers of a 304.
                 if _CSP not in given and message["status"] != HTTPStatus.NOT_MODIFIED:
                     is_page = given.get(b"content-type", b"").startswith(_PAGE_TYPES)

@@ -151,6 +151,26 @@ class TestSecurityHeaders:
         (policy,) = headers.get_list("content-security-policy")
         assert policy.startswith(expected)
 
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    async def test_a_response_to_a_principal_is_private(
+        self, fresh_app: FastAPI, database: Database, method: str
+    ) -> None:
+        """Shared caches may store others, also if the request has a cookie or an API key."""
+        client = connect(fresh_app, database)
+
+        @fresh_app.get("/page")
+        async def page() -> None: ...
+
+        @fresh_app.get("/own")
+        async def own() -> Response:
+            return Response(headers={"Cache-Control": "no-store"})
+
+        assert (await client.request(method, "/page")).headers["cache-control"] == (
+            "private, no-cache"
+        )
+        assert (await client.request(method, "/own")).headers["cache-control"] == "no-store"
+        assert "cache-control" not in (await client.request(method, LIVE)).headers
+
     async def test_an_unchanged_page_keeps_its_policy(
         self, fresh_app: FastAPI, database: Database, tmp_path: Path
     ) -> None:
