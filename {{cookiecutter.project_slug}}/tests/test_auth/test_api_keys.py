@@ -53,7 +53,7 @@ async def status(client: AsyncClient, text: str) -> int:
 
 def logged(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
     """Return the lines of the log with this event."""
-    lines: list[Any] = [record.msg for record in caplog.records]
+    lines = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
     return [line for line in lines if line["event"] == event]
 
 
