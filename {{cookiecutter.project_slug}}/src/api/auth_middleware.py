@@ -1,21 +1,16 @@
-"""What authentication means for the body of a request, and for the caches of proxies."""
+"""What authentication means for the body of a request."""
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from src.api.auth import allows_anonymous, authenticate, get_principal, principal_of, walk
+from src.api.auth import allows_anonymous, authenticate, get_principal, walk
 from src.api.metrics import matched_route
-
-_CACHE_CONTROL = b"cache-control"
-_PRIVATE = (_CACHE_CONTROL, b"private, no-cache")
 
 
 class AuthenticationMiddleware:
-    """Give an endpoint no body of a caller who is rejected, and proxies no response to a principal.
+    """Give an endpoint no body of a caller who is rejected.
 
-    FastAPI reads and parses the whole body, and stores files, before it calls a dependency. A proxy
-    does not know that X-API-Key identifies a caller, so it may store a response without
-    `Cache-Control`, and return it to others.
+    FastAPI reads and parses the whole body, and stores files, before it calls a dependency.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -35,14 +30,7 @@ class AuthenticationMiddleware:
                     return {"type": "http.request", "body": b""}
             return await receive()
 
-        async def send_privately(message: Message) -> None:
-            if message["type"] == "http.response.start" and principal_of(HTTPConnection(scope)):
-                headers = message.get("headers", ())
-                if all(name.lower() != _CACHE_CONTROL for name, _ in headers):
-                    message["headers"] = [*headers, _PRIVATE]
-            await send(message)
-
-        await self.app(scope, receive_if_admitted, send_privately)
+        await self.app(scope, receive_if_admitted, send)
 
 
 async def _rejects(scope: Scope) -> bool:

@@ -156,7 +156,7 @@ class TestLastUse:
             await asyncio.sleep(0.2)
             await until_waiting(committing_database, 0)
 
-    async def test_a_failure_is_logged(
+    async def test_a_failure_is_logged_once(
         self,
         key: IssuedKey,
         committing_database: Database,
@@ -168,9 +168,11 @@ class TestLastUse:
             record_key_uses(unreachable) as record,
         ):
             client = client_of(committing_database, settings, record_key_use=record)
-            assert await status(client, key.text) == 200
+            for _ in range(3):
+                assert await status(client, key.text) == 200
+                await asyncio.sleep(0.2)
 
-        assert "api_key_use_not_recorded" in capsys.readouterr().err
+        assert capsys.readouterr().err.count("api_key_use_not_recorded") == 1
 
 
 @pytest.mark.parametrize("changes", [{}, {"RATE_LIMIT": "100/minute"}], ids=["", "rate limit"])
