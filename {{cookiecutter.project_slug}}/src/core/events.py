@@ -102,7 +102,10 @@ def build_lifespan(settings: Settings) -> Lifespan[FastAPI]:
                 await stack.enter_async_context(jobs)
             # % endif
             if not (settings.API_KEYS or settings.is_deployed):
-                log.warning("api_unauthenticated", reason="API_KEYS is empty: no key is needed")
+                log.warning(
+                    "api_unauthenticated",
+                    reason="Without credentials, a caller has all scopes: see API_KEYS",
+                )
             if settings.is_deployed and settings.public_pages:
                 log.warning(
                     "pages_public",
