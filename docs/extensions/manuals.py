@@ -1,4 +1,4 @@
-"""The manuals of a generated service, rendered with Kubernetes and the default answers into `docs/service`.
+"""The manuals of a generated service with all pages, rendered into `docs/service`.
 
 Sphinx then reads them like any other page. The folder is not in git: each build makes it.
 """  # noqa: INP001 - Sphinx loads it by name
@@ -28,7 +28,7 @@ def render(app: Sphinx) -> None:
         config.write_text(f"replay_dir: {scratch}\n", "utf-8")  # not the home folder
         command: list[str | Path] = [sys.executable, "-m", "cookiecutter", folder.parents[1]]
         command += ["--no-input", "--output-dir", f"{scratch}/out", "--config-file", config]
-        command.append("deployment=kubernetes")
+        command += ["deployment=kubernetes", "__oidc=yes", "__users=yes"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         [project] = Path(scratch, "out").iterdir()
         for pattern in PATTERNS:
