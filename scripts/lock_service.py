@@ -30,6 +30,7 @@ FEATURES = {
     "cookiecutter.scheduler": {"scheduler": "no"},
     "cookiecutter.__oidc": {"__oidc": ""},
     "cookiecutter.__users": {"__users": ""},
+    "cookiecutter.__oidc or cookiecutter.__users": dict.fromkeys(BOTH_LOGINS, ""),
 }
 # Other files with the version of a pinned package: the file, the text before the version, the package.
 FOLLOWERS = [
@@ -47,7 +48,8 @@ def main() -> None:
         }
         for name in FILES:
             without = {
-                condition: set(pins_of(project / name)) for condition, project in reduced.items()
+                condition: set(map(name_of, pins_of(project / name)))
+                for condition, project in reduced.items()
             }
             text = "".join(tagged(pins_of(full / name), without))
             (SERVICE / name).write_text(text, "utf-8")
@@ -76,12 +78,17 @@ def pins_of(path: Path) -> list[str]:
     return re.findall(r"^\S.*\n(?: .*\n)*", path.read_text("utf-8"), re.MULTILINE)
 
 
+def name_of(pin: str) -> str:
+    """Return the package of a pin. Its markers may differ between projects."""
+    return pin.partition("==")[0]
+
+
 def tagged(pins: list[str], without: dict[str, set[str]]) -> list[str]:
     """Move the pins of each feature to the end, between its tags. The hook sorts them again."""
     result, ends = pins, []
     for condition, remaining in without.items():
-        own = [pin for pin in result if pin not in remaining]
-        result = [pin for pin in result if pin in remaining]
+        own = [pin for pin in result if name_of(pin) not in remaining]
+        result = [pin for pin in result if name_of(pin) in remaining]
         ends += [f"# % if {condition}\n", *own, "# % endif\n"]
     return result + ends
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -43,26 +42,23 @@ def _works(python: Path) -> bool:
     return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
-@contextmanager
-def installed(project: BakedProject, scratch: Path) -> Iterator[Path]:
-    """Install the project's requirements alone into a new environment; yield its interpreter.
+def install(project: BakedProject, scratch: Path) -> Path:
+    """Install the project's requirements alone into an environment; return its interpreter.
 
-    It uses the selected Python if this machine has it. The path is always the same, so bytecode is
-    compiled once.
+    It uses the selected Python if this machine has it. Projects share an environment of each
+    version: uv removes what the next one does not require. So bytecode is compiled once.
     """
     found, version = pythons(), project.answers["python_version"]
     if version not in found:
         version = f"3.{sys.version_info.minor}"
     environment = scratch / f"python{version}"
-    python, interpreter = environment / "bin" / "python", found[version]
+    python = environment / "bin" / "python"
     uv = partial(run, "uv", "--quiet", "--no-progress", cwd=project.path)
-    uv("venv", "--no-project", "--python", interpreter, environment)
-    uv("pip", "install", "--python", python, "--requirements", "requirements.txt")
+    if not python.exists():
+        uv("venv", "--no-project", "--python", found[version], environment)
+    uv("pip", "sync", "--python", python, "requirements.txt")
     uv("pip", "check", "--python", python)
-    try:
-        yield python
-    finally:
-        shutil.rmtree(environment)
+    return python
 
 
 def production(

@@ -57,6 +57,10 @@ ENGINES = [
             *("response_cache_safety", "sessions"),
         )
     ),
+    *(
+        f"tests/test_auth/test_{name}.py"
+        for name in ("api_keys", "cli", "oidc", "oidc_login", "oidc_scopes", "revocation")
+    ),
     "tests/test_cache/test_circuit_breaker.py",
     "tests/test_cache/test_file.py",
     "tests/test_cache/test_memory.py",
@@ -64,6 +68,7 @@ ENGINES = [
     "tests/test_cache/test_redis",
     "tests/test_core/test_patterns.py",
     "tests/test_db",
+    "tests/test_mail",
     "tests/test_models/test_autogenerate.py",
     "tests/test_schedulers/test_job_scheduler.py",
     "tests/test_schedulers/test_leadership.py",
@@ -74,6 +79,10 @@ ENGINES = [
     "tests/test_tasks/test_relay.py",
     "tests/test_tasks/test_retries.py",
     "tests/test_tasks/test_tracking.py",
+    *(
+        f"tests/test_users/test_{name}.py"
+        for name in ("cli", "cross_site", "log_in", "passwords", "repositories")
+    ),
 ]
 
 
@@ -275,10 +284,8 @@ def test_starts_with_its_own_requirements(
     share_bytecode(shared.folder)
     env = boot.production(answers, shared.url_of, f"boot_{uuid4().hex}", free_port())
     env["PYTHONPYCACHEPREFIX"] = str(shared.folder / "bytecode")
-    with (
-        boot.installed(project, shared.folder) as python,
-        boot.booted(project, python, env, log) as client,
-    ):
+    python = boot.install(project, shared.folder)
+    with boot.booted(project, python, env, log) as client:
         boot.smoke(client, answers, log)
 
 
