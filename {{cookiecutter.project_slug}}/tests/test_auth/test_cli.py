@@ -11,8 +11,8 @@ from src.domain.principal import ROLES, Role
 from tests.fixtures.commands import Outcome, Run
 
 UNREACHABLE = "postgresql://app:pw@127.0.0.1:1/app"
-MEMBER = ("--role", "member")
-MEMBER_SCOPES = sorted(ROLES[Role.MEMBER])
+ADMIN = ("--role", "admin")  # the role `member` may have no scopes
+ADMIN_SCOPES = sorted(ROLES[Role.ADMIN])
 
 Keys = Callable[..., Outcome]
 
@@ -24,7 +24,7 @@ def keys(run: Run, committing_url: URL) -> Keys:
 
 
 def create(keys: Keys, name: str, *options: str) -> api_keys.Credential:
-    outcome = keys("create", name, *(options or MEMBER))
+    outcome = keys("create", name, *(options or ADMIN))
     assert outcome.status == 0, outcome.err
     assert f"{name} (" in outcome.err
     credential = api_keys.parse(outcome.out.removesuffix("\n"))
@@ -39,7 +39,7 @@ def rows(keys: Keys) -> list[list[str]]:
 
 
 def test_create_list_rotate_and_revoke(keys: Keys) -> None:
-    key = create(keys, "importer", *MEMBER, "--expires", "90d")
+    key = create(keys, "importer", *ADMIN, "--expires", "90d")
     other = create(keys, "exporter")
 
     rotated = keys("rotate", "importer", "--grace", "1h")
@@ -52,20 +52,20 @@ def test_create_list_rotate_and_revoke(keys: Keys) -> None:
     first, second = rows(keys)
     assert first[:3] == ["importer", key.id, "active"]
     assert second[:3] == ["exporter", other.id, "revoked"]
-    assert first[len(first) - len(MEMBER_SCOPES) :] == MEMBER_SCOPES
+    assert first[len(first) - len(ADMIN_SCOPES) :] == ADMIN_SCOPES
     text = keys("list").out
     assert not any(each.secret in text for each in (key, new, other))
 
 
 def test_the_key_starts_with_the_name_of_the_project(keys: Keys) -> None:
-    outcome = keys("create", "importer", *MEMBER)
+    outcome = keys("create", "importer", *ADMIN)
 
     assert outcome.out.startswith(f"{get_settings().api_key_prefix}_")
 
 
 def test_a_name_is_free_after_a_revocation(keys: Keys) -> None:
     create(keys, "importer")
-    second = keys("create", "importer", *MEMBER)
+    second = keys("create", "importer", *ADMIN)
     keys("revoke", "importer")
     create(keys, "importer")
 
@@ -90,10 +90,10 @@ def test_a_second_rotation_does_not_end_the_grace_period_of_the_first(keys: Keys
     [
         (["create", "a", "--scope", "paint"], "there is no scope 'paint'; the scopes are:"),
         (["create", "a", "--role", "painter"], "'painter' is not one of"),
-        (["create", "two words", *MEMBER], "use 1 to 64 letters"),
-        (["create", "", *MEMBER], "use 1 to 64 letters"),
-        (["create", "a", *MEMBER, "--expires", "soon"], "'soon' is not a duration such as"),
-        (["create", "a", *MEMBER, "--expires", "0d"], "'0d' is not a duration such as"),
+        (["create", "two words", *ADMIN], "use 1 to 64 letters"),
+        (["create", "", *ADMIN], "use 1 to 64 letters"),
+        (["create", "a", *ADMIN, "--expires", "soon"], "'soon' is not a duration such as"),
+        (["create", "a", *ADMIN, "--expires", "0d"], "'0d' is not a duration such as"),
         (["rotate", "a", "--grace", "-1h"], "'-1h' is not a duration such as"),
         (["revoke", "absent"], "There is no active key with the name or ID absent."),
         (["rotate", "absent"], "There is no active key with the name or ID absent."),
@@ -112,7 +112,7 @@ def test_database_is_unavailable_or_not_migrated(run: Run, fresh_url: URL) -> No
     url = fresh_url.render_as_string(hide_password=False)
     run("db", "downgrade", "--revision", "base", DATABASE_URL=url)
 
-    for command in (["list"], ["create", "a", *MEMBER], ["revoke", "a"]):
+    for command in (["list"], ["create", "a", *ADMIN], ["revoke", "a"]):
         unavailable = run("keys", *command, DATABASE_URL=UNREACHABLE)
         assert unavailable.err.startswith("Error: PostgreSQL at 127.0.0.1:1 is unavailable")
         not_migrated = run("keys", *command, DATABASE_URL=url)
