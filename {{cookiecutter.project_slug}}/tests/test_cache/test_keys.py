@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, time
 from decimal import Decimal
 from enum import Enum, StrEnum
-from typing import Any, cast
+from typing import Annotated, Any, NewType, cast
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -163,6 +163,17 @@ def test_principals_have_different_keys() -> None:
 def test_template_without_the_principal_is_refused(key: str) -> None:
     with pytest.raises(TypeError, match="lacks `principal`, but the value may depend"):
         key_with(None, key, list_notes, None)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [Principal | str, list[Principal], Annotated[Principal, ""], NewType("P", Principal)],
+)
+def test_other_types_that_contain_the_principal_are_refused(annotation: Any) -> None:
+    async def notes(principal: annotation) -> None: ...
+
+    with pytest.raises(TypeError, match="lacks `principal`, but the value may depend"):
+        key_with(None, "notes", notes, None)
 
 
 def test_template_may_leave_out_the_scopes() -> None:

@@ -154,6 +154,7 @@ class Arguments:
         kinds = {parameter.kind for parameter in self.signature.parameters.values()}
         self._may_be_positional = kinds <= {Parameter.POSITIONAL_OR_KEYWORD}
         hints = hints_of(function)
+        self._callers = [name for name in self.names if _identifies_caller(hints.get(name))]
         declared = [
             (position, name, _base_type(hints.get(name)))
             for position, name in enumerate(self.names)
@@ -205,9 +206,8 @@ class Arguments:
 
     def check_callers(self, fields: AbstractSet[str]) -> None:
         """Raises TypeError if the fields of a template do not tell callers apart."""
-        for _, name, kind in self._in_key:
-            is_caller = getattr(kind, "identifies_caller", False)
-            if is_caller and name not in fields and not {f"{name}.kind", f"{name}.id"} <= fields:
+        for name in self._callers:
+            if name not in fields and not {f"{name}.kind", f"{name}.id"} <= fields:
                 raise TypeError(
                     f"The `key` of `{self.name}` lacks `{name}`, but the value may depend on the"
                     " caller and its scopes. Add it in braces. If the value does not depend on the"
@@ -241,6 +241,14 @@ def _state_of(owner: Any) -> dict[str, object]:
     return {
         name: value for name, value in attributes.items() if not isinstance(value, EXCLUDED_TYPES)
     }
+
+
+def _identifies_caller(annotation: Any) -> bool:
+    """Return whether a value may be a principal or contain one: `Principal | str`, for example."""
+    annotation = getattr(annotation, "__supertype__", annotation)  # of a NewType
+    if getattr(annotation, "identifies_caller", False):
+        return True
+    return any(map(_identifies_caller, get_args(annotation)))
 
 
 def _base_type(annotation: Any) -> Any:
