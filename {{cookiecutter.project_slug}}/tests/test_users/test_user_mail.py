@@ -2,6 +2,8 @@
 
 import logging
 from datetime import timedelta
+from email.message import EmailMessage
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -11,7 +13,9 @@ from src.db import Database
 from src.domain.user import TokenPurpose
 from src.domain.user_mail import UserMail
 from src.mail.errors import MailError
+from src.mail.message import compose
 from src.repositories.user import OneTimeTokenRepository
+from src.services import user_mail
 from src.services.user_mail import send_user_mail
 from tests.fixtures.mail import token_in
 from tests.fixtures.users import EMAIL, add_user
@@ -68,6 +72,27 @@ async def test_the_old_address_has_its_notice_before_the_new_one_gets_a_link(
         await send_user_mail(database, settings, UserMail.CHANGE_EMAIL, user.id)
 
     assert [mail["To"] for mail in server.mails] == [EMAIL, new_email]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+async def test_each_request_composes_one_mail(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch, *, exists: bool
+) -> None:
+    """Otherwise, other requests to the process would show by their duration who has an account."""
+    composed = []
+
+    def note(*arguments: Any, **values: Any) -> EmailMessage:
+        composed.append(arguments)
+        return compose(*arguments, **values)
+
+    monkeypatch.setattr(user_mail, "compose", note)
+    user_id = (await add_user(database)).id if exists else uuid4()
+    async with smtp_server() as server:
+        settings = configured(settings, server.port)
+        await send_user_mail(database, settings, UserMail.RESET_PASSWORD, user_id)
+
+    assert len(composed) == 1
+    assert len(server.mails) == exists
 
 
 @pytest.mark.parametrize("mail", UserMail)
