@@ -49,7 +49,7 @@ DEVELOPER = Principal(PrincipalKind.DEVELOPER, "development", frozenset(Scope))
 
 _ANONYMOUS = "allows_anonymous"  # attribute of an endpoint
 _FOUND_AT = "principal_found_at"  # key in the scope of a request
-# A client can hold back the body of a request for days. A rate limit has checked the credentials
+# A client can hold back the body of a request for days. Middleware has checked the credentials
 # before that, so they are checked again.
 _FRESH_SECONDS = 5
 # These have handlers.

@@ -307,7 +307,7 @@ async def test_a_change_of_the_role_is_effective_at_once(log_in: LogIn, db: Asyn
 async def test_a_session_that_ends_before_the_body_arrives_is_refused(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rate limit has found the user before that."""
+    """Middleware has found the user before that."""
     monkeypatch.setattr(auth, "_FRESH_SECONDS", 0)
     user = await add_user(database)
     token = await start_session(database, user)
