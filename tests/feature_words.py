@@ -44,7 +44,7 @@ OTHERWISE = re.compile(
     r"|cache-dependency-path|PIP_CACHE_DIR|(\s|^)cache: pip|^  cache:$|type=cache|the cache mount"  # pipelines'
     r"|cache hit|caches in \$HOME"  # Docker's
     r"|(?i:(prepared_)?statement_cache_size|InvalidCachedStatementError|cached (statement|plan)|query_cache)"
-    r"|(?i:cache-control)|message_cache|FAKETIME_NO_CACHE"  # HTTP's, Dramatiq's, libfaketime's
+    r"|(?i:cache-control|shared caches|no-cache)|message_cache|FAKETIME_NO_CACHE"  # HTTP's, Dramatiq's, libfaketime's
     r"|ScheduleAnyway"  # Kubernetes'
     r'|^ *schedule:( #.*)?$|"schedule:weekly"'  # pipelines' and bots'
     r"|\.(multi_)?items\(|__(get|set|del)item__|modifyitems|\bitem: pytest\.Item|\brender_item\b|\bitem\.(config|nodeid)\b"  # Python's, pytest's

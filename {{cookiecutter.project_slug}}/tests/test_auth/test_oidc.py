@@ -442,7 +442,7 @@ async def test_without_an_audience_tokens_are_rejected(
 async def test_middleware_lets_the_endpoint_say_that_the_issuer_is_unavailable(
     database: Database, issuer: Issuer
 ) -> None:
-    """Rate limits and cached responses need the principal before the endpoint does."""
+    """Middleware needs the principal before the endpoint does."""
     issuer.override = misbehaviour.Response(500)
     limited = Settings(ENV="test", RATE_LIMIT="100/minute", OIDC_ISSUER=issuer.url)
     app = create_application(limited)
