@@ -73,8 +73,7 @@ async def send_user_mail(
         draft = await _write(db, settings, mail, user_id)
     if draft is None:
         log.info("mail_not_sent", mail=mail.value, user=str(user_id))
-        # Without a task queue, the process of the API composes mails, and others could measure how
-        # long other requests wait for that.
+        # The process of the API may compose mails, and others could measure how long requests wait.
         compose(settings, _NO_ONE.template, to=_NO_ONE.to, **_NO_ONE.values)
         return
     try:
