@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import Depends
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from src.domain.user_mail import UserMail
+from src.domain.user import UserMail
 from src.services.user_mail import SendMail
 from src.tasks import enqueue
 from src.tasks.user_mail import send_mail_to_user

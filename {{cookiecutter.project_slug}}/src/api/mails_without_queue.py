@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from src.api.deps import AppDatabase, AppSettings
 from src.core.config import Settings
 from src.db import Database, DatabaseUnavailableError
-from src.domain.user_mail import UserMail
+from src.domain.user import UserMail
 from src.mail.errors import MailError
 from src.services.user_mail import SendMail, send_user_mail
 

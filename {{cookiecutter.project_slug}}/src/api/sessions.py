@@ -9,11 +9,13 @@ from starlette.requests import HTTPConnection
 
 from src.api.deps import state_of
 from src.core import origins
+from src.db.models.user import LoginSession, User
 from src.domain.errors import UnauthenticatedError
 from src.domain.principal import Principal
 from src.domain.user import CrossSiteRequestError, NotAUserError
 from src.passwords import Passwords
 from src.repositories.user import SESSION_LIFETIME, ActiveSession
+from src.schemas.user import StartedSession, UserResponse
 from src.services.session import SessionService
 
 log = structlog.get_logger(__name__)
@@ -128,10 +130,20 @@ def has_cookie(connection: HTTPConnection) -> bool:
     return _IS_BY_COOKIE in connection.scope
 
 
-def set_cookie(response: Response, token: str) -> None:
-    lifetime = int(SESSION_LIFETIME.total_seconds())
-    response.set_cookie(
-        COOKIE, token, max_age=lifetime, path="/", secure=True, httponly=True, samesite="lax"
+def started(
+    response: Response, session: LoginSession, user: User, token: str, *, in_cookie: bool
+) -> StartedSession:
+    """Return the body of the response, which has the token only if the cookie does not."""
+    response.headers["Cache-Control"] = "no-store"
+    if in_cookie:
+        lifetime = int(SESSION_LIFETIME.total_seconds())
+        response.set_cookie(
+            COOKIE, token, max_age=lifetime, path="/", secure=True, httponly=True, samesite="lax"
+        )
+    return StartedSession(
+        id=session.id,
+        token=None if in_cookie else token,
+        user=UserResponse.model_validate(user),
     )
 
 

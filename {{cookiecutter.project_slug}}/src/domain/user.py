@@ -2,13 +2,32 @@
 
 from enum import StrEnum
 
-from src.domain.errors import ConflictError, ForbiddenError, NotFoundError, UnauthenticatedError
+from src.domain.errors import (
+    ConflictError,
+    ForbiddenError,
+    InvalidValueError,
+    NotFoundError,
+    UnauthenticatedError,
+)
 
 
 class TokenPurpose(StrEnum):
     VERIFY_EMAIL = "verify-email"
     RESET_PASSWORD = "reset-password"  # noqa: S105 - a purpose
     CHANGE_EMAIL = "change-email"
+
+
+class UserMail(StrEnum):
+    """What the service writes to users.
+
+    The values are names of templates in `src/mail`, except of SIGN_UP, which has two.
+    """
+
+    SIGN_UP = "sign_up"
+    RESET_PASSWORD = "reset_password"  # noqa: S105 - a template
+    CHANGE_EMAIL = "change_email"
+    EMAIL_CHANGE_REQUESTED = "email_change_requested"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105 - a template
 
 
 class UserNotFoundError(NotFoundError):
@@ -80,3 +99,11 @@ class LastAdminError(ConflictError):
     code = "last-admin"
     title = "Last administrator"
     message = "This is the last administrator. Give another user this role first."
+
+
+class InvalidTokenError(InvalidValueError):
+    """One text for every reason, so that no one learns anything about a token."""
+
+    code = "invalid-token"
+    title = "Invalid token"
+    message = "The token is invalid, used or expired. Request another one."

@@ -58,11 +58,8 @@ class UserRepository(Repository[User]):
     # Anyone can sign up with an address. Only a confirmed account has a claim to it.
     _is_unclaimed = and_(User.verified_at.is_(None), User.disabled_at.is_(None))
 
-    async def get_by_email(self, email: str, *, for_update: bool = False) -> User | None:
-        statement = select(User).where(User.email_key == email.lower())
-        if for_update:
-            statement = statement.with_for_update().execution_options(populate_existing=True)
-        return await self.session.scalar(statement)
+    async def get_by_email(self, email: str) -> User | None:
+        return await self.session.scalar(select(User).where(User.email_key == email.lower()))
 
     async def find_id(self, email: str) -> UUID | None:
         return await self.session.scalar(select(User.id).where(User.email_key == email.lower()))

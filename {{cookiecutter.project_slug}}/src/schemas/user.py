@@ -127,8 +127,6 @@ class StartedSession(BaseModel):
 
 
 class SessionResponse(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
     id: uuid.UUID = Field(description="The ID of the session.")
     client: str = Field(
         description="The browser or app, as it describes itself.", examples=["curl/8.11.0"]

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.db import Database
 from src.domain.errors import TooManyRequestsError
-from src.domain.user_mail import UserMail
+from src.domain.user import UserMail
 from src.repositories.user import LoginThrottleRepository, Throttle
 
 _LONGEST = timedelta(minutes=15)

@@ -9,8 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.db import Database
 from src.db.models.user import OneTimeToken, User
-from src.domain.user import TokenPurpose, WrongPasswordError
-from src.domain.user_mail import InvalidTokenError, UserMail
+from src.domain.user import InvalidTokenError, TokenPurpose, UserMail, WrongPasswordError
 from src.passwords import Passwords, check
 from src.repositories.user import OneTimeTokenRepository, UserRepository
 from src.services.login_throttle import may_mail, trust_address

@@ -12,10 +12,10 @@ from src.domain.principal import ROLES, Role, Scope
 from src.domain.user import (
     RoleTooPowerfulError,
     UserExistsError,
+    UserMail,
     UserNotFoundError,
     WrongPasswordError,
 )
-from src.domain.user_mail import UserMail
 from src.passwords import Passwords, check
 from src.repositories.user import LoginSessionRepository, OneTimeTokenRepository, UserRepository
 from src.schemas.user import UserListQuery, UserUpdate

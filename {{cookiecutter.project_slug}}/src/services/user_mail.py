@@ -15,8 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from src.core.config import Settings
 from src.db import Database
 from src.db.models.user import User
-from src.domain.user import TokenPurpose
-from src.domain.user_mail import UserMail
+from src.domain.user import TokenPurpose, UserMail
 from src.mail.delivery import deliver
 from src.mail.errors import MailRefusedError
 from src.mail.message import compose

@@ -5,7 +5,7 @@ from uuid import UUID
 import dramatiq
 
 from src.core.context import current_context
-from src.domain.user_mail import UserMail
+from src.domain.user import UserMail
 from src.services.user_mail import send_user_mail
 
 

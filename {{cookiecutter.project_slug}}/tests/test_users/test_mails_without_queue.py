@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from src.api import mails as selected
 from src.core.config import Settings
 from src.db import Database
-from src.domain.user_mail import UserMail
+from src.domain.user import UserMail
 from tests.fixtures.client import connect
 from tests.fixtures.environment import API
 from tests.fixtures.mail import token_in

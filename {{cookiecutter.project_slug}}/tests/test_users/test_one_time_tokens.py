@@ -11,8 +11,7 @@ from src.auth import tokens
 from src.core.config import Settings
 from src.db import Database
 from src.db.models.user import LoginSession, OneTimeToken, User
-from src.domain.user import TokenPurpose
-from src.domain.user_mail import UserMail
+from src.domain.user import TokenPurpose, UserMail
 from src.repositories.user import OneTimeTokenRepository
 from src.services import login_throttle
 from src.services.user_mail import LINKS

@@ -10,8 +10,7 @@ import pytest
 
 from src.core.config import Settings
 from src.db import Database
-from src.domain.user import TokenPurpose
-from src.domain.user_mail import UserMail
+from src.domain.user import TokenPurpose, UserMail
 from src.mail.errors import MailError
 from src.mail.message import compose
 from src.repositories.user import OneTimeTokenRepository

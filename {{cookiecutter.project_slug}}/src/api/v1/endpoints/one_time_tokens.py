@@ -11,8 +11,7 @@ from src.api.mails import AppMails
 from src.api.openapi import problems
 from src.api.rate_limits import address_of
 from src.domain.errors import OverloadedError, TooManyRequestsError
-from src.domain.user import NotAUserError, TokenPurpose, WrongPasswordError
-from src.domain.user_mail import InvalidTokenError
+from src.domain.user import InvalidTokenError, NotAUserError, TokenPurpose, WrongPasswordError
 from src.passwords import UnacceptablePasswordError
 from src.schemas.one_time_token import (
     EmailChange,

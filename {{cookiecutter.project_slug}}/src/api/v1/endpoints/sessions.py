@@ -18,7 +18,7 @@ from src.domain.user import (
     SessionNotFoundError,
 )
 from src.repositories.user import LoginSessionRepository
-from src.schemas.user import Login, SessionList, SessionResponse, StartedSession, UserResponse
+from src.schemas.user import Login, SessionList, SessionResponse, StartedSession
 from src.services.session import SessionService
 
 router = APIRouter(prefix="/sessions", tags=["sessions"])
@@ -57,14 +57,7 @@ async def log_in(
         address=address,
         client=client,
     )
-    response.headers["Cache-Control"] = "no-store"
-    if login.cookie:
-        sessions.set_cookie(response, token)
-    return StartedSession(
-        id=session.id,
-        token=None if login.cookie else token,
-        user=UserResponse.model_validate(user),
-    )
+    return sessions.started(response, session, user, token, in_cookie=login.cookie)
 
 
 @router.get("/", responses=problems(NotAUserError))

@@ -106,15 +106,8 @@ async def change_password(
         address=address,
         client=client,
     )
-    response.headers["Cache-Control"] = "no-store"
-    has_cookie = sessions.has_cookie(request)
-    if has_cookie:
-        sessions.set_cookie(response, token)
-    return StartedSession(
-        id=session.id,
-        token=None if has_cookie else token,
-        user=UserResponse.model_validate(user),
-    )
+    in_cookie = sessions.has_cookie(request)
+    return sessions.started(response, session, user, token, in_cookie=in_cookie)
 
 
 @router.post(
