@@ -18,10 +18,10 @@ from harness import SERVICE, migrated
 from httpx import AsyncClient, HTTPError
 from sqlalchemy import URL, func
 
+from src.auth.passwords import ITERATIONS, MEMORY_KIB, PARALLELISM
 from src.db.models.user import User
 from src.db.session import open_database
 from src.domain.principal import Role
-from src.passwords import ITERATIONS, MEMORY_KIB, PARALLELISM
 
 USERS, SECONDS = 50, 15
 PASSWORD = "lamp river cactus 7"  # noqa: S105 - of users of the benchmark

@@ -63,8 +63,8 @@ FEATURES = [
         src/db/batches.py  src/repositories/retention.py"""),
     ("{{ cookiecutter.__users }}", """
         alembic/versions/*_create_users.py  docs/users.md  src/**/user.py  src/api/**/users.py
-        src/api/**/sessions.py  src/auth/tokens.py  src/passwords.py  src/services/login_throttle.py
-        src/services/session.py  src/users_cli.py  tests/fixtures/users.py  tests/test_users"""),
+        src/api/**/sessions.py  src/auth/passwords.py  src/auth/tokens.py  src/auth/users_cli.py
+        src/services/login_throttle.py  src/services/session.py  tests/fixtures/users.py  tests/test_users"""),
     ("{{ cookiecutter.__users }}", """
         docs/mail.md  src/core/mail_settings.py  src/mail  tests/fixtures/mail.py  tests/test_mail
         src/api/mails.py  src/**/user_mail.py  src/**/one_time_token*.py"""),

@@ -227,7 +227,7 @@ def tasks(context: typer.Context) -> None:
 )
 def users(context: typer.Context) -> None:
     """Manage accounts."""
-    from src import users_cli  # noqa: PLC0415 - no other command needs it
+    from src.auth import users_cli  # noqa: PLC0415 - no other command needs it
 
     users_cli.run(context.args, context.command_path)
 

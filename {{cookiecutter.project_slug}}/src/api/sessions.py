@@ -8,12 +8,12 @@ from fastapi import Depends, Response
 from starlette.requests import HTTPConnection
 
 from src.api.deps import state_of
+from src.auth.passwords import Passwords
 from src.core import origins
 from src.db.models.user import LoginSession, User
 from src.domain.errors import UnauthenticatedError
 from src.domain.principal import Principal
 from src.domain.user import CrossSiteRequestError, NotAUserError
-from src.passwords import Passwords
 from src.repositories.user import SESSION_LIFETIME, ActiveSession
 from src.schemas.user import StartedSession, UserResponse
 from src.services.session import SessionService

@@ -87,21 +87,23 @@ def create(
     if not granted and len(Scope):
         raise typer.BadParameter("pass --scope or --role: a key without scopes can do nothing")
     prefix = get_settings().api_key_prefix
-    issued = _run(lambda db: ApiKeyService.create(db, prefix, name, granted, lifetime=expires))
+    issued = in_transaction(
+        lambda db: ApiKeyService.create(db, prefix, name, granted, lifetime=expires)
+    )
     _print_key(issued, "Created")
 
 
 @app.command(name="list")
 def list_keys() -> None:
     """Show all keys, also expired and revoked ones, without their secrets."""
-    for line in _format(_run(ApiKeyService.list), datetime.now(UTC)):
+    for line in _format(in_transaction(ApiKeyService.list), datetime.now(UTC)):
         typer.echo(line)
 
 
 @app.command()
 def revoke(name: Name) -> None:
     """Revoke a key, for good. All processes refuse it when this command ends."""
-    key = _run(lambda db: ApiKeyService.revoke(db, name))
+    key = in_transaction(lambda db: ApiKeyService.revoke(db, name))
     typer.echo(f"Revoked: {key.name} ({key.id}).")
 
 
@@ -123,7 +125,9 @@ def rotate(
     The key keeps its ID and scopes, and its expiry unless you pass a new one.
     """
     prefix = get_settings().api_key_prefix
-    issued = _run(lambda db: ApiKeyService.rotate(db, prefix, name, grace=grace, lifetime=expires))
+    issued = in_transaction(
+        lambda db: ApiKeyService.rotate(db, prefix, name, grace=grace, lifetime=expires)
+    )
     _print_key(issued, "Rotated")
 
 
@@ -134,7 +138,7 @@ def _print_key(issued: IssuedKey, done: str) -> None:
     typer.echo(issued.text)
 
 
-def _run(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+def in_transaction(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
     """Run the work in a transaction. Exits with one sentence if it is not possible."""
 
     async def run() -> T:
@@ -150,7 +154,7 @@ def _run(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         sys.exit(f"Error: {error}")
     except ProgrammingError as error:
         if error.orig and isinstance(error.orig.__cause__, UndefinedTableError):
-            sys.exit("Error: The database has no table for keys. Run `python cli.py db migrate`.")
+            sys.exit("Error: The database lacks a table. Run `python cli.py db migrate`.")
         raise
 
 

@@ -18,14 +18,16 @@ from src import (
     # % if cookiecutter.__oidc
     oidc,
     # % endif
-    # % if cookiecutter.__users
-    passwords,
-    # % endif
     # % if cookiecutter.__queue
     tasks,
     # % endif
 )
-from src.auth.key_uses import RecordUse, record_key_uses
+from src.auth import (
+    key_uses,
+    # % if cookiecutter.__users
+    passwords,
+    # % endif
+)
 from src.core.config import Settings
 from src.core.metrics_server import open_metrics_server
 from src.core.rate_limits import Count, MemoryCounters
@@ -50,7 +52,7 @@ class State(TypedDict):
     passwords: passwords.Passwords
     # % endif
     count_requests: NotRequired[Count]  # for rate limits, which tests do not have
-    record_key_use: NotRequired[RecordUse]  # neither do they have work in the background
+    record_key_use: NotRequired[key_uses.RecordUse]  # neither do they have work in the background
     transaction: NotRequired[AsyncSession]  # set and committed by `IdempotencyMiddleware`
 
 
@@ -75,7 +77,7 @@ async def open_resources(settings: Settings) -> AsyncGenerator[State]:
         if settings.CACHE_BACKEND_TYPE == "redis":
             state["count_requests"] = state["cache"].backend.count
         # % endif
-        uses = record_key_uses(state["database"])
+        uses = key_uses.record_key_uses(state["database"])
         state["record_key_use"] = await stack.enter_async_context(uses)
         # % if cookiecutter.__queue
         tasks.load_actors()  # so that the relay knows all queues

@@ -7,10 +7,10 @@ from pydantic import SecretStr
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from src.auth.passwords import Passwords, check
 from src.db import Database
 from src.db.models.user import OneTimeToken, User
 from src.domain.user import InvalidTokenError, TokenPurpose, UserMail, WrongPasswordError
-from src.passwords import Passwords, check
 from src.repositories.user import OneTimeTokenRepository, UserRepository
 from src.services.login_throttle import may_mail, trust_address
 from src.services.session import confirm_password

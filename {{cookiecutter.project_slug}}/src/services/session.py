@@ -7,12 +7,12 @@ import structlog
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from src.auth.passwords import Passwords
 from src.auth.tokens import is_session_token
 from src.db import Database, DatabaseUnavailableError
 from src.db.models.user import LoginSession, User
 from src.domain.principal import ROLES, Principal, PrincipalKind
 from src.domain.user import LoginFailedError, SessionNotFoundError
-from src.passwords import Passwords
 from src.repositories.user import ActiveSession, LoginSessionRepository, UserRepository
 from src.services.login_throttle import Attempt
 

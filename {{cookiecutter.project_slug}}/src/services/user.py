@@ -6,6 +6,7 @@ from pydantic import SecretStr
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from src.auth.passwords import Passwords, check
 from src.db import Database
 from src.db.models.user import LoginSession, User
 from src.domain.principal import ROLES, Role, Scope
@@ -16,7 +17,6 @@ from src.domain.user import (
     UserNotFoundError,
     WrongPasswordError,
 )
-from src.passwords import Passwords, check
 from src.repositories.user import LoginSessionRepository, OneTimeTokenRepository, UserRepository
 from src.schemas.user import UserListQuery, UserUpdate
 from src.services.login_throttle import may_mail

@@ -116,5 +116,5 @@ def test_database_is_unavailable_or_not_migrated(run: Run, fresh_url: URL) -> No
         unavailable = run("keys", *command, DATABASE_URL=UNREACHABLE)
         assert unavailable.err.startswith("Error: PostgreSQL at 127.0.0.1:1 is unavailable")
         not_migrated = run("keys", *command, DATABASE_URL=url)
-        assert not_migrated.err.startswith("Error: The database has no table for keys.")
+        assert not_migrated.err.startswith("Error: The database lacks a table.")
         assert unavailable.status == not_migrated.status == 1

@@ -15,12 +15,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from src.api import auth
 from src.api.sessions import COOKIE
 from src.auth import tokens
+from src.auth.passwords import ITERATIONS, MEMORY_KIB, PARALLELISM
 from src.core.config import Settings
 from src.db import Database, open_database
 from src.db.models.user import LoginSession, LoginThrottle, User
 from src.domain.errors import TooManyRequestsError
 from src.domain.principal import Role
-from src.passwords import ITERATIONS, MEMORY_KIB, PARALLELISM
 from src.repositories.user import SESSION_LIFETIME, USE_PRECISION, LoginSessionRepository
 from src.services import login_throttle
 from tests.fixtures.client import application, connect

@@ -6,9 +6,9 @@ import pytest
 from argon2 import PasswordHasher
 from pydantic import SecretStr
 
-from src import passwords
+from src.auth import passwords
+from src.auth.passwords import Passwords, UnacceptablePasswordError, check
 from src.domain.errors import OverloadedError
-from src.passwords import Passwords, UnacceptablePasswordError, check
 
 RELATED = ("ann.smith@example.com", "ann.smith", "My Service")
 

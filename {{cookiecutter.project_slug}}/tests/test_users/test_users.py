@@ -23,6 +23,7 @@ from src.services.user_mail import LINKS
 from tests.fixtures.client import application, connect
 from tests.fixtures.environment import API
 from tests.fixtures.mail import Mailbox
+from tests.fixtures.statements import until_waiting
 from tests.fixtures.users import EMAIL, PASSWORD, LogIn, add_user, start_session
 
 USERS = f"{API}/users/"
@@ -215,8 +216,7 @@ async def test_a_log_in_with_the_old_password_does_not_survive_its_change(
         locked = await session.get_one(User, user.id, with_for_update=True)
         body = {"email": EMAIL, "password": PASSWORD}
         log_in = asyncio.create_task(committing_client.post(f"{API}/sessions/", json=body))
-        await asyncio.sleep(1)
-        assert not log_in.done()
+        await until_waiting(committing_database, 1)
         locked.password_hash = "changed"
     assert (await log_in).status_code == 401
 

@@ -10,9 +10,9 @@ from src.api.deps import AppDatabase, AppSettings, NoIdempotencyKey
 from src.api.mails import AppMails
 from src.api.openapi import problems
 from src.api.rate_limits import address_of
+from src.auth.passwords import UnacceptablePasswordError
 from src.domain.errors import OverloadedError, TooManyRequestsError
 from src.domain.user import InvalidTokenError, NotAUserError, TokenPurpose, WrongPasswordError
-from src.passwords import UnacceptablePasswordError
 from src.schemas.one_time_token import (
     EmailChange,
     EmailChangeRequest,

@@ -11,6 +11,7 @@ from src.api.deps import AppDatabase, AppSettings, DbSession, NoIdempotencyKey, 
 from src.api.mails import AppMails
 from src.api.openapi import problems
 from src.api.rate_limits import address_of
+from src.auth.passwords import UnacceptablePasswordError
 from src.db.models.user import User
 from src.domain.errors import OverloadedError, TooManyRequestsError
 from src.domain.principal import Scope
@@ -22,7 +23,6 @@ from src.domain.user import (
     UserNotFoundError,
     WrongPasswordError,
 )
-from src.passwords import UnacceptablePasswordError
 from src.schemas.user import (
     Accepted,
     PasswordChange,

@@ -1,27 +1,23 @@
 """The command group `python cli.py users`."""
 
-import asyncio
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from pydantic import SecretStr, TypeAdapter, ValidationError
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from src.auth.cli import in_transaction
+from src.auth.passwords import Passwords, check
 from src.core.config import get_settings
 from src.core.logging import configure_logging
-from src.db import open_database
 from src.db.models.user import User
 from src.domain.errors import DomainError
 from src.domain.principal import Role, Scope
-from src.passwords import Passwords, check
 from src.repositories.user import LoginSessionRepository, UserRepository
 from src.schemas.user import Email, UserUpdate
 from src.services.user import UserService
-
-T = TypeVar("T")
 
 app = typer.Typer(
     help="Manage accounts.",
@@ -64,7 +60,7 @@ def create(
     async def add(db: AsyncSession) -> None:
         await UserService.create_user(db, email, await Passwords().hash(password), role)
 
-    _run(add)
+    in_transaction(add)
     typer.echo(f"Created {email} with the role {role}.")
 
 
@@ -79,7 +75,7 @@ def list_users() -> None:
                 state = "not verified"
             typer.echo(f"{user.email}  {user.role}  {state}  {user.id}")
 
-    _run(read)
+    in_transaction(read)
 
 
 @app.command()
@@ -110,7 +106,7 @@ def logout(email: Address) -> None:
     async def end(db: AsyncSession) -> int:
         return await LoginSessionRepository(db).end_all((await _find(db, email)).id)
 
-    typer.echo(f"Sessions ended: {_run(end)}.")
+    typer.echo(f"Sessions ended: {in_transaction(end)}.")
 
 
 def _update(email: str, changes: UserUpdate) -> None:
@@ -118,7 +114,7 @@ def _update(email: str, changes: UserUpdate) -> None:
         user = await _find(db, email)
         await UserService.update_user(db, user.id, changes, frozenset(Scope))
 
-    _run(update)
+    in_transaction(update)
 
 
 async def _find(db: AsyncSession, email: str) -> User:
@@ -126,12 +122,3 @@ async def _find(db: AsyncSession, email: str) -> User:
     if user is None:
         raise SystemExit(f"Error: There is no account with the address {email}.")
     return user
-
-
-def _run(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-    async def run() -> T:
-        url = get_settings().database_url
-        async with open_database(url, pool_size=1) as database, database.transaction() as db:
-            return await work(db)
-
-    return asyncio.run(run())
