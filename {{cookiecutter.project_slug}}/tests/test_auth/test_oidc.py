@@ -10,12 +10,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import structlog
 from fastapi import FastAPI
 from httpx import AsyncClient, Response
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 from structlog.testing import capture_logs
 
 from main import create_application
+from src.api import auth
+from src.api import oidc as api_oidc
 from src.api.auth import CurrentPrincipal, allow_anonymous
 from src.core.config import Settings
 from src.db.session import Database
@@ -41,6 +44,13 @@ from tests.test_auth.issuer import (
 
 WHO = "/sample-who"
 log_in, logged_in = oidc.log_in, oidc.logged_in  # not those of another kind of credentials
+
+
+@pytest.fixture(autouse=True)
+def _unbound_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`capture_logs` misses loggers that an earlier test has used."""
+    for module in (auth, api_oidc):
+        monkeypatch.setattr(module, "log", structlog.get_logger())
 
 
 @pytest.fixture(scope="module")
