@@ -59,7 +59,7 @@ Expires = Annotated[
         "--expires",
         parser=_parse_duration,
         metavar="DURATION",
-        help="Time until the key expires, such as 12h or 90d. Default: it does not.",
+        help="Time until the key expires, such as 12h or 90d. Default: never; in a rotation, as before.",
     ),
 ]
 

@@ -90,8 +90,8 @@ class CrossSiteRequestError(ForbiddenError):
     code = "cross-site-request"
     title = "Cross-site request"
     message = (
-        "A request with the session's cookie must come from a page of this service, or of an origin"
-        " in CORS_ORIGINS."
+        "A request with the session's cookie, or for one, needs the header Origin or Sec-Fetch-Site"
+        " of a page of this service, or of an origin in CORS_ORIGINS."
     )
 
 
