@@ -55,8 +55,8 @@ class UnacceptablePasswordError(InvalidValueError):
     message = "{reason}"
 
 
-def check(password: SecretStr, *related: str) -> None:
-    """Raise UnacceptablePasswordError. `related` are texts that an attacker tries, such as the name."""
+def check(password: SecretStr, email: str, service: str) -> None:
+    """Raise UnacceptablePasswordError. Attackers try the address and the name of the service too."""
     text = _normalize(password)
     length = len(text)
     # NFKC makes several characters of one, such as a ligature.
@@ -66,6 +66,7 @@ def check(password: SecretStr, *related: str) -> None:
     if length > MAX_LENGTH:
         raise UnacceptablePasswordError(reason=f"Use at most {MAX_LENGTH} characters.")
     core = _core(text)
+    related = (email, email.partition("@")[0], service)
     known = {*_COMMON.split(), *(_core(each) for each in related)}
     if core in known:
         raise UnacceptablePasswordError(reason="This password is easy to guess. Use another one.")

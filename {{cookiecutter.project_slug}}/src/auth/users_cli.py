@@ -55,7 +55,7 @@ def create(
     else:
         text = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
     password = SecretStr(text)
-    check(password, email, email.partition("@")[0], get_settings().PROJECT_NAME)
+    check(password, email, get_settings().PROJECT_NAME)
 
     async def add(db: AsyncSession) -> None:
         await UserService.create_user(db, email, await Passwords().hash(password), role)

@@ -10,7 +10,8 @@ from src.db.models.api_key import ApiKey
 
 USE_INTERVAL = timedelta(minutes=1)  # between two updates of `last_used_at`
 
-# Not `now()`, the start of the transaction: tests have one transaction for all requests.
+# Not `now()`, the start of the transaction: tests have one transaction for all requests. The
+# interval is USE_INTERVAL.
 _CREDENTIALS = """
 SELECT id, secret_hash, previous_hash, scopes,
     revoked_at IS NOT NULL AS is_revoked,

@@ -10,12 +10,15 @@ from datetime import timedelta
 from hashlib import sha256
 from math import ceil
 
+import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.db import Database
 from src.domain.errors import TooManyRequestsError
 from src.domain.user import UserMail
 from src.repositories.user import LoginThrottleRepository, Throttle
+
+log = structlog.get_logger(__name__)
 
 _LONGEST = timedelta(minutes=15)
 ADDRESS = Throttle(free=100, longest=_LONGEST, window=timedelta(hours=1))
@@ -97,4 +100,6 @@ async def may_mail(database: Database, mail: UserMail, email: str, address: str)
         await throttles.prune()
     if blocked is not None:
         raise TooManyRequestsError(ceil(blocked))
+    if waits is not None:
+        log.info("mail_not_sent", mail=mail.value, reason="the mailbox was sent several")
     return waits is None

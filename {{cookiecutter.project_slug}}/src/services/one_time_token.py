@@ -30,7 +30,6 @@ class OneTimeTokenService:
         Without such a user the steps are the same, up to a mail that finds no user.
         """
         if not await may_mail(database, UserMail.RESET_PASSWORD, email, address):
-            log.info("mail_not_sent", reason="this address was sent several")
             return
         async with database.transaction() as db:
             user_id = await UserRepository(db).find_id(email)
@@ -55,7 +54,7 @@ class OneTimeTokenService:
         """
         async with database.reads() as db:
             user = await _find_user(db, token, purpose)
-        check(password, user.email, user.email.partition("@")[0], service)
+        check(password, user.email, service)
         password_hash = await passwords.hash(password)
         async with database.transaction() as db:
             user, _ = await _redeem(db, user.id, token, purpose)
@@ -91,7 +90,6 @@ class OneTimeTokenService:
             if await confirmed.lock(db) is None:
                 raise WrongPasswordError
             if not is_allowed:
-                log.info("mail_not_sent", reason="this address was sent several")
                 return
             # No one gets this token. It stores the address until the mail gets another one.
             lifetime = LINKS[purpose].lifetime

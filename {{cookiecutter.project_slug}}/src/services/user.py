@@ -36,7 +36,6 @@ class UserService:
         The steps are the same in both cases. Raises TooManyRequestsError.
         """
         if not await may_mail(database, UserMail.SIGN_UP, email, address):
-            log.info("mail_not_sent", reason="this address was sent several")
             return
         async with database.transaction() as db:
             user = await UserRepository(db).get_or_add(email)
@@ -107,7 +106,7 @@ class UserService:
 
         Raises WrongPasswordError or UnacceptablePasswordError.
         """
-        check(new, user.email, user.email.partition("@")[0], service)
+        check(new, user.email, service)
         confirmed = await confirm_password(database, passwords, user.email, current, address)
         if confirmed is None or confirmed.user_id != user.id:
             raise WrongPasswordError

@@ -201,7 +201,7 @@ async def test_a_session_costs_one_statement(
     await committing_client.get(ME, headers=bearer(token))
     with recorded(committing_database) as sent:
         await committing_client.get(ME, headers=bearer(token))
-    assert sent == ["SELECT", "SELECT"]
+    assert sent == ["SELECT", "SELECT"]  # the session, and the user that the endpoint returns
 
 
 async def test_the_last_use_is_written_once_a_minute(

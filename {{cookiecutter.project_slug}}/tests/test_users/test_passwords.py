@@ -10,7 +10,7 @@ from src.auth import passwords
 from src.auth.passwords import Passwords, UnacceptablePasswordError, check
 from src.domain.errors import OverloadedError
 
-RELATED = ("ann.smith@example.com", "ann.smith", "My Service")
+RELATED = ("ann.smith@example.com", "My Service")
 
 
 @pytest.mark.parametrize(
