@@ -59,6 +59,7 @@ async def test_only_clients_requests_reach_the_api(
 ) -> None:
     url = committing_url.render_as_string(hide_password=False)
     variables = {"DATABASE_URL": url, "HSTS_SECONDS": "60", "MAX_BODY_SIZE": "1000"}
+    variables["API_KEYS"] = "hunter2"
     forged = {"X-Forwarded-For": "192.0.2.1", "X-Forwarded-Proto": "http"}
     secret = {"X-API-Key": "hunter2"}
     async with api(APPLICATION, folder=tmp_path, **variables) as (process, server):
