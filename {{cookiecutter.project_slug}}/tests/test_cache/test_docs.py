@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from src.cache import Cache, MemoryBackend, current_cache, open_cache, use_cache
 from src.core.config import get_settings
 from src.db.session import Database
-from tests.fixtures.client import connect
+from tests.fixtures.client import connect, create_key
 from tests.fixtures.notes import Note
 from tests.fixtures.pages import python_blocks
 
@@ -45,7 +45,6 @@ def snippets() -> Snippets:
         "fetch_user": recorded("fetch", lambda user_id: {"id": user_id, "name": "Ann"}),
         "insert_users": insert_users,
         "store_user": recorded("store", lambda *_: None),
-        "user_of_token": lambda token: token and token.removeprefix("Bearer "),
     }
     routers = []
     for block in python_blocks("caching.md"):
@@ -99,20 +98,22 @@ async def test_tag_is_invalidated_after_the_commit(
         assert await cache.backend.get("tag:users") is None
 
 
-async def test_cached_responses(snippets: Snippets, snippets_client: AsyncClient) -> None:
-    """One for everyone, or one for each caller; none is cached for an unknown caller."""
+async def test_cached_responses(
+    snippets: Snippets, snippets_client: AsyncClient, database: Database
+) -> None:
+    """One for everyone, or one for each principal."""
+    ann, bob = [await create_key(database) for _ in range(2)]
+    names = {key: key.split("_")[1] for key in (ann, bob)}
     async with snippets_client as client:
         lamps = [await client.get("/lamps/1") for _ in range(2)]
         known = {"If-None-Match": lamps[0].headers["etag"]}
         unchanged = await client.get("/lamps/1", headers=known)
-        for name in ("Ann", "Bob", "Ann"):
-            mine = await client.get("/lamps/", headers={"Authorization": f"Bearer {name}"})
-            assert mine.json() == [f"{name}'s"]
-        for _ in range(2):
-            await client.get("/lamps/")
+        for key in (ann, bob, ann):
+            mine = await client.get("/lamps/", headers={"X-API-Key": key})
+            assert mine.json() == [f"{names[key]}'s"]
     assert lamps[0].json() == lamps[1].json() == {"name": "Green"}
     assert (unchanged.status_code, unchanged.content) == (304, b"")
-    assert snippets.calls == ["lamp 1", "lamps Ann", "lamps Bob", *["lamps None"] * 2]
+    assert snippets.calls == ["lamp 1", f"lamps {names[ann]}", f"lamps {names[bob]}"]
 
 
 async def test_direct_access(snippets: Snippets, snippets_client: AsyncClient) -> None:
