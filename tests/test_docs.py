@@ -28,23 +28,27 @@ SOURCE = re.compile(r"(?:src|tests|dev|docs|alembic|scripts|hooks|benchmarks)/[\
 # Files that readers are told to create.
 CREATED = re.compile(
     r"notes?\b|attachments\b|order_line|invoice|\btag\b|_tag\b|/v2/|test_lamps|kept_tables|\.bak$"
+    r"|/welcome\.|oauth2-redirect$"  # a template of a mail, a URL
 )
 NAME = re.compile(r"[A-Z][A-Z0-9_]+")
 READ_FROM = {".py", ".yml"}
-# Variables of other packages.
-FOREIGN = re.compile(r"(FASTAPI_)?OTEL_\w+|UVICORN_\w+|WEB_CONCURRENCY|COMPOSE_FILE")
+# Variables of other packages, and IDs that a provider assigns.
+FOREIGN = re.compile(
+    r"(FASTAPI_)?OTEL_\w+|UVICORN_\w+|WEB_CONCURRENCY|COMPOSE_FILE|HTTPS_PROXY|[A-Z]+_ID"
+)
 UNLISTED = {"DRAMATIQ_BROKER"}  # a project has one broker; only the template can select
 COMMANDS = """\
 import json
 import cli
-from src.tasks import cli as tasks  # cli.py loads it when it is called
+from src.auth import users_cli as users  # cli.py loads these two when they are called
+from src.tasks import cli as tasks
 from typer.main import get_command
 def tree(command):
     options = [name for each in command.params for name in [*each.opts, *each.secondary_opts]]
     further = getattr(command, "commands", {})
     return {"options": options, "commands": {name: tree(each) for name, each in further.items()}}
 found = tree(get_command(cli.app))
-found["commands"]["tasks"] = tree(get_command(tasks.app))
+found["commands"] |= {"tasks": tree(get_command(tasks.app)), "users": tree(get_command(users.app))}
 print(json.dumps(found))
 """
 FAULTY = """\
