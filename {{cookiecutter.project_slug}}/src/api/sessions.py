@@ -7,7 +7,7 @@ import structlog
 from fastapi import Depends, Response
 from starlette.requests import HTTPConnection
 
-from src.api.deps import state_of
+from src.api.deps import AppDatabase, state_of
 from src.auth.passwords import Passwords
 from src.core import origins
 from src.db.models.user import LoginSession, User
@@ -17,6 +17,7 @@ from src.domain.user import CrossSiteRequestError, NotAUserError
 from src.repositories.user import SESSION_LIFETIME, ActiveSession
 from src.schemas.user import StartedSession, UserResponse
 from src.services.session import SessionService
+from src.services.user import UserService
 
 log = structlog.get_logger(__name__)
 
@@ -107,6 +108,15 @@ async def get_current_session(connection: HTTPConnection) -> ActiveSession:
 
 
 CurrentSession = Annotated[ActiveSession, Depends(get_current_session)]
+
+
+async def get_current_user(current: CurrentSession, database: AppDatabase) -> User:
+    """Return the user who is logged in. It holds no connection while argon2 runs."""
+    async with database.reads() as db:
+        return await UserService.get_user(db, current.user_id)
+
+
+CurrentUser = Annotated[User, Depends(get_current_user)]
 
 
 async def get_passwords(connection: HTTPConnection) -> Passwords:

@@ -13,7 +13,7 @@ from src.db.models.user import OneTimeToken, User
 from src.domain.user import InvalidTokenError, TokenPurpose, UserMail, WrongPasswordError
 from src.repositories.user import OneTimeTokenRepository, UserRepository
 from src.services.login_throttle import may_mail, trust_address
-from src.services.session import confirm_password
+from src.services.session import confirm_own_password
 from src.services.user import set_password
 from src.services.user_mail import LINKS, SendMail
 
@@ -81,9 +81,7 @@ class OneTimeTokenService:
 
         The response does not tell whether the new address has an account.
         """
-        confirmed = await confirm_password(database, passwords, user.email, password, address)
-        if confirmed is None or confirmed.user_id != user.id:
-            raise WrongPasswordError
+        confirmed = await confirm_own_password(database, passwords, user, password, address)
         is_allowed = await may_mail(database, UserMail.CHANGE_EMAIL, new_email, address)
         purpose = TokenPurpose.CHANGE_EMAIL
         async with database.transaction() as db:

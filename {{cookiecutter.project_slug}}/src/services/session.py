@@ -12,7 +12,7 @@ from src.auth.tokens import is_session_token
 from src.db import Database, DatabaseUnavailableError
 from src.db.models.user import LoginSession, User
 from src.domain.principal import ROLES, Principal, PrincipalKind
-from src.domain.user import LoginFailedError, SessionNotFoundError
+from src.domain.user import LoginFailedError, SessionNotFoundError, WrongPasswordError
 from src.repositories.user import ActiveSession, LoginSessionRepository, UserRepository
 from src.services.login_throttle import Attempt
 
@@ -59,6 +59,19 @@ async def confirm_password(
         )
         return None
     return Confirmed(user.id, stored, attempt)
+
+
+async def confirm_own_password(
+    database: Database, passwords: Passwords, user: User, password: SecretStr, address: str
+) -> Confirmed:
+    """Raises WrongPasswordError, also if the address belongs to another account by now.
+
+    Also raises TooManyRequestsError or OverloadedError.
+    """
+    confirmed = await confirm_password(database, passwords, user.email, password, address)
+    if confirmed is None or confirmed.user_id != user.id:
+        raise WrongPasswordError
+    return confirmed
 
 
 class SessionService:

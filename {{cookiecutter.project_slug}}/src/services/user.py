@@ -20,7 +20,7 @@ from src.domain.user import (
 from src.repositories.user import LoginSessionRepository, OneTimeTokenRepository, UserRepository
 from src.schemas.user import UserListQuery, UserUpdate
 from src.services.login_throttle import may_mail
-from src.services.session import confirm_password
+from src.services.session import confirm_own_password
 from src.services.user_mail import SendMail
 
 log = structlog.get_logger(__name__)
@@ -107,9 +107,7 @@ class UserService:
         Raises WrongPasswordError or UnacceptablePasswordError.
         """
         check(new, user.email, service)
-        confirmed = await confirm_password(database, passwords, user.email, current, address)
-        if confirmed is None or confirmed.user_id != user.id:
-            raise WrongPasswordError
+        confirmed = await confirm_own_password(database, passwords, user, current, address)
         new_hash = await passwords.hash(new)
         async with database.transaction() as db:
             locked = await confirmed.lock(db)
@@ -126,9 +124,7 @@ class UserService:
         database: Database, passwords: Passwords, user: User, password: SecretStr, address: str
     ) -> None:
         """Raises WrongPasswordError or LastAdminError."""
-        confirmed = await confirm_password(database, passwords, user.email, password, address)
-        if confirmed is None or confirmed.user_id != user.id:
-            raise WrongPasswordError
+        confirmed = await confirm_own_password(database, passwords, user, password, address)
         async with database.transaction() as db:
             await UserRepository(db).get_without_last_admin(user.id)
             locked = await confirmed.lock(db)

@@ -1,4 +1,4 @@
-"""Mails to users are sent, tried again or given up, and reveal nothing in logs."""
+"""Mails to users are sent, retried or refused, and reveal nothing in logs."""
 
 import logging
 from datetime import timedelta

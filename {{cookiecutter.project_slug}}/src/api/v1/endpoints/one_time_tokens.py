@@ -1,5 +1,6 @@
 """What people do with the token of an e-mail: set a password, change their address."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response, status
@@ -21,7 +22,6 @@ from src.schemas.one_time_token import (
 )
 from src.schemas.user import Accepted
 from src.services.one_time_token import OneTimeTokenService
-from src.services.user import UserService
 
 Address = Annotated[str, Depends(address_of)]
 _RESET_REQUESTED = "If this address has an account, it gets an e-mail with the next step."
@@ -33,6 +33,29 @@ async def forbid_storing(response: Response) -> None:
     response.headers["Cache-Control"] = "no-store"
 
 
+@dataclass(frozen=True)
+class SetPassword:
+    """A dependency of the endpoints that set a password with a token."""
+
+    database: AppDatabase
+    passwords: sessions.AppPasswords
+    mails: AppMails
+    settings: AppSettings
+    address: Address
+
+    async def __call__(self, body: PasswordReset, purpose: TokenPurpose) -> None:
+        await OneTimeTokenService.set_password(
+            self.database,
+            self.passwords,
+            self.mails,
+            token=body.token,
+            purpose=purpose,
+            password=body.password,
+            service=self.settings.PROJECT_NAME,
+            address=self.address,
+        )
+
+
 # Requests and responses have secrets, so no idempotency key stores them.
 router = APIRouter(
     prefix="/users", tags=["users"], dependencies=[NoIdempotencyKey, Depends(forbid_storing)]
@@ -42,24 +65,10 @@ router = APIRouter(
 @router.post("/verify-email", status_code=status.HTTP_204_NO_CONTENT, responses=_SET_PASSWORD)
 @allow_anonymous
 async def verify_email(
-    body: PasswordReset,
-    database: AppDatabase,
-    passwords: sessions.AppPasswords,
-    mails: AppMails,
-    settings: AppSettings,
-    address: Address,
+    body: PasswordReset, set_password: Annotated[SetPassword, Depends()]
 ) -> None:
     """Confirm the address of a new account, and set its password."""
-    await OneTimeTokenService.set_password(
-        database,
-        passwords,
-        mails,
-        token=body.token,
-        purpose=TokenPurpose.VERIFY_EMAIL,
-        password=body.password,
-        service=settings.PROJECT_NAME,
-        address=address,
-    )
+    await set_password(body, TokenPurpose.VERIFY_EMAIL)
 
 
 @router.post(
@@ -83,24 +92,10 @@ async def request_password_reset(
 @router.post("/reset-password", status_code=status.HTTP_204_NO_CONTENT, responses=_SET_PASSWORD)
 @allow_anonymous
 async def reset_password(
-    body: PasswordReset,
-    database: AppDatabase,
-    passwords: sessions.AppPasswords,
-    mails: AppMails,
-    settings: AppSettings,
-    address: Address,
+    body: PasswordReset, set_password: Annotated[SetPassword, Depends()]
 ) -> None:
     """Set a new password with the token of an e-mail. All sessions of the user end."""
-    await OneTimeTokenService.set_password(
-        database,
-        passwords,
-        mails,
-        token=body.token,
-        purpose=TokenPurpose.RESET_PASSWORD,
-        password=body.password,
-        service=settings.PROJECT_NAME,
-        address=address,
-    )
+    await set_password(body, TokenPurpose.RESET_PASSWORD)
 
 
 @router.post(
@@ -110,7 +105,7 @@ async def reset_password(
 )
 async def request_email_change(
     body: EmailChangeRequest,
-    current: sessions.CurrentSession,
+    user: sessions.CurrentUser,
     database: AppDatabase,
     passwords: sessions.AppPasswords,
     mails: AppMails,
@@ -121,8 +116,6 @@ async def request_email_change(
     The new address gets an e-mail with a token, and the old one a notice. The response does not
     tell whether the new address has an account.
     """
-    async with database.reads() as db:
-        user = await UserService.get_user(db, current.user_id)
     await OneTimeTokenService.request_email_change(
         database,
         passwords,

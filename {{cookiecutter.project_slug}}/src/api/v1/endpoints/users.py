@@ -70,9 +70,9 @@ async def sign_up(
 
 
 @router.get("/me", response_model=UserResponse, responses=problems(NotAUserError))
-async def get_own_account(current: sessions.CurrentSession, db: ReadSession) -> User:
+async def get_own_account(user: sessions.CurrentUser) -> User:
     """Return the user who is logged in."""
-    return await UserService.get_user(db, current.user_id)
+    return user
 
 
 @router.post(
@@ -82,7 +82,7 @@ async def get_own_account(current: sessions.CurrentSession, db: ReadSession) -> 
 )
 async def change_password(
     body: PasswordChange,
-    current: sessions.CurrentSession,
+    user: sessions.CurrentUser,
     database: AppDatabase,
     passwords: sessions.AppPasswords,
     mails: AppMails,
@@ -93,8 +93,6 @@ async def change_password(
     response: Response,
 ) -> StartedSession:
     """Change the password. All sessions end; the response has a new one, as log-in does."""
-    async with database.reads() as db:
-        user = await UserService.get_user(db, current.user_id)
     session, token = await UserService.change_password(
         database,
         passwords,
@@ -118,15 +116,13 @@ async def change_password(
 )
 async def delete_own_account(
     body: PasswordConfirmation,
-    current: sessions.CurrentSession,
+    user: sessions.CurrentUser,
     database: AppDatabase,
     passwords: sessions.AppPasswords,
     address: Address,
     response: Response,
 ) -> None:
     """Delete the account of the user who is logged in, with all its sessions."""
-    async with database.reads() as db:
-        user = await UserService.get_user(db, current.user_id)
     await UserService.delete_user(database, passwords, user, body.password, address)
     sessions.delete_cookie(response)
 
