@@ -45,12 +45,8 @@ audit: setup ## Check all pins for known vulnerabilities
 	@$(BIN)/uv tool run --quiet --python $(BIN)/python pip-audit --strict --disable-pip --no-deps \
 		--requirement requirements.txt --requirement '$(SERVICE)/requirements-dev.txt'
 
-bench: setup ## Compare the cost of reads, API keys, the cache and tasks with minimal implementations; log-ins
-	@$(BIN)/python benchmarks/reads.py
-	@$(BIN)/python benchmarks/keys.py
-	@$(BIN)/python benchmarks/cache.py
-	@$(BIN)/python benchmarks/tasks.py
-	@$(BIN)/python benchmarks/log_in.py
+bench: setup ## Compare the service with minimal implementations, or parts of it: make bench ONLY=keys,cache ROUNDS=3
+	@$(BIN)/python benchmarks/run.py $(if $(ONLY),--only '$(ONLY)') $(if $(ROUNDS),--rounds '$(ROUNDS)')
 
 faults: setup ## Let servers and processes of the service fail under load, and print a table; WRITE=1 updates its page
 	@$(MAKE) --no-print-directory --directory '$(SERVICE)' faults BIN=../.venv/bin $(if $(WRITE),WRITE=1) --assume-old=setup

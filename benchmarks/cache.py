@@ -22,9 +22,10 @@ from typing import Any
 import aiocache
 import cashews
 from fastapi import FastAPI, Response
-from harness import CONCURRENCY, ROUNDS, Costs, an_item, cost, migrated, report
+from harness import CONCURRENCY, an_item, cost, migrated
 from pydantic import BaseModel
 from redis.asyncio import Redis
+from report import ROUNDS, Costs, report
 from sqlalchemy import URL
 
 from dev.valkey import embedded_valkey

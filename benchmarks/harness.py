@@ -1,21 +1,18 @@
-"""Shared by the benchmarks: the service on the path, a database, and the cost of a request."""
+"""The service in this process, a database, and the cost of a request in processor time."""
 
 import asyncio
 import contextlib
 import os
-import statistics
-import sys
 import time
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
-SERVICE = Path(__file__).resolve().parents[1] / "{{cookiecutter.project_slug}}"
-ROUNDS, REQUESTS, CONCURRENCY = 7, 1600, 32
+from services import SERVICE
+
+REQUESTS, CONCURRENCY = 1600, 32
 
 os.environ |= {"ENV": "test", "ENV_FILE": "", "LOG_LEVEL": "ERROR"}
 os.chdir(SERVICE)
-sys.path.insert(0, str(SERVICE))
 
 from alembic import command  # noqa: E402 - from here on, the service is on the path
 from alembic.config import Config  # noqa: E402
@@ -25,8 +22,6 @@ from sqlalchemy import URL, make_url  # noqa: E402
 from dev.postgres import embedded_postgres  # noqa: E402
 from src.db.models.item import Item  # noqa: E402
 from src.db.session import Database  # noqa: E402
-
-Costs = dict[str, list[float]]
 
 
 @contextlib.contextmanager
@@ -75,12 +70,3 @@ async def cost(
     started = time.process_time()
     await asyncio.gather(*(client() for _ in range(clients)))
     return (time.process_time() - started) / REQUESTS * 1e6
-
-
-def report(title: str, costs: Costs, unit: str = "µs") -> None:
-    """Print each median, and its rate as a ratio to the first."""
-    medians = {name: statistics.median(found) for name, found in costs.items()}
-    first = next(iter(medians.values()))
-    sys.stdout.write(f"\n{title}\n")
-    for name, median in medians.items():
-        sys.stdout.write(f"  {name:28} {median:7.2f} {unit}   {first / median:5.2f}\n")

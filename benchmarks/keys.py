@@ -12,7 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from harness import CONCURRENCY, ROUNDS, Costs, an_item, cost, migrated, report
+from harness import CONCURRENCY, an_item, cost, migrated
+from report import ROUNDS, Costs, report
 from sqlalchemy import URL
 
 from dev.valkey import embedded_valkey

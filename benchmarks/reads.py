@@ -12,7 +12,8 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, FastAPI, HTTPException
-from harness import ROUNDS, Costs, an_item, cost, migrated, report
+from harness import an_item, cost, migrated
+from report import ROUNDS, Costs, report
 from sqlalchemy import URL, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 

@@ -18,8 +18,9 @@ from dramatiq import Broker, Worker
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AsyncIO
-from harness import Costs, migrated, report
+from harness import migrated
 from redis import Redis
+from report import Costs, report
 from sqlalchemy import URL
 
 from dev.rabbitmq import embedded_rabbitmq
