@@ -1,8 +1,8 @@
 """The ASGI application. Run it with `python cli.py api` or `uvicorn main:app`."""
 
-from asgi_correlation_id import CorrelationIdMiddleware
+from typing import Any
+
 from fastapi import Depends, FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi_standalone_docs import StandaloneDocs
 from starlette.responses import RedirectResponse
 from starlette.types import Receive, Scope, Send
@@ -20,17 +20,11 @@ from src.api import (
     # % endif
 )
 from src.api.auth_middleware import AuthenticationMiddleware
-from src.api.metrics import MetricsMiddleware
-from src.api.middleware import (
-    BodyLimitMiddleware,
-    DisconnectMiddleware,
-    HeadMiddleware,
-    RouteCheckMiddleware,
-    SecurityHeadersMiddleware,
-    TraceMiddleware,
-    UnexpectedErrorMiddleware,
-)
+from src.api.body_limit import BodyLimitMiddleware
+from src.api.middleware import RequestMiddleware
 from src.api.rate_limits import RateLimitMiddleware
+from src.api.routing import RouteIndex
+from src.api.security_headers import SecurityHeaders
 from src.api.v1.router import router as v1_router
 from src.core import origins
 from src.core.config import Settings, get_settings
@@ -58,6 +52,13 @@ def create_application(settings: Settings | None = None) -> FastAPI:
         lifespan=build_lifespan(settings),
         dependencies=[Depends(auth.authenticate)],
     )
+    checks = [
+        auth.check_routes,
+        # % if cookiecutter.cache_backend != "none"
+        response_cache.check_routes,
+        # % endif
+    ]
+    app.router.middleware_stack = RouteIndex(app.router, checks)
     add_middleware(app, settings)
     add_exception_handlers(app)
     app.include_router(v1_router, prefix=f"{settings.API_PREFIX}/v1")
@@ -100,44 +101,37 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
     # % endif
     app.add_middleware(AuthenticationMiddleware)
     app.add_middleware(BodyLimitMiddleware, max_body_size=settings.MAX_BODY_SIZE)
-    app.add_middleware(HeadMiddleware)
-    app.add_middleware(DisconnectMiddleware)
     if settings.RATE_LIMIT:
         probes = {f"{settings.API_PREFIX}/v1/health/{name}" for name in ("live", "ready")}
         exempt = {"/metrics", *probes}
         app.add_middleware(RateLimitMiddleware, rate=settings.RATE_LIMIT, exempt=exempt)
-    if not settings.DEBUG:  # with DEBUG, Starlette returns a page with the traceback
-        app.add_middleware(UnexpectedErrorMiddleware)
-    if settings.CORS_ORIGINS:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.CORS_ORIGINS,
-            allow_origin_regex=origins.pattern(settings.CORS_ORIGINS),
-            # Browsers reject credentials in combination with "*".
-            allow_credentials="*" not in settings.CORS_ORIGINS,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=[
-                "ETag",
-                idempotency.REPLAYED,
-                "Location",
-                "RateLimit",
-                "RateLimit-Policy",
-                "Retry-After",
-                "X-Request-ID",
-            ],
-        )
-    app.add_middleware(SecurityHeadersMiddleware, hsts_seconds=settings.HSTS_SECONDS)
-    app.add_middleware(MetricsMiddleware)
-    checks = [
-        auth.check_routes,
-        # % if cookiecutter.cache_backend != "none"
-        response_cache.check_routes,
-        # % endif
-    ]
-    app.add_middleware(RouteCheckMiddleware, checks=checks)
-    app.add_middleware(TraceMiddleware)
-    app.add_middleware(CorrelationIdMiddleware)
+    app.add_middleware(
+        RequestMiddleware,
+        security_headers=SecurityHeaders(settings.HSTS_SECONDS),
+        cors=cors(settings.CORS_ORIGINS) if settings.CORS_ORIGINS else None,
+        debug=settings.DEBUG,
+    )
+
+
+def cors(allowed: list[str]) -> dict[str, Any]:
+    """Return the options of `CORSMiddleware`."""
+    return {
+        "allow_origins": allowed,
+        "allow_origin_regex": origins.pattern(allowed),
+        # Browsers reject credentials in combination with "*".
+        "allow_credentials": "*" not in allowed,
+        "allow_methods": ["*"],
+        "allow_headers": ["*"],
+        "expose_headers": [
+            "ETag",
+            idempotency.REPLAYED,
+            "Location",
+            "RateLimit",
+            "RateLimit-Policy",
+            "Retry-After",
+            "X-Request-ID",
+        ],
+    }
 
 
 app = create_application()

@@ -4,7 +4,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.api.auth import allows_anonymous, authenticate, get_principal, walk
-from src.api.metrics import matched_route
+from src.api.routing import matched_route
 
 
 class AuthenticationMiddleware:

@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.api.deps import state_of
-from src.api.middleware import PAGE_POLICY
 from src.api.problems import RETRY_AFTER
+from src.api.security_headers import PAGE_POLICY
 from src.core.config import Settings
 from src.core.events import State
 from src.domain.errors import UnauthenticatedError

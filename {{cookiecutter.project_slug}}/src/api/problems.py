@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from asgi_correlation_id import correlation_id
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from pydantic_core import to_jsonable_python
 from starlette.types import Scope
 
+from src.core.trace import request_id
 from src.domain.errors import (
     ConflictError,
     DomainError,
@@ -134,7 +134,7 @@ def problem_response(
         title=title or phrase_of(status),
         status=status,
         instance=scope["path"],
-        request_id=correlation_id.get(),
+        request_id=request_id.get(),
         **members,
     )
     content = {**problem.model_dump(exclude_none=True), **(extensions or {})}

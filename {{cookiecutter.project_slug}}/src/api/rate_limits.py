@@ -16,8 +16,8 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.api.auth import find_principal
-from src.api.metrics import route_template
 from src.api.problems import problem_response
+from src.api.routing import route_template
 from src.core.rate_limits import Count, Rate
 from src.domain.principal import PrincipalKind
 

@@ -49,6 +49,7 @@ from src.api.deps import (
     get_expensive_read_session,
     get_read_session,
 )
+from src.api.routing import matched_route
 from src.cache import current_cache, get_cache
 from src.cache.engine.keys import (
     check_strings,
@@ -152,7 +153,7 @@ class CachedRoute(APIRoute):
         async def handle(request: Request) -> Response:
             # FastAPI calls get_route_handler() again for each router that includes this route.
             nonlocal cache
-            cache = cache or RouteCache(policy, _included(self, request.scope))
+            cache = cache or RouteCache(policy, matched_route(request.scope))
             return await cache.respond(request, handler)
 
         return handle
@@ -181,12 +182,6 @@ def _policy_of(route: Any) -> ResponsePolicy | None:
     if len(policies) > 1:
         raise TypeError(f"`{route.name}` has more than one cached_response(). Remove all but one.")
     return policies[0] if policies else None
-
-
-def _included(route: APIRoute, scope: Scope) -> Any:
-    """Return the route with the prefixes and dependencies of the routers that include it."""
-    context = scope.get("fastapi", {}).get("effective_route_context")
-    return context if getattr(context, "original_route", None) is route else route
 
 
 class RouteCache:

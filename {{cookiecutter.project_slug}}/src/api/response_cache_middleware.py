@@ -15,6 +15,7 @@ from src.api.response_cache import (
     CachedPath,
     apply_if_none_match,
 )
+from src.api.routing import ROUTING
 from src.cache import Cache, use_cache
 
 MAX_PATHS = 10_000
@@ -55,7 +56,7 @@ class CacheMiddleware:
         if is_cached and _path_determines_route(app):
             if len(self.known) >= MAX_PATHS:
                 self.known.clear()
-            routing = {name: scope[name] for name in ("fastapi", "route") if name in scope}
+            routing = {name: scope[name] for name in ROUTING if name in scope}
             self.known[scope["path"]] = KnownPath(scope[PATH_SCOPE_KEY], routing)
 
     async def _cached_response(self, cache: Cache, scope: Scope) -> Response | None:

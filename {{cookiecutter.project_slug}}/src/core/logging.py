@@ -15,14 +15,13 @@ from typing import Any, TextIO
 from urllib.parse import quote
 
 import structlog
-from asgi_correlation_id import correlation_id
 from structlog.processors import ExceptionRenderer
 from structlog.stdlib import ProcessorFormatter
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor
 
 from src.core.config import Settings
-from src.core.trace import principal_id, trace_id_of, traceparent
+from src.core.trace import principal_id, request_id, trace_id_of, traceparent
 
 if sys.platform == "linux":
     import fcntl
@@ -190,8 +189,8 @@ def _add_extra(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 
 def _add_origin(_logger: object, _method: str, event: EventDict) -> EventDict:
-    if request_id := correlation_id.get():
-        event.setdefault("request_id", request_id)
+    if known := request_id.get():
+        event.setdefault("request_id", known)
     if (parent := traceparent.get()) and (trace_id := trace_id_of(parent)):
         event.setdefault("trace_id", trace_id)
     if principal := principal_id.get():

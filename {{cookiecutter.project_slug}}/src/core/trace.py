@@ -1,4 +1,4 @@
-"""Who caused the work, and the trace that it belongs to (W3C Trace Context)."""
+"""Who and what caused the work: the principal, the request, the trace (W3C Trace Context)."""
 
 import re
 from contextvars import ContextVar
@@ -8,6 +8,8 @@ _TRACEPARENT = re.compile(
     r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
 
+# The ID of the request, as in `X-Request-ID`.
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 # The principal, as text, of the request, task or job.
 principal_id: ContextVar[str | None] = ContextVar("principal_id", default=None)
 traceparent: ContextVar[str | None] = ContextVar("traceparent", default=None)

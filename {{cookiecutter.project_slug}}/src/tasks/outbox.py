@@ -12,12 +12,11 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar
 
-from asgi_correlation_id import correlation_id
 from dramatiq import Actor, ActorNotFound, Message, get_broker
 from dramatiq.broker import MessageProxy
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from src.core.trace import principal_id, traceparent
+from src.core.trace import principal_id, request_id, traceparent
 from src.db.session import ReadOnlyAsyncSession, ReadOnlySessionError
 from src.repositories.task import OutboxRepository, TaskRepository
 
@@ -120,7 +119,7 @@ def _check_keys(value: Any) -> None:
 def _encode(message: Message[Any], delay: timedelta) -> bytes:
     origin = {
         PRINCIPAL: principal_id.get(),
-        REQUEST_ID: correlation_id.get(),
+        REQUEST_ID: request_id.get(),
         TRACEPARENT: traceparent.get(),
     }
     options = {name: value for name, value in origin.items() if value}

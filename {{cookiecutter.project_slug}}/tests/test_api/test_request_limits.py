@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from httpx import AsyncClient
 
-from src.api.middleware import MAX_JSON_DEPTH, MAX_QUERY_PARAMETERS
+from src.api.body_limit import MAX_JSON_DEPTH, MAX_QUERY_PARAMETERS
 from src.core.exceptions import MAX_ERROR_LENGTH
 from src.db.session import Database
 from tests.fixtures.client import connect

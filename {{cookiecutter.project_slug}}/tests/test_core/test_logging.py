@@ -10,7 +10,6 @@ from uuid import UUID, uuid4
 
 import pytest
 import structlog
-from asgi_correlation_id import correlation_id
 from fastapi import BackgroundTasks, FastAPI, Request
 from httpx import AsyncClient
 from pydantic import SecretStr
@@ -20,6 +19,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from src.api.auth import allow_anonymous
 from src.core.config import Settings
 from src.core.logging import configure_logging
+from src.core.trace import request_id
 from src.db.session import Database
 from tests.fixtures.client import connect, served
 from tests.fixtures.environment import API
@@ -62,14 +62,14 @@ def test_lines_have_the_request_id_and_a_traceback_without_variables(
 ) -> None:
     configure_logging(production)
 
-    token = correlation_id.set("abc")
+    token = request_id.set("abc")
     try:
         password = "hunter2"
         raise_for(len(password))
     except ValueError:
         structlog.get_logger("src.x").exception("failed")
     logging.getLogger("x").warning("called", extra={"request_id": "given"})
-    correlation_id.reset(token)
+    request_id.reset(token)
 
     line, given = lines(capsys)
     assert given["request_id"] == "given"

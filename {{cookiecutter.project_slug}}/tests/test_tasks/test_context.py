@@ -8,14 +8,13 @@ from typing import Any
 import dramatiq
 import pytest
 import structlog
-from asgi_correlation_id import correlation_id
 from fastapi import FastAPI
 from sqlalchemy import func, select
 
 from src.api.deps import DbSession
 from src.core.config import Settings
 from src.core.context import current_context
-from src.core.trace import principal_id, traceparent
+from src.core.trace import principal_id, request_id, traceparent
 from src.db.session import Database
 from src.tasks import context
 from src.tasks import enqueue as enqueue_in
@@ -38,10 +37,10 @@ async def test_a_task_has_the_context_of_its_own_message(broker: TaskBroker, que
 
     def look(how: str) -> None:
         logged = structlog.contextvars.get_contextvars()
-        origin = (principal_id.get(), correlation_id.get(), traceparent.get())
+        origin = (principal_id.get(), request_id.get(), traceparent.get())
         seen.append((context.message_id(), *origin, logged))
         structlog.contextvars.bind_contextvars(left="behind")
-        for variable in (principal_id, correlation_id):
+        for variable in (principal_id, request_id):
             variable.set("left behind")
         if how == "fails":
             raise ValueError

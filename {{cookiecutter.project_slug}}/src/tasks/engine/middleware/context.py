@@ -1,9 +1,8 @@
 import structlog
-from asgi_correlation_id import correlation_id
 from dramatiq.broker import MessageProxy
 
 from src.core.context import set_context
-from src.core.trace import principal_id, traceparent
+from src.core.trace import principal_id, request_id, traceparent
 from src.tasks.context import TaskContext
 from src.tasks.engine.middleware.base import AttemptMiddleware
 from src.tasks.outbox import PRINCIPAL, REQUEST_ID, TRACEPARENT, is_tracked
@@ -17,7 +16,7 @@ class ContextMiddleware(AttemptMiddleware):
 
     def before_attempt(self, message: MessageProxy) -> None:
         principal_id.set(message.options.get(PRINCIPAL))
-        correlation_id.set(message.options.get(REQUEST_ID))
+        request_id.set(message.options.get(REQUEST_ID))
         traceparent.set(message.options.get(TRACEPARENT))
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(task=message.message_id, actor=message.actor_name)
