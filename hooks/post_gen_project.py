@@ -17,7 +17,7 @@ BY_COOKIECUTTER = "{{ '_output_dir' in cookiecutter }}"  # False when cruft rend
 # Files are deleted unless their condition is true.  To add a feature, add a row.
 FEATURES = [
     ("{{ cookiecutter.example }}", """
-        alembic/versions/*_create_item.py  alembic/versions/*_create_item_name_index.py
+        alembic/versions/*_create_item.py  alembic/versions/*_create_item_*_index.py
         docs/example.md  src/**/item.py  src/**/items.py
         tests/**/test_item.py  tests/**/test_items.py"""),
     ("{{ cookiecutter.example and cookiecutter.__queue }}", """

@@ -142,9 +142,7 @@ def test_a_user_migration_is_relinked_to_the_nearest_remaining_one(
     """Another run changes nothing."""
     terminal.cookiecutter(template)
     project = terminal.work / "my-service"
-    found = migrations(project)
-    (head,) = found.get_heads()
-    deleted = str(found.get_revision(head).down_revision)  # of the example
+    (deleted,) = migrations(project).get_heads()  # of the example
     own = project / "alembic" / "versions" / "own.py"
     own.write_text(f"revision = 'abc'\ndown_revision = '{deleted}'\n", "utf-8")
 
@@ -156,7 +154,7 @@ def test_a_user_migration_is_relinked_to_the_nearest_remaining_one(
         assert done.returncode == 0, done.stderr
         written.append(own.read_text("utf-8"))
     left = migrations(project)
-    assert sorted(left.get_heads()) == sorted(["abc", head])
+    assert left.get_heads() == ["abc"]
     assert len(list(left.walk_revisions())) == len(list(own.parent.glob("*.py")))
     assert deleted not in written[0]
     assert written[0] == written[1]

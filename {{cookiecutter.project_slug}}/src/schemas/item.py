@@ -90,7 +90,7 @@ class ItemListQuery(_Slice):
         default=ItemSort.NEWEST, description="The sort order; `-` means descending."
     )
     total: bool = Field(
-        default=False, description="Count all matching items. This costs a second query."
+        default=False, description="Count the matching items, up to 10,001, with a second query."
     )
 
     @model_validator(mode="after")
@@ -119,7 +119,8 @@ class ItemPage(BaseModel):
     )
     total: int | None = Field(
         default=None,
-        description="The number of all matching items. `null` unless `total=true`.",
+        description="The number of all matching items, where 10,001 means more than 10,000."
+        " `null` unless `total=true`.",
         examples=[42],
     )
 

@@ -4,11 +4,14 @@ from uuid import UUID, uuid4
 
 import pytest
 from httpx import AsyncClient
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from src.db.session import Database
+from src.repositories import item as repository
 from src.repositories.item import prefix_query
 from tests.fixtures.environment import API
-from tests.fixtures.statements import recorded
+from tests.fixtures.statements import planned, recorded
 
 ITEMS = f"{API}/items/"
 SEARCH = f"{ITEMS}search"
@@ -129,6 +132,21 @@ class TestList:
         assert await names(client, created_from=before, created_before=after) == ["a"]
         assert await names(client, created_from=after) == []
         assert await names(client, created_before=before) == []
+
+    async def test_filters_to_the_millisecond(self, client: AsyncClient) -> None:
+        moment = (await create(client, "a"))["created_at"]
+
+        assert await names(client, created_from=moment) == ["a"]
+        assert await names(client, created_before=moment) == []
+
+    async def test_counts_no_more_items_than_the_documentation_says(
+        self, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(repository, "MAX_TOTAL", 3)
+        for name in "abcd":
+            await create(client, name)
+
+        assert (await client.get(ITEMS, params={"total": True})).json()["total"] == 3
 
     async def test_filters_by_status_and_counts(self, client: AsyncClient) -> None:
         await create(client, "draft")
@@ -275,3 +293,64 @@ async def test_a_read_sends_one_statement_per_result(
         await committing_client.get(path)
 
     assert sent == statements
+
+
+class TestPlans:
+    """A table of any size is read by an index."""
+
+    @pytest.fixture
+    async def connection(self, database: Database) -> AsyncConnection:
+        """The connection of the client, in a transaction with many items. Few are archived."""
+        rows = "SELECT 'Lamp ' || n, CASE WHEN n % 5000 = 0 THEN 'archived' ELSE 'draft' END, 1"
+        async with database.transaction() as db:
+            await db.execute(
+                text(
+                    f"INSERT INTO item (name, status, version) {rows}"
+                    " FROM generate_series(1, 20000) n"
+                )
+            )
+            # As autovacuum would.
+            await db.execute(text("SELECT gin_clean_pending_list('ix_item_search')"))
+            await db.execute(text("ANALYZE item"))
+        connection: AsyncConnection = database.reads.kw["bind"]
+        return connection
+
+    @pytest.mark.parametrize(
+        ("query", "index"),
+        [
+            ({}, "pk_item"),
+            ({"cursor": ""}, "pk_item"),
+            ({"offset": 1000}, "pk_item"),
+            ({"created_before": "2026-01-01T00:00:00Z"}, "pk_item"),
+            ({"created_from": "2126-01-01T00:00:00Z"}, "pk_item"),
+            ({"status": "archived"}, "ix_item_status_id"),
+            ({"status": "archived", "sort": "name"}, "ix_item_status_id"),
+            ({"sort": "name"}, "ix_item_name_id"),
+            ({"sort": "-name", "cursor": ""}, "ix_item_name_id"),
+        ],
+    )
+    async def test_of_a_page_and_its_total(
+        self, client: AsyncClient, connection: AsyncConnection, query: dict[str, Any], index: str
+    ) -> None:
+        if "cursor" in query:
+            sort = {"sort": query.get("sort", "-created_at")}
+            page = await client.get(ITEMS, params=sort)
+            query = {**query, "cursor": page.json()["next_cursor"]}
+        with planned(connection) as plans:
+            response = await client.get(ITEMS, params={**query, "total": True})
+
+        assert response.status_code == 200
+        page_plan, total_plan = plans
+        assert index in page_plan
+        assert "Seq Scan" not in page_plan
+        assert "Limit" in total_plan
+
+    @pytest.mark.parametrize("q", ["lamp 777", "lam"])
+    async def test_of_a_search(
+        self, client: AsyncClient, connection: AsyncConnection, q: str
+    ) -> None:
+        """Also if every item matches, although a scan of the table would then be cheaper."""
+        with planned(connection) as plans:
+            assert await names(client, SEARCH, q=q)
+
+        assert "ix_item_search" in plans[0]

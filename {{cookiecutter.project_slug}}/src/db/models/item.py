@@ -27,6 +27,7 @@ class Item(Base, UUIDMixin, TableNameMixin, TimestampMixin):
         Column("search", TSVECTOR, Computed(_WEIGHTED_WORDS, persisted=True), nullable=False),
         Index("ix_item_search", "search", postgresql_using="gin"),
         Index("ix_item_name_id", "name", "id"),  # for `sort=name`
+        Index("ix_item_status_id", "status", "id"),  # for pages of one status
         CheckConstraint("length(name) > 0", name="name_not_empty"),
     )
     # SQLAlchemy increments `version` with each UPDATE, and refuses to update an outdated version.
