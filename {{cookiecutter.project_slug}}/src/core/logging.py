@@ -4,18 +4,22 @@ Each line is a JSON object; in development and tests, lines are text.
 """
 
 import errno
+import json
 import logging
 import os
 import re
 import stat
 import sys
 from contextlib import suppress
+from functools import lru_cache
 from io import FileIO, TextIOWrapper
+from time import gmtime, localtime, strftime, time, time_ns
 from typing import Any, TextIO
 from urllib.parse import quote
 
 import structlog
-from structlog.processors import ExceptionRenderer
+from structlog.exceptions import DropEvent
+from structlog.processors import NAME_TO_LEVEL, ExceptionRenderer
 from structlog.stdlib import ProcessorFormatter
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor
@@ -26,7 +30,7 @@ from src.core.trace import principal_id, request_id, trace_id_of, traceparent
 if sys.platform == "linux":
     import fcntl
 
-ACCESS_LOGGER = "src.access"  # one line for each request, written by `MetricsMiddleware`
+ACCESS_LOGGER = "src.access"  # one line for each request, see `src/api/metrics.py`
 
 # A name ends with a secret: `db_password`, `accessToken` and `password_hash`, not `token_count`.
 _SECRET_NAME = re.compile(
@@ -40,6 +44,8 @@ _SECRET_NAME = re.compile(
 )
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 _MAX_DEPTH = 8
+_MAX_NAME = 64  # only the end of a name matters, and clients may choose names
+_SCALARS = {str, int, float, type(None)}
 _PIPE_BYTES = 1024 * 1024  # at 300 bytes a line, more than a second of a busy process
 # Everything up to the next space is one match, so that no character is read twice.
 _URL_PASSWORD = re.compile(r"""(://[^:/\s"']*:)([^\s"']++)""")
@@ -66,8 +72,8 @@ def configure_logging(settings: Settings) -> None:
         _rename_reserved,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_text else "iso", utc=not is_text),
-        structlog.processors.StackInfoRenderer(additional_ignores=["logging"]),
+        _add_time if is_text else _add_timestamp,
+        structlog.processors.StackInfoRenderer(additional_ignores=["logging", __name__]),
         _add_origin,
         _mask_secrets,
     ]
@@ -79,24 +85,68 @@ def configure_logging(settings: Settings) -> None:
             ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        wrapper_class=_BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(_nonblocking_pipe())
+    handler = _Handler(_nonblocking_pipe())
     handler.setFormatter(
-        ProcessorFormatter(
+        _Formatter(
             foreign_pre_chain=[_add_extra, *shared],
-            processors=[
-                ProcessorFormatter.remove_processors_meta,
-                *_renderers(is_text=is_text),
-                mask_line,
-            ],
+            processors=[_remove_record, *_renderers(is_text=is_text), mask_line],
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.LOG_LEVEL)
     _adopt_library_loggers()
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes the lines of this service and its libraries."""
+
+
+class _Line(logging.LogRecord):
+    """What `_Handler` needs of a record. A whole one would cost as much as the rest of a line."""
+
+    def __init__(self, event: EventDict) -> None:
+        self.msg, self.args = event, ()
+
+
+class _BoundLogger(structlog.stdlib.BoundLogger):
+    """Passes lines to `_Handler` directly, unless other handlers or filters need whole records."""
+
+    def _proxy_to_logger(
+        self, method_name: str, event: str | None = None, *event_args: Any, **event_kw: Any
+    ) -> None:
+        if event_args:
+            event_kw["positional_args"] = event_args
+        with suppress(DropEvent):
+            args, kwargs = self._process_event(method_name, event, event_kw)
+            handler = _only_handler(self._logger)
+            if handler is None:
+                method = getattr(self._logger, method_name)
+                method(*args, **kwargs, stacklevel=3)  # the caller of `info()` and so on
+            elif self._logger.isEnabledFor(NAME_TO_LEVEL[method_name]):
+                handler.handle(_Line(*args))
+
+
+def _only_handler(logger: logging.Logger) -> _Handler | None:
+    while logger.parent and logger.propagate and not (logger.handlers or logger.filters):
+        logger = logger.parent
+    match logger.handlers:
+        case [_Handler() as handler] if not (logger.filters or handler.filters or handler.level):
+            return handler
+    return None
+
+
+class _Formatter(ProcessorFormatter):
+    def format(self, record: logging.LogRecord) -> str:
+        if not isinstance(record, _Line):
+            return super().format(record)
+        line: Any = record.msg
+        for process in self.processors:
+            line = process(None, "", line)
+        return str(line)
 
 
 class _Pipe(FileIO):
@@ -138,7 +188,8 @@ def _renderers(*, is_text: bool) -> list[Processor]:
         return [_shorten_access, console]
     # Local variables may contain secrets.
     tracebacks = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
-    return [tracebacks, structlog.processors.JSONRenderer(default=_to_text)]
+    encoder = json.JSONEncoder(default=_to_text)
+    return [tracebacks, lambda _logger, _method, event: encoder.encode(event)]
 
 
 def _to_text(value: object) -> str:
@@ -172,6 +223,33 @@ def _adopt_library_loggers() -> None:
     )
 
 
+def _remove_record(_logger: object, _method: str, event: EventDict) -> EventDict:
+    event.pop("_record", None)
+    event.pop("_from_structlog", None)
+    return event
+
+
+def _add_timestamp(_logger: object, _method: str, event: EventDict) -> EventDict:
+    second, nanoseconds = divmod(time_ns(), 1_000_000_000)
+    event["timestamp"] = f"{_utc(second)}.{nanoseconds // 1000:06}Z"
+    return event
+
+
+def _add_time(_logger: object, _method: str, event: EventDict) -> EventDict:
+    event["timestamp"] = _time_of_day(int(time()))
+    return event
+
+
+@lru_cache(maxsize=1)  # once a second
+def _utc(second: int) -> str:
+    return strftime("%Y-%m-%dT%H:%M:%S", gmtime(second))
+
+
+@lru_cache(maxsize=1)
+def _time_of_day(second: int) -> str:
+    return strftime("%H:%M:%S", localtime(second))
+
+
 def _rename_reserved(_logger: object, _method: str, event: EventDict) -> EventDict:
     """Add an underscore to fields with a name that each line has."""
     for name in ("level", "logger", "timestamp"):
@@ -200,7 +278,12 @@ def _add_origin(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 def _mask_secrets(_logger: object, _method: str, event: EventDict) -> EventDict:
     """Mask the values of fields with a name like `password`, in nested data too."""
-    return {name: _masked(name, value) for name, value in event.items()}
+    return {
+        name: value
+        if type(value) in _SCALARS and not _is_secret_name(name[-_MAX_NAME:])
+        else _masked(name, value)
+        for name, value in event.items()
+    }
 
 
 def _masked(name: str, value: Any, depth: int = 0) -> Any:
@@ -223,15 +306,20 @@ def _text(name: object) -> str:
 
 
 def _is_secret(name: str, value: Any) -> bool:
-    words = _WORD_STARTS.sub("_", name).lower()
-    if value is None or isinstance(value, bool) or not _SECRET_NAME.search(words):
+    if value is None or isinstance(value, bool) or not _is_secret_name(name[-_MAX_NAME:]):
         return False
-    return not (words.endswith("s") and isinstance(value, int))  # a number of tokens
+    return not (name[-1:] in "sS" and isinstance(value, int))  # a number of tokens
+
+
+@lru_cache(maxsize=1024)  # the names of fields are few
+def _is_secret_name(name: str) -> bool:
+    return bool(_SECRET_NAME.search(_WORD_STARTS.sub("_", name).lower()))
 
 
 def mask_line(_logger: object, _method: str, line: Any) -> Any:
     """Mask API keys, and secrets in URLs, anywhere in the rendered line, tracebacks included."""
-    line = _API_KEY.sub(r"\1**********", line)
+    if _API_KEY.search(line):
+        line = _API_KEY.sub(r"\1**********", line)
     if "://" in line:
         line = _URL_PASSWORD.sub(_mask_password, line)
     return _URL_PARAMETER.sub(_mask_parameter, line) if "=" in line else line

@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from src.api.auth import allow_anonymous
+from src.core import logging as core_logging
 from src.core.config import Settings
 from src.core.logging import configure_logging
 from src.core.trace import request_id
@@ -183,6 +184,92 @@ def test_any_value_can_be_logged(capsys: Captured, production: Settings) -> None
     assert (line["seen"], line["path"]) == ("{1}", "x")
 
 
+def test_a_value_that_fails_does_not_fail_its_caller(
+    capsys: Captured, production: Settings
+) -> None:
+    class Broken:
+        def __str__(self) -> str:
+            raise RuntimeError("broken lamp")
+
+    configure_logging(production)
+
+    structlog.get_logger("src.x").warning("called", given=Broken())
+
+    assert "broken lamp" in capsys.readouterr().err
+
+
+class TestOtherHandlers:
+    """With another handler or a filter, a line takes the longer way through the standard library."""
+
+    @pytest.mark.parametrize("environment", ["development", "production"])
+    def test_do_not_change_lines(
+        self, capsys: Captured, production: Settings, environment: str
+    ) -> None:
+        configure_logging(production.model_copy(update={"ENV": environment}))
+        log = structlog.get_logger("src.x").bind(order=7)
+
+        def write() -> str:
+            with structlog.contextvars.bound_contextvars(shop=b"x"):
+                log.info("a %s", "b", token="hunter2", given={"password": "hunter2"}, level="gold")
+                log.warning("called", path="/?api_key=hunter2", url="a://u:hunter2@h", raw={1})
+                try:
+                    raise_for(1)
+                except ValueError:
+                    log.exception("failed")
+            log.debug("hidden")
+            return re.sub(r"\d+:\d+:[\d.]+", "", capsys.readouterr().err)
+
+        alone = write()
+        logging.getLogger().addHandler(logging.NullHandler())
+
+        assert write() == alone
+        assert "hunter2" not in alone
+        assert alone.count("order") == 3
+
+    @pytest.mark.parametrize("name", ["", "src", "src.x"])
+    def test_get_whole_records(self, production: Settings, name: str) -> None:
+        """For example Sentry's, which reads the exception of a record."""
+        records: list[logging.LogRecord] = []
+        collector = logging.NullHandler()
+        collector.handle = records.append  # type: ignore[method-assign, assignment]  # no lock
+        configure_logging(production)
+        logging.getLogger(name).addHandler(collector)
+
+        try:
+            raise_for(1)
+        except ValueError:
+            structlog.get_logger("src.x").exception("failed", token="hunter2")
+        logging.getLogger(name).removeHandler(collector)
+
+        (record,) = records
+        assert isinstance(record.msg, dict)
+        assert (record.msg["event"], record.msg["token"]) == ("failed", "**********")
+        assert (record.name, record.pathname) == ("src.x", __file__)
+        assert record.exc_info
+
+    def test_filters_apply(self, capsys: Captured, production: Settings) -> None:
+        configure_logging(production)
+        log, logger = structlog.get_logger("src.x"), logging.getLogger("src.x")
+        (handler,) = logging.getLogger().handlers
+
+        for each in (logger, handler):
+            each.addFilter(is_wanted)
+            log.warning("unwanted")
+            log.warning("wanted")
+            each.removeFilter(is_wanted)
+        handler.setLevel(logging.ERROR)
+        log.warning("low")
+        logging.disable(logging.ERROR)
+        log.error("disabled")
+        logging.disable(logging.NOTSET)
+
+        assert [line["event"] for line in lines(capsys)] == ["wanted", "wanted"]
+
+
+def is_wanted(record: logging.LogRecord) -> bool:
+    return isinstance(record.msg, dict) and record.msg["event"] == "wanted"
+
+
 def test_warnings_are_logged(capsys: Captured, production: Settings) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("default")
@@ -208,6 +295,24 @@ class TestAccessLog:
         assert (line["route"], line["status"]) == (NOTES + "{note_id}", 404)
         assert line["duration_ms"] > 0
         assert line["request_id"]
+
+    @pytest.mark.parametrize("environment", ["development", "production"])
+    async def test_line_is_processed_once(
+        self,
+        production: Settings,
+        client: AsyncClient,
+        monkeypatch: pytest.MonkeyPatch,
+        environment: str,
+    ) -> None:
+        """Each request pays for it: no second formatting, and no record with the caller's line."""
+        configure_logging(production.model_copy(update={"ENV": environment}))
+        masked: list[str] = []
+        monkeypatch.setattr(core_logging, "_is_secret_name", masked.append)
+        monkeypatch.setattr(logging.getLogger("src.access"), "makeRecord", None)
+
+        await client.get(f"{API}/health/live")
+
+        assert [masked.count(name) for name in ("method", "path", "route", "status")] == [1] * 4
 
     async def test_line_is_short_in_development(
         self, capsys: Captured, client: AsyncClient
