@@ -45,8 +45,10 @@ audit: setup ## Check all pins for known vulnerabilities
 	@$(BIN)/uv tool run --quiet --python $(BIN)/python pip-audit --strict --disable-pip --no-deps \
 		--requirement requirements.txt --requirement '$(SERVICE)/requirements-dev.txt'
 
-bench: setup ## Compare the service with minimal implementations, or parts of it: make bench ONLY=keys,cache ROUNDS=3
-	@$(BIN)/python benchmarks/run.py $(if $(ONLY),--only '$(ONLY)') $(if $(ROUNDS),--rounds '$(ROUNDS)')
+bench: setup ## Compare the service with other implementations; ONLY=health,keys, BASE=v0.5 and WRITE=1 as in CONTRIBUTING.md
+	@$(BIN)/python benchmarks/run.py $(if $(ONLY),--only '$(ONLY)') $(if $(BASE),--base '$(BASE)') \
+		$(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(SECONDS),--seconds '$(SECONDS)') \
+		$(if $(WRITE),--write docs/performance.md)
 
 faults: setup ## Let servers and processes of the service fail under load, and print a table; WRITE=1 updates its page
 	@$(MAKE) --no-print-directory --directory '$(SERVICE)' faults BIN=../.venv/bin $(if $(WRITE),WRITE=1) --assume-old=setup

@@ -1,11 +1,11 @@
-"""Compare the cost of the cache with minimal implementations: processor time, as ratios.
+"""Processor time beside minimal implementations.
 
 - An item from memory: an endpoint that returns bytes from a dict.
 - An item from Valkey: an endpoint that returns the bytes of one `GET`.
 - A decorated call: other libraries.
-- A value on disk: SQLite in a thread.
+- A value on disk: SQLite in a thread; elapsed time.
 
-Everything runs in this process, in turns.
+Everything runs in one process, in turns.
 """
 
 import asyncio
@@ -174,7 +174,7 @@ async def disk(clients: int) -> None:
             for _ in range(ROUNDS):
                 for name, store in found.items():
                     costs[name].append(await hammer(store, operation, clients))
-            report(f"A {operation} on disk, {clients} clients (elapsed time)", costs)
+            report(f"A {operation} on disk, {clients} clients", costs)
 
 
 async def hammer(store: CacheBackend | MinimalFile, operation: str, clients: int) -> float:

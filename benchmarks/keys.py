@@ -1,6 +1,6 @@
-"""Compare a read with an API key of the database with the same read without: processor time.
+"""Processor time of a read with an API key of the database, beside the same read without.
 
-Without a key, the service lets the developer read. Both run in this process, in turns: without a
+Without a key, the service lets the developer read. Both run in one process, in turns: without a
 cache, and with the response in each cache. A key is read from PostgreSQL for each request;
 concurrent requests share the query.
 """

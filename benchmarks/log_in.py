@@ -1,7 +1,7 @@
 """The duration of health checks while users log in: argon2 must not delay other requests.
 
 One process serves the API. 50 users log in again and again, while another connection reads
-`/health/live`, in turns without and with log-ins.
+`/health/live`, in turns without and with log-ins. All run on the same cores.
 """
 
 import asyncio

@@ -1,9 +1,10 @@
 """The results of a benchmark, as `make bench` prints and collects them.
 
 A part of `make bench` is a script of this folder, which also runs alone:
-`.venv/bin/python benchmarks/cache.py`. It measures a reference and what it compares in turns, and calls
-`report()` for each comparison. To add a part, write the script and add it to PARTS in `run.py`. Its
-docstring is the text of its section in docs/performance.md.
+`.venv/bin/python benchmarks/cache.py`. It measures a reference and what it compares in turns, in
+rounds, and calls `report()` for each comparison. To add a part, write the script and add it to PARTS
+in `run.py`. Its docstring is the text of its section in docs/performance.md, so write it for readers
+of that page.
 """
 
 import json

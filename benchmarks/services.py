@@ -4,7 +4,6 @@ Servers under test run on one core. Load, PostgreSQL and Valkey run on the other
 can pin processes. Everything listens on loopback or on Unix sockets, and ends with this process.
 """
 
-import asyncio
 import os
 import socket
 import subprocess
@@ -14,16 +13,14 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Self
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "{{cookiecutter.project_slug}}"
 SERVICE = ROOT / SOURCE
 sys.path[1:1] = [str(SERVICE), str(ROOT)]
 
-import asyncpg  # noqa: E402 - from here on, the service is on the path
-
-from dev.postgres import embedded_postgres  # noqa: E402
+from dev.postgres import embedded_postgres  # noqa: E402 - now the service is on the path
 from dev.server import free_port  # noqa: E402
 from dev.supervisor import supervised  # noqa: E402
 from dev.valkey import embedded_valkey  # noqa: E402
@@ -51,32 +48,25 @@ def pinned(*, tested: bool) -> Generator[None]:
         os.sched_setaffinity(0, before)
 
 
-class Servers(NamedTuple):
-    postgres: str
-    valkey: str
+class Servers(ExitStack):
+    """PostgreSQL and Valkey for applications, until the block ends."""
 
-    def database(self, name: str) -> str:
-        """Create a database; return its URL."""
-        asyncio.run(self._execute(f'CREATE DATABASE "{name}"'))
-        return self.postgres.replace("/postgres?", f"/{name}?")
+    def __enter__(self) -> Self:
+        self.enter_context(pinned(tested=False))
+        self.valkey = self.enter_context(embedded_valkey())
+        return self
 
-    async def _execute(self, statement: str) -> None:
-        connection = await asyncpg.connect(self.postgres.replace("+asyncpg", ""))
-        await connection.execute(statement)
-        await connection.close()
+    def variables(self, folder: Path, python: str = sys.executable) -> dict[str, str]:
+        """Return the environment of an application, with its own PostgreSQL and a free port.
 
-    def variables(self, service: Path, database: str) -> dict[str, str]:
-        """Return the environment of a service in development, with its database migrated."""
-        variables = environment(service, free_port())
-        variables |= {"DATABASE_URL": self.database(database), "REDIS_URL": self.valkey}
-        run(sys.executable, "-m", "alembic", "upgrade", "head", cwd=service, env=variables)
+        One PostgreSQL for all would need more connections than it allows.
+        """
+        urls = {"DATABASE_URL": self.enter_context(embedded_postgres()), "REDIS_URL": self.valkey}
+        if not (folder / "alembic.ini").exists():
+            return {**os.environ, **urls}
+        variables = {**environment(folder, free_port()), **urls}
+        run(python, "-m", "alembic", "upgrade", "head", cwd=folder, env=variables)
         return variables
-
-
-@contextmanager
-def servers() -> Generator[Servers]:
-    with pinned(tested=False), embedded_postgres() as postgres, embedded_valkey() as valkey:
-        yield Servers(postgres, valkey)
 
 
 def run(*command: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> str:
@@ -118,13 +108,28 @@ def render(template: Path, folder: Path, **answers: str) -> Path:
     return service.parent
 
 
+def python_for(template: Path, folder: Path) -> str:
+    """Return a Python with the packages of this revision, installed in the folder if they differ."""
+    pins = template / SOURCE / "requirements.txt"
+    if pins.read_bytes() == (SERVICE / "requirements.txt").read_bytes():
+        return sys.executable
+    uv = Path(sys.executable).with_name("uv")
+    run(uv, "venv", "--quiet", "--python", sys.executable, folder)
+    run(uv, "pip", "install", "--quiet", "--python", folder, "--requirement", pins)
+    return str(folder / "bin" / "python")
+
+
 @contextmanager
 def serving(
-    application: str, folder: Path, variables: Mapping[str, str], *options: str
+    application: str,
+    folder: Path,
+    variables: Mapping[str, str],
+    *options: str,
+    python: str = sys.executable,
 ) -> Generator[str]:
     """Run `uvicorn application` in the folder, with one worker; yield its address."""
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", application, "--port", str(port), *options]
+    command = [python, "-m", "uvicorn", application, "--port", str(port), *options]
     with ExitStack() as stack:
         log = stack.enter_context(tempfile.NamedTemporaryFile(prefix="bench-"))
         with pinned(tested=True):

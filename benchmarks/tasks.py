@@ -1,7 +1,7 @@
-"""Compare the cost of tasks with plain Dramatiq on the same broker: elapsed time, as ratios.
+"""Elapsed time for each message, beside plain Dramatiq on the same broker.
 
 Plain Dramatiq is set up as in its documentation: default middleware, `actor.send()`, no outbox, and
-on RabbitMQ no quorum queues and no confirms. Everything runs in this process, in turns, with a worker
+on RabbitMQ no quorum queues and no confirms. Everything runs in one process, in turns, with a worker
 of eight threads whose tasks do nothing.
 """
 
