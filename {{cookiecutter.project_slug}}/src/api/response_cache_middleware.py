@@ -10,11 +10,8 @@ from starlette.routing import Host
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from src.api.idempotency import IdempotencyMiddleware
-from src.api.response_cache import (
-    PATH_SCOPE_KEY,
-    CachedPath,
-    apply_if_none_match,
-)
+from src.api.response_cache import PATH_SCOPE_KEY, CachedPath
+from src.api.response_cache_codec import apply_if_none_match
 from src.api.routing import ROUTING
 from src.cache import Cache, use_cache
 
