@@ -36,7 +36,7 @@ FEATURES = [
         tests/test_cache/reader.py
         tests/test_cache/test_circuit_breaker.py"""),
     ("{{ cookiecutter.cache_backend in ['redis', 'all'] }}", """
-        src/cache/backends/redis.py  tests/faults/test_cache_server.py  tests/test_cache/test_redis"""),
+        src/cache/backends/redis*.py  tests/faults/test_cache_server.py  tests/test_cache/test_redis"""),
     ("{{ cookiecutter.cache_backend in ['file', 'all'] }}", """
         deploy/k8s/base/file-cache.yaml
         src/cache/backends/file.py  src/cache/backends/sqlite.py

@@ -18,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from src.cache.backends.base import CacheBackend, CacheError, CacheUnavailableError, Value
+from src.cache.backends.redis_reads import SharedReads
 from src.core.rate_limits import Counted
 from src.core.redis_url import RedisURL
 
@@ -103,14 +104,16 @@ class RedisBackend(CacheBackend):
         self._prefix_pattern = re.sub(r"([*?\[\]\\^-])", r"\\\1", self._prefix)
         # redis-py's BlockingConnectionPool makes each command a fifth slower.
         self._connection_slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._reads = SharedReads(lambda names: self._execute("MGET", *names))
         self._if_leased_script = self._client.register_script(_IF_LEASED_SCRIPT)
         self._set_if_leased_script = self._client.register_script(_SET_IF_LEASED_SCRIPT)
 
     async def aclose(self) -> None:
+        await self._reads.aclose()
         await close_client(self._client)
 
     async def get(self, key: str) -> Value | None:
-        return _decode(await self._execute("GET", self._prefix + key))
+        return (await self.get_many(key))[0]
 
     async def get_many(self, *keys: str) -> list[Value | None]:
         if not keys:
@@ -119,7 +122,7 @@ class RedisBackend(CacheBackend):
         if self._in_cluster:
             found = await self._send_all([("GET", name) for name in names])
         else:
-            found = await self._execute("MGET", *names)
+            found = await self._reads.get(names)
         return [_decode(value) for value in found]
 
     async def set(self, key: str, value: Value, ex: float | None = None) -> None:
