@@ -52,13 +52,13 @@ def create_application(settings: Settings | None = None) -> FastAPI:
         lifespan=build_lifespan(settings),
         dependencies=[Depends(auth.authenticate)],
     )
-    checks = [
-        auth.check_routes,
+    preparations = [
+        auth.prepare_routes,
         # % if cookiecutter.cache_backend != "none"
         response_cache.check_routes,
         # % endif
     ]
-    app.router.middleware_stack = RouteIndex(app.router, checks)
+    app.router.middleware_stack = RouteIndex(app.router, preparations)
     add_middleware(app, settings)
     add_exception_handlers(app)
     app.include_router(v1_router, prefix=f"{settings.API_PREFIX}/v1")

@@ -221,15 +221,21 @@ def require(*scopes: Scope) -> Any:
     return Depends(Require(scopes))
 
 
-def check_routes(routes: Iterable[BaseRoute]) -> None:
-    """Raises TypeError if an endpoint allows anonymous callers, and also needs the principal."""
+def prepare_routes(routes: Iterable[BaseRoute]) -> None:
+    """Remove `authenticate` from endpoints that allow anonymous callers: it would do nothing.
+
+    A dependency costs a quarter of a health check. Raises TypeError if such an endpoint also needs
+    the principal.
+    """
     for route in iter_route_contexts(list(routes)):
-        check_routes(getattr(route.original_route, "routes", None) or ())  # of a mount
-        if allows_anonymous(getattr(route, "endpoint", None)) and any(
-            each.call is get_principal for each in walk(route.dependant)
-        ):
+        prepare_routes(getattr(route.original_route, "routes", None) or ())  # of a mount
+        if not allows_anonymous(getattr(route, "endpoint", None)):
+            continue
+        if any(each.call is get_principal for each in walk(route.dependant)):
             raise TypeError(
                 f"`{route.name}` allows anonymous callers, but it or a router that includes it"
                 " needs the principal. Remove @allow_anonymous; or remove require(), and take an"
                 " `OptionalPrincipal` instead."
             )
+        dependencies = route.dependant.dependencies
+        dependencies[:] = [each for each in dependencies if each.call is not authenticate]

@@ -3,7 +3,8 @@
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from src.api.auth import allows_anonymous, authenticate, get_principal, walk
+from src.api.auth import allows_anonymous, authenticate, get_principal
+from src.api.body_limit import has_body
 from src.api.routing import matched_route
 
 
@@ -17,7 +18,7 @@ class AuthenticationMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or not has_body(scope):
             await self.app(scope, receive, send)
             return
         has_begun = False
@@ -36,7 +37,8 @@ class AuthenticationMiddleware:
 async def _rejects(scope: Scope) -> bool:
     """Return whether `authenticate` will reject the request to the matched route."""
     route = matched_route(scope)
-    calls = [each.call for each in walk(route.dependant)] if hasattr(route, "dependant") else []
+    dependant = getattr(route, "dependant", None)
+    calls = [each.call for each in dependant.dependencies] if dependant else []
     if authenticate not in calls or authenticate in scope["app"].dependency_overrides:
         return False
     if allows_anonymous(route.endpoint):

@@ -4,6 +4,7 @@ The label `route` is the route's template (`/api/v1/notes/{note_id}`). With the 
 clients could create an unlimited number of time series.
 """
 
+import logging
 from functools import lru_cache
 
 import structlog
@@ -19,6 +20,7 @@ from src.core.logging import ACCESS_LOGGER
 from src.core.trace import principal_id
 
 access_log = structlog.get_logger(ACCESS_LOGGER)
+_access_logger = logging.getLogger(ACCESS_LOGGER)
 
 # Without this, every series has a second one with its creation time.
 disable_created_metrics()
@@ -43,6 +45,11 @@ def record(scope: Scope, status: int, seconds: float, app: ASGIApp, root_path: s
     requests, duration = _series(method, route, status)
     requests.inc()
     duration.observe(seconds)
+    if _access_logger.isEnabledFor(logging.INFO):
+        _log(scope, route, status, seconds)
+
+
+def _log(scope: Scope, route: str, status: int, seconds: float) -> None:
     # Starlette's `BaseHTTPMiddleware` hides the context variables of the endpoint.
     if principal_id.get() is None and (principal := principal_of(HTTPConnection(scope))):
         principal_id.set(str(principal))

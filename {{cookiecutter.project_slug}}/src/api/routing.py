@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute, APIRouter, RouteContext, iter_route_contex
 from starlette.routing import BaseRoute, Match, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-Check = Callable[[list[BaseRoute]], None]
+Prepare = Callable[[list[BaseRoute]], None]
 
 _CONTEXT = "route_context"  # key in the scope of a request
 ROUTING = ("fastapi", "route", _CONTEXT)  # what routing adds for `matched_route`
@@ -37,13 +37,13 @@ class RouteIndex:
     """The entrance of the application's router.
 
     Requests that it does not find go to the router. These are unknown paths, other methods,
-    redirects, forms, mounts and WebSockets. At startup, it refuses routes for which one of `checks`
-    raises TypeError.
+    redirects, forms, mounts and WebSockets. At startup, it calls `preparations` with all routes; a
+    TypeError stops the startup.
     """
 
-    def __init__(self, router: APIRouter, checks: Sequence[Check]) -> None:
+    def __init__(self, router: APIRouter, preparations: Sequence[Prepare]) -> None:
         self.router = router
-        self.checks = checks
+        self.preparations = preparations
         self._size = 0
         self._routes: dict[str, Routes] = {}
 
@@ -53,13 +53,13 @@ class RouteIndex:
             await found(scope, receive, send)
             return
         if scope["type"] == "lifespan":
-            await self._check(receive, send)
+            await self._prepare(receive, send)
         await self.router.app(scope, receive, send)
 
-    async def _check(self, receive: Receive, send: Send) -> None:
+    async def _prepare(self, receive: Receive, send: Send) -> None:
         try:
-            for check in self.checks:
-                check(self.router.routes)
+            for prepare in self.preparations:
+                prepare(self.router.routes)
         except TypeError as error:
             await receive()
             await send({"type": "lifespan.startup.failed", "message": str(error)})

@@ -13,8 +13,8 @@ from src.api.auth import (
     CurrentPrincipal,
     OptionalPrincipal,
     allow_anonymous,
-    check_routes,
     get_principal,
+    prepare_routes,
     require,
 )
 from src.core.config import Settings
@@ -142,7 +142,7 @@ class TestStart:
 
         fresh_app.mount("/three", FastAPI())
 
-        check_routes(fresh_app.routes)
+        prepare_routes(fresh_app.routes)
 
     @pytest.mark.parametrize("scopes", [(), (str(SOME_SCOPE),), (Scope,)])
     def test_refuses_require_without_scopes(self, scopes: Any) -> None:
