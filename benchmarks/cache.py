@@ -1,15 +1,12 @@
-"""Processor time beside minimal implementations.
+"""Elapsed or processor time beside minimal implementations.
 
-- An item from memory: an endpoint that returns bytes from a dict.
-- An item from Valkey: an endpoint that returns the bytes of one `GET`.
-- A decorated call: other libraries.
+- A decorated call: other libraries; processor time.
 - A value on disk: SQLite in a thread; elapsed time.
 
 Everything runs in one process, in turns.
 """
 
 import asyncio
-import logging
 import sqlite3
 import tempfile
 import time
@@ -21,71 +18,15 @@ from typing import Any
 
 import aiocache
 import cashews
-from fastapi import FastAPI, Response
-from harness import CONCURRENCY, an_item, cost, migrated
+from harness import CONCURRENCY
 from pydantic import BaseModel
-from redis.asyncio import Redis
 from report import ROUNDS, Costs, report
-from sqlalchemy import URL
 
-from dev.valkey import embedded_valkey
-from main import create_application
 from src.cache import Cache, CacheBackend, MemoryBackend, cached, use_cache
 from src.cache.backends.file import FileBackend
-from src.cache.backends.redis import RedisBackend
-from src.cache.engine.circuit_breaker import CircuitBreakerBackend
-from src.core import redis_url
-from src.core.config import get_settings
-from src.db.session import open_database
 
 CALLS = 10_000
 BODY = b"x" * 200
-
-
-def minimal(read: Callable[[str], Awaitable[bytes]]) -> FastAPI:
-    app = FastAPI()
-
-    @app.get("/api/v1/items/{item_id}")
-    async def get_item(item_id: str) -> Response:
-        return Response(await read(item_id), media_type="application/json")
-
-    return app
-
-
-async def responses(url: URL, valkey: str) -> None:
-    settings = get_settings()
-    service = create_application(settings)
-    logging.disable(logging.CRITICAL)
-    stored: dict[str, bytes] = {}
-
-    async def from_dict(item_id: str) -> bytes:
-        return stored[item_id]
-
-    client = Redis.from_url(valkey)
-
-    async def from_valkey(item_id: str) -> bytes:
-        found: bytes = await client.get(item_id)
-        return found
-
-    redis = RedisBackend(redis_url.parse(valkey), namespace="bench")
-    backends = {"memory": MemoryBackend(), "Valkey": CircuitBreakerBackend(redis)}
-    minimal_apps = {"memory": minimal(from_dict), "Valkey": minimal(from_valkey)}
-    async with open_database(url, pool_size=5) as database:
-        path = await an_item(database)
-        key = path.rpartition("/")[2]
-        stored[key] = BODY
-        await client.set(key, BODY)
-        for name, backend in backends.items():
-            state = {
-                "settings": settings, "database": database, "cache": Cache(backend, ttl=60),
-            }  # fmt: skip
-            costs: Costs = {"minimal": [], "service": []}
-            for _ in range(ROUNDS):
-                costs["minimal"].append(await cost(minimal_apps[name], path, state))
-                costs["service"].append(await cost(service, path, state))
-            report(f"An item from {name}", costs)
-            await backend.aclose()
-    await client.aclose()
 
 
 class User(BaseModel):
@@ -190,13 +131,11 @@ async def hammer(store: CacheBackend | MinimalFile, operation: str, clients: int
     return (time.perf_counter() - started) / (CALLS // 4) * 1e6
 
 
-async def main(url: URL, valkey: str) -> None:
-    await responses(url, valkey)
+async def main() -> None:
     await calls()
     await disk(1)
     await disk(CONCURRENCY)
 
 
 if __name__ == "__main__":
-    with migrated() as url, embedded_valkey() as valkey:
-        asyncio.run(main(url, valkey))
+    asyncio.run(main())

@@ -1,22 +1,18 @@
 """The duration of health checks while users log in: argon2 must not delay other requests.
 
-One process serves the API. 50 users log in again and again, while another connection reads
-`/health/live`, in turns without and with log-ins. All run on the same cores.
+One process serves the API on one core. 50 users log in again and again, while another connection reads
+`/health/live`, in turns without and with log-ins.
 """
 
 import asyncio
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import time
 
 from argon2 import PasswordHasher
-from harness import SERVICE, migrated
-from httpx import AsyncClient, HTTPError
+from httpx import AsyncClient, Limits
 from report import ROUNDS, SECONDS, Costs, report
-from sqlalchemy import URL, func
+from services import SERVICE, Servers, serving
+from sqlalchemy import URL, func, make_url
 
 from src.auth.passwords import ITERATIONS, MEMORY_KIB, PARALLELISM
 from src.db.models.user import User
@@ -53,54 +49,36 @@ async def probe(client: AsyncClient, until: float) -> list[float]:
     return durations
 
 
-async def measure(url: str) -> None:
-    base = f"{url}/api/v1"
-    async with (
-        AsyncClient(base_url=base) as probes,
-        AsyncClient(base_url=base, timeout=60) as users,
-    ):
-        while True:
-            try:
-                await probes.get("/health/live")
-                break
-            except HTTPError:
-                await asyncio.sleep(0.1)
-        medians: Costs = {"without log-ins": [], f"{USERS} users log in": []}
-        slowest: Costs = {name: [] for name in medians}
+async def measure(address: str) -> None:
+    kinds = {"without log-ins": 0, f"{USERS} users log in": USERS}
+    medians: Costs = {kind: [] for kind in kinds}
+    slowest: Costs = {kind: [] for kind in kinds}
+    async with AsyncClient(base_url=f"{address}/api/v1", timeout=60, limits=Limits()) as client:
         for _ in range(ROUNDS):
-            for name in medians:
-                durations = await probe_during(probes, users if "users" in name else None)
-                medians[name].append(statistics.median(durations))
-                slowest[name].append(statistics.quantiles(durations, n=100)[98])
-        report("A health check, median", medians, "ms")
-        report("A health check, p99", slowest, "ms")
+            for kind, users in kinds.items():
+                durations = await probe_during(client, users)
+                medians[kind].append(statistics.median(durations))
+                slowest[kind].append(statistics.quantiles(durations, n=100)[98])
+    report("A health check, median", medians, "ms")
+    report("A health check, p99", slowest, "ms")
 
 
-async def probe_during(probes: AsyncClient, users: AsyncClient | None) -> list[float]:
+async def probe_during(client: AsyncClient, users: int) -> list[float]:
     """Return the durations of health checks, in milliseconds, while users log in."""
     until = time.monotonic() + SECONDS
     async with asyncio.TaskGroup() as group:
-        found = group.create_task(probe(probes, until))
-        for number in range(USERS if users else 0):
-            group.create_task(log_in(users, number, until))
-    return found.result()
+        probing = group.create_task(probe(client, until))
+        for number in range(users):
+            group.create_task(log_in(client, number, until))
+    return probing.result()
 
 
 def main() -> None:
-    with migrated() as url:
-        asyncio.run(add_users(url))
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-        variables = {
-            **os.environ,
-            "DATABASE_URL": url.render_as_string(hide_password=False),
-            "CACHE_BACKEND_TYPE": "memory",
-            "SCHEDULER_ENABLED": "false",
-        }
-        command = [sys.executable, "cli.py", "api", "--port", str(port)]
-        with subprocess.Popen(command, cwd=SERVICE, env=variables) as server:
-            asyncio.run(measure(f"http://127.0.0.1:{port}"))
-            server.terminate()
+    with Servers() as servers:
+        variables = servers.variables(SERVICE)
+        asyncio.run(add_users(make_url(variables["DATABASE_URL"])))
+        with serving("main:app", SERVICE, variables, "--no-access-log") as address:
+            asyncio.run(measure(address))
 
 
 if __name__ == "__main__":
