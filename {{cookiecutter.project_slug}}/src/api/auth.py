@@ -8,7 +8,6 @@ Each endpoint of the application needs valid credentials, unless it is marked wi
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from time import monotonic
@@ -102,9 +101,10 @@ async def get_optional_principal(connection: HTTPConnection) -> Principal | None
 
 async def find_principal(connection: HTTPConnection) -> Principal | None:
     """Return who calls, for middleware; None if the dependencies of the endpoint will raise."""
-    with suppress(*_ERRORS):
+    try:
         return await get_optional_principal(connection)
-    return None
+    except _ERRORS:
+        return None
 
 
 def principal_of(connection: HTTPConnection) -> Principal | None:
@@ -118,7 +118,8 @@ OptionalPrincipal = Annotated[Principal | None, Depends(get_optional_principal)]
 
 async def _identify(connection: HTTPConnection) -> Principal | None:
     state = deps.state_of(connection)
-    settings = state["settings"]
+    if not any(name in deps.CREDENTIAL_HEADERS for name, _ in connection.scope["headers"]):
+        return _anonymous(state["settings"])
     keys = connection.headers.getlist(API_KEY_HEADER)
     # % if cookiecutter.__oidc or cookiecutter.__users
     token = _bearer_token(connection)
@@ -141,9 +142,11 @@ async def _identify(connection: HTTPConnection) -> Principal | None:
         log.warning("credentials_rejected", kind="bearer token")
         raise UnauthenticatedError
     # % endif
-    if settings.API_KEYS or settings.is_deployed:
-        return None
-    return DEVELOPER
+    return _anonymous(state["settings"])
+
+
+def _anonymous(settings: Settings) -> Principal | None:
+    return None if settings.API_KEYS or settings.is_deployed else DEVELOPER
 
 
 # % if cookiecutter.__oidc or cookiecutter.__users

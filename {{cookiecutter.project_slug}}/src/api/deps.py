@@ -28,7 +28,7 @@ R = TypeVar("R", bound=ReadOnlyAsyncSession)
 
 HAS_COMPLETED = "endpoint_has_completed"  # key in `session.info`
 PRINCIPAL = "principal"  # key in the scope of a request, set by `src/api/auth.py`
-# Headers that identify the caller.
+# Headers that identify the caller. A request without them is anonymous.
 CREDENTIAL_HEADERS = (b"authorization", b"cookie", b"x-api-key")
 
 
