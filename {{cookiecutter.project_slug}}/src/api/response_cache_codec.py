@@ -1,8 +1,8 @@
 """The stored form of a cached response, its headers, and 304."""
 
 from collections.abc import Sequence
+from itertools import chain
 
-from pydantic_core import from_json, to_json
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -17,7 +17,7 @@ _HEADERS_OF_304 = frozenset({b"cache-control", b"content-location", b"etag", b"e
 
 
 class ResponseCodec:
-    """Serializes a response as a JSON list of its headers, a newline and the body."""
+    """Serializes a response as the names and values of its headers, a newline and the body."""
 
     def __init__(self, policy: ResponsePolicy, added: Headers) -> None:
         self.added = added
@@ -39,18 +39,19 @@ class ResponseCodec:
         ):
             return None
         headers = [
-            (name.decode("latin-1"), text.decode("latin-1"))
-            for name, text in value.raw_headers
-            if not name.startswith(b"ratelimit")  # of this request's caller
+            header
+            for header in value.raw_headers
+            if not header[0].startswith(b"ratelimit")  # of this request's caller
         ]
-        return to_json(headers) + b"\n" + bytes(body)
+        texts = list(chain.from_iterable(headers))
+        if any(b"\0" in text or b"\n" in text for text in texts):  # HTTP forbids them too
+            return None
+        return b"\0".join(texts) + b"\n" + bytes(body)
 
     def decode(self, data: bytes) -> Response:
         head, _, body = data.partition(b"\n")
-        headers = [
-            (name.encode("latin-1"), text.encode("latin-1")) for name, text in from_json(head)
-        ]
-        return RawResponse(body, headers)
+        texts = head.split(b"\0")
+        return RawResponse(body, list(zip(texts[::2], texts[1::2], strict=True)))
 
 
 class RawResponse(Response):

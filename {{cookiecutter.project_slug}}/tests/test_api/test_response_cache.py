@@ -234,6 +234,24 @@ async def test_head_shares_the_response_of_get(client_of: ClientOf, counter: Cou
     assert (await client.head("/x/t/n", headers=known)).status_code == 304
 
 
+async def test_every_header_and_byte_is_cached(client_of: ClientOf) -> None:
+    async def endpoint() -> Response:
+        response = Response(bytes(range(256)), headers={"X-Empty": "", "X-Text": "caf\xe9"})
+        response.headers.append("Link", "</a>")
+        response.headers.append("Link", "</b>")
+        return response
+
+    client = client_of(endpoint=endpoint)
+    first, second = await client.get("/x/t/n"), await client.get("/x/t/n")
+
+    assert second.content == first.content == bytes(range(256))
+    own = {"x-request-id"}
+    cached = [each for each in second.headers.multi_items() if each[0] not in own]
+    assert cached == [each for each in first.headers.multi_items() if each[0] not in own]
+    assert ("x-empty", "") in cached
+    assert second.headers.get_list("link") == ["</a>", "</b>"]
+
+
 async def test_etag_of_the_endpoint_is_not_replaced(client_of: ClientOf) -> None:
     """A request that bypasses the cache can receive a 304 too."""
 
@@ -284,8 +302,9 @@ async def nothing() -> None:
         lambda number: Response(str(number), background=BackgroundTask(nothing)),
         lambda number: StreamingResponse(iter([str(number)])),
         lambda number: Response(str(number), headers={"Vary": "Accept-Language"}),
+        lambda number: Response(str(number), headers={"X-Text": "one\ntwo"}),
     ],
-    ids=["cookie", "202", "no-store", "private", "background", "stream", "vary"],
+    ids=["cookie", "202", "no-store", "private", "background", "stream", "vary", "newline"],
 )
 async def test_response_that_must_not_be_shared_is_not_cached(
     client_of: ClientOf, counter: Counter, response: Callable[[int], Response]

@@ -43,6 +43,12 @@ class MemoryBackend(CacheBackend):
         self._leases: dict[str, tuple[str, float]] = {}  # token and deadline by key
 
     async def get(self, key: str) -> Value | None:
+        return self._get(key)
+
+    async def get_many(self, *keys: str) -> list[Value | None]:
+        return [self._get(key) for key in keys]
+
+    def _get(self, key: str) -> Value | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -52,9 +58,6 @@ class MemoryBackend(CacheBackend):
             return None
         self._entries.move_to_end(key)
         return value
-
-    async def get_many(self, *keys: str) -> list[Value | None]:
-        return [await self.get(key) for key in keys]
 
     async def set(self, key: str, value: Value, ex: float | None = None) -> None:
         self._set(key, value, self._deadline(ex))

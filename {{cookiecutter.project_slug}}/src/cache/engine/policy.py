@@ -87,9 +87,9 @@ class Policy(Generic[T]):
         """Return None if a tag was invalidated, or if `pack` did not produce the bytes."""
         if not isinstance(stored, bytes):
             return None
-        owner, _, packed = stored.partition(b"\n")
-        head, newline, payload = packed.partition(b"\n")
-        if not newline:
+        try:
+            owner, head, payload = stored.split(b"\n", 2)
+        except ValueError:
             return None
         if owner != self._owner:
             self.warn(owner.decode(errors="replace"))
