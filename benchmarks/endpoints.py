@@ -1,10 +1,11 @@
 """Requests per second of one uvicorn process with 32 connections, as ratios to a reference.
 
-The *textbook* is one file, as the documentation of FastAPI and SQLAlchemy teaches, on the same
-PostgreSQL and without middleware. The textbook *with features* has request IDs, metrics, security
+The *textbook* is one file, as the documentation of FastAPI and SQLAlchemy teaches, without
+middleware. The textbook *with features* has request IDs, metrics, security
 headers and an access log, each in a `BaseHTTPMiddleware`. *Minimal* applications have only what the
 work needs: no framework, no ORM, no cache. The service runs in development, where a request needs no
-credentials. All applications run in turns, each without and with its access log.
+credentials. All applications run in turns, each without and with its access log. PostgreSQL has the same settings
+for all.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from services import (
     checkout,
     python_for,
     render,
+    run_script,
     serving,
     temporary,
 )
@@ -211,7 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BenchError as error:
-        sys.exit(str(error))
+    run_script(main)

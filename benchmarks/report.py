@@ -46,14 +46,11 @@ def report(title: str, costs: Costs, unit: str = "µs") -> None:
 
     With the unit `/s` more is better, with any other unit less is.
     """
-    sys.stdout.write(f"\n{title}\n")
-    for name, *figures in rows(costs, unit):
-        sys.stdout.write(
-            "  {:32} {:9,.2f} {}  {:5.2f}  {:.2f}-{:.2f}\n".format(
-                name, figures[0], unit, *figures[1:]
-            )
-        )
-    sys.stdout.flush()
+    reference, *others = rows(costs, unit)
+    print(f"\n{title}\n  {reference.name:32} {reference.median:9,.2f} {unit}")
+    for row in others:
+        spread = f"{row.lowest:.2f}-{row.highest:.2f}"
+        print(f"  {row.name:32} {row.median:9,.2f} {unit}  {row.ratio:5.2f}  {spread}", flush=True)
     if RESULTS:
         line = {"part": Path(sys.argv[0]).stem, "title": title, "unit": unit, "costs": costs}
         with Path(RESULTS).open("a", encoding="utf-8") as file:

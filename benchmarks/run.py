@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -11,6 +10,9 @@ from pathlib import Path
 
 import page
 from endpoints import ENDPOINTS
+from services import run_script
+
+from dev.supervisor import supervised
 
 FOLDER = Path(__file__).parent
 # The scripts of this folder, in the order of the page, and the headings of their sections.
@@ -66,10 +68,13 @@ def run_part(part: str, arguments: list[str], variables: dict[str, str]) -> None
     print(f"\n== {PARTS[part]} (benchmarks/{part}.py)", flush=True)
     started = time.monotonic()
     command = [sys.executable, FOLDER / f"{part}.py", *arguments]
-    if subprocess.run(command, env=variables, check=False).returncode != 0:
-        sys.exit(1)
+    # If this process is killed, the part ends, and all files are removed.
+    remove = [Path(variables["BENCH_RESULTS"]).parent]
+    with supervised(command, env=variables, remove=remove, stop_timeout=30) as process:
+        if process.wait() != 0:
+            sys.exit(1)
     print(f"\n== {PARTS[part]}: {time.monotonic() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

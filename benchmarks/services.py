@@ -5,12 +5,13 @@ can pin processes. Everything listens on loopback or on Unix sockets, and ends w
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
@@ -32,6 +33,17 @@ CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else
 
 class BenchError(Exception):
     """The benchmark cannot run. The message says why."""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a benchmark; an error, Ctrl-C or SIGTERM ends it without a traceback and files."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except BenchError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @contextmanager
@@ -138,7 +150,9 @@ def serving(
         deadline = time.monotonic() + START_SECONDS
         while not is_open(port):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise BenchError(f"{application} does not start:\n{Path(log.name).read_text()}")
+                raise BenchError(
+                    f"{application} does not start:\n{Path(log.name).read_text()[-4000:]}"
+                )
             time.sleep(0.02)
         yield f"http://127.0.0.1:{port}"
 
