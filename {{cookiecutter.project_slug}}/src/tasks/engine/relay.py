@@ -36,6 +36,7 @@ from src.tasks.engine.brokers.base import (
     Publisher,
     TaskBroker,
     fault,
+    in_bursts,
     read_message,
 )
 from src.tasks.outbox import HAS_MESSAGES
@@ -43,7 +44,9 @@ from src.tasks.outbox import HAS_MESSAGES
 log = structlog.get_logger(__name__)
 
 SENT = Counter("tasks_sent_total", "Messages sent from the outbox to the broker.")
-BATCH = 500
+# A backlog is sent in small batches with pauses, because the process also serves requests.
+BATCH = 100
+PAUSE_SECONDS = 0.005
 POLL_SECONDS = 1.0
 STOP_SECONDS = 5.0
 ISOLATION_SECONDS = 5.0  # to find a message that the broker accepts, after it refused a batch
@@ -84,8 +87,8 @@ class Relay:
             self._wake.clear()
             is_last_round = self._is_stopping
             try:
-                while await self.send_batch() == BATCH:
-                    pass
+                while await self.send_batch() == BATCH:  # noqa: ASYNC110 - this works, it does not wait
+                    await asyncio.sleep(PAUSE_SECONDS)
             except (BrokerUnavailableError, DatabaseUnavailableError, SQLAlchemyError) as error:
                 self._outage.begin(error)
             except Exception as error:
@@ -124,9 +127,9 @@ class Relay:
         queues = self._broker.get_declared_queues()
         messages: list[Message[Any]] = []
         faults: list[tuple[bytes, str]] = []
-        for body in bodies:
+        async for body in in_bursts(bodies):
             try:
-                message = Message[Any].decode(body)
+                message = Message.decode(body)
             except DecodeError as error:
                 faults.append((body, fault(error)))
                 continue

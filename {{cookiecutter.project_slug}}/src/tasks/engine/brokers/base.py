@@ -1,16 +1,17 @@
 """The broker interface: decoding, publishing in batches, dead letters and queue state."""
 
+import asyncio
 import inspect
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from types import SimpleNamespace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import structlog
 from dramatiq import Actor, DecodeError, JSONEncoder, Message
@@ -18,6 +19,8 @@ from dramatiq.broker import Broker, MessageProxy
 from dramatiq.common import current_millis, dq_name, q_name
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 # Message options that record a failure. Dramatiq sets the last three of FAILURE_OPTIONS.
 RETRY_DELAY = "retry_delay"
@@ -47,6 +50,7 @@ _FIELDS = {
 }
 # Milliseconds in which a message of another release waits for a process that can send or run it
 PATIENCE = 3_600_000
+BURST = 20
 UNREADABLE = "?"  # actor name of a dead letter whose body cannot be decoded
 # What Dramatiq's worker and middleware read of an actor
 _UNKNOWN_ACTOR = SimpleNamespace(priority=0, options={})
@@ -176,6 +180,14 @@ def _invalid_numbers(options: Mapping[str, Any]) -> Iterator[str]:
             yield name
 
 
+async def in_bursts(items: Sequence[T]) -> AsyncGenerator[T]:
+    """Yield the items. Requests of the process run after each BURST, which takes a millisecond."""
+    for number, item in enumerate(items):
+        if number % BURST == 0:
+            await asyncio.sleep(0)
+        yield item
+
+
 class CheckedEncoder(JSONEncoder):
     """Also rejects messages that a worker could neither run nor make a dead letter."""
 
@@ -218,8 +230,11 @@ def read_entry(body: bytes, queue_name: str) -> Message[Any] | None:
     except DecodeError as error:
         log.warning("message_rejected", queue=queue_name, cause=fault(error))
         return None
-    due = {"eta": 0} if queue_name == dq_name(q_name(queue_name)) else {}
-    return replace(message, queue_name=queue_name, options={**due, **message.options})
+    if queue_name == dq_name(q_name(queue_name)):
+        message.options.setdefault("eta", 0)
+    if message.queue_name == queue_name:
+        return message
+    return replace(message, queue_name=queue_name)  # costs as much as decoding
 
 
 def read_message(body: bytes, queue_name: str = "", message_id: str | None = None) -> Message[Any]:

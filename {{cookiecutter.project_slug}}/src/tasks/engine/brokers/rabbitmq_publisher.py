@@ -14,7 +14,7 @@ from pika.exceptions import AMQPConnectionError, AMQPError
 from pika.frame import Method
 from pika.spec import Basic
 
-from src.tasks.engine.brokers.base import BrokerUnavailableError
+from src.tasks.engine.brokers.base import BrokerUnavailableError, in_bursts
 
 if TYPE_CHECKING:
     from src.tasks.engine.brokers.rabbitmq import RabbitmqTaskBroker
@@ -44,9 +44,10 @@ class RabbitmqPublisher:
     async def publish(self, messages: Sequence[Message[Any]]) -> None:
         if not messages:
             return
-        for message in messages:
+        bodies = []
+        async for message in in_bursts(messages):
             self._broker.emit_before("enqueue", message, None)
-        bodies = [message.encode() for message in messages]
+            bodies.append(message.encode())
         limit = RESPONSE_SECONDS + sum(map(len, bodies)) / BYTES_PER_SECOND
         async with self._lock:
             is_published = False
@@ -77,7 +78,7 @@ class RabbitmqPublisher:
         reply = self._expect_reply()
         first, self._published = self._published + 1, self._published + len(messages)
         self._unconfirmed = set(range(first, self._published + 1))
-        for message, body in zip(messages, bodies, strict=True):
+        async for message, body in in_bursts([*zip(messages, bodies, strict=True)]):
             name = self._broker.server_name(message.queue_name)
             send(channel, name, message.message_id, body)
         await reply

@@ -11,7 +11,7 @@ has fetched and not finished. This module works on the same keys.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -36,6 +36,7 @@ from src.tasks.engine.brokers.base import (
     Publisher,
     QueueState,
     TaskBroker,
+    in_bursts,
     is_selected,
     read_entry,
     read_message,
@@ -257,25 +258,23 @@ class RedisTaskBroker(TaskBroker, DramatiqRedisBroker):
         yield self
 
     async def publish(self, messages: Sequence[Message[Any]]) -> None:
-        await asyncio.to_thread(self._publish, messages)
-
-    def _publish(self, messages: Sequence[Message[Any]]) -> None:
         """Put all messages on their queues, or none."""
-        by_queue = defaultdict[str, list[Message[Any]]](list)
-        for message in messages:
-            identified = message.copy(options={"redis_message_id": str(uuid4())})
-            self.emit_before("enqueue", identified, None)
-            by_queue[message.queue_name].append(identified)
+        bodies = defaultdict[str, dict[str, bytes]](dict)
+        async for message in in_bursts(messages):
+            message.options["redis_message_id"] = str(uuid4())
+            self.emit_before("enqueue", message, None)
+            bodies[message.queue_name][_redis_id(message)] = message.encode()
+        await asyncio.to_thread(self._store, bodies)
+        async for message in in_bursts(messages):
+            self.emit_after("enqueue", message, None)
+
+    def _store(self, bodies: Mapping[str, Mapping[str, bytes]]) -> None:
         with _unavailable():
             pipeline = self.client.pipeline()
-            for queue_name, batch in by_queue.items():
-                bodies = {_redis_id(message): message.encode() for message in batch}
-                pipeline.hset(self._messages_key(queue_name), mapping=bodies)
-                pipeline.rpush(self._key(queue_name), *bodies)
+            for queue_name, batch in bodies.items():
+                pipeline.hset(self._messages_key(queue_name), mapping=batch)
+                pipeline.rpush(self._key(queue_name), *batch)
             pipeline.execute()
-        for batch in by_queue.values():
-            for message in batch:
-                self.emit_after("enqueue", message, None)
 
     def ping(self) -> None:
         with _unavailable():

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
@@ -27,6 +28,12 @@ IN_PROGRESS = Gauge(
 )
 
 
+@lru_cache(maxsize=1024)
+def _series(metric: Any, *labels: str) -> Any:
+    """Return the series with these labels. `labels()` costs more than counting."""
+    return metric.labels(*labels)
+
+
 class MetricsMiddleware(AttemptMiddleware):
     """Records metrics of attempts, and makes Dramatiq start the health server."""
 
@@ -37,8 +44,8 @@ class MetricsMiddleware(AttemptMiddleware):
     def before_attempt(self, message: MessageProxy) -> None:
         due = message.options.get("requeue_timestamp", message.message_timestamp)
         delay = max(0, current_millis() - due) / 1000
-        DELAY.labels(*self._labels(message)).observe(delay)
-        IN_PROGRESS.labels(message.queue_name).inc()
+        _series(DELAY, *self._labels(message)).observe(delay)
+        _series(IN_PROGRESS, message.queue_name).inc()
         self._local.started = perf_counter()
 
     def after_attempt(
@@ -46,9 +53,10 @@ class MetricsMiddleware(AttemptMiddleware):
     ) -> None:
         duration = perf_counter() - self._local.started
         outcome = "dead" if message.failed else "retry" if exception else "succeeded"
-        IN_PROGRESS.labels(message.queue_name).dec()
-        DURATION.labels(*self._labels(message)).observe(duration)
-        PROCESSED.labels(*self._labels(message), outcome).inc()
+        labels = self._labels(message)
+        _series(IN_PROGRESS, message.queue_name).dec()
+        _series(DURATION, *labels).observe(duration)
+        _series(PROCESSED, *labels, outcome).inc()
 
     def _labels(self, message: MessageProxy) -> tuple[str, str]:
         """Return queue and actor. Other programs could send any number of unknown actors."""
