@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from threading import Thread
 from typing import IO, NamedTuple
 
@@ -35,7 +36,7 @@ from dev.supervisor import request_stop, supervised
 from src.core.config import DEV_ENV_FILE, ROOT, Settings, load_settings
 from src.db.setup import create_database
 
-DATA = ROOT / ".data"
+DATA, ENV_FILE = DEV_ENV_FILE.parent, DEV_ENV_FILE.name
 Programs = Mapping[str, Sequence[str]]  # arguments for Python; the name is the prefix of log lines
 
 
@@ -59,15 +60,15 @@ class Server(NamedTuple):
     check: str  # its name in `python cli.py doctor`
     name: str
     is_missing: Callable[[Settings], bool]
-    start: Callable[[Settings], AbstractContextManager[str]]
+    start: Callable[[Settings, Path], AbstractContextManager[str]]  # the path is for its data
     variable: str  # gets the server's URL
     fallback: tuple[str, str] | None = None  # a setting to use if the server cannot start
 
 
 @contextmanager
-def _postgres(settings: Settings) -> Iterator[str]:
-    with postgres.embedded_postgres(DATA / "postgres", remove=[DEV_ENV_FILE]) as server:
-        typer.echo(f"PostgreSQL is running. Its data is in {DATA / 'postgres'}")
+def _postgres(settings: Settings, data: Path) -> Iterator[str]:
+    with postgres.embedded_postgres(data / "postgres", remove=[data / ENV_FILE]) as server:
+        typer.echo(f"PostgreSQL is running. Its data is in {data / 'postgres'}")
         url = make_url(server).set(database=settings.POSTGRES_DB)
         asyncio.run(create_database(url))
         yield url.render_as_string(hide_password=False)
@@ -86,7 +87,7 @@ SERVERS = [
         "cache",
         "Valkey for the cache",
         lambda it: not it.is_set("REDIS_URL", "REDIS_HOST") and it.CACHE_BACKEND_TYPE == "redis",
-        lambda _: valkey.embedded_valkey(remove=[DEV_ENV_FILE]),
+        lambda _, data: valkey.embedded_valkey(remove=[data / ENV_FILE]),
         "REDIS_URL",
         ("CACHE_BACKEND_TYPE", "memory"),
     ),
@@ -100,7 +101,7 @@ SERVERS = [
             and it.DRAMATIQ_BROKER == "redis"
         ),
         # With stored data, queued tasks survive a restart of `dev`.
-        lambda _: valkey.embedded_valkey(data=DATA / "valkey", remove=[DEV_ENV_FILE]),
+        lambda _, data: valkey.embedded_valkey(data=data / "valkey", remove=[data / ENV_FILE]),
         "DRAMATIQ_REDIS_URL",
     ),
     # % endif
@@ -109,7 +110,7 @@ SERVERS = [
         "broker",
         "RabbitMQ",
         lambda it: not it.is_set("RABBITMQ_URL") and it.DRAMATIQ_BROKER == "rabbitmq",
-        lambda _: rabbitmq.embedded_rabbitmq(DATA / "rabbitmq", remove=[DEV_ENV_FILE]),
+        lambda _, data: rabbitmq.embedded_rabbitmq(data / "rabbitmq", remove=[data / ENV_FILE]),
         "RABBITMQ_URL",
     ),
     # % endif
@@ -127,7 +128,11 @@ def run_stack(programs: Programs | None = None) -> int:
     try:
         _check(settings)
         with ExitStack() as stack:
-            variables = _start_servers(settings, stack)
+            started = start_servers(settings, DATA, stack)
+            if started:
+                _write_env_file(started, stack)
+            database = settings.database_url.render_as_string(hide_password=False)
+            variables = {"DATABASE_URL": database, **started}
             typer.echo("Migrating the database ...")
             # In this process, since `python -m alembic` would import everything a second time.
             url = make_url(variables["DATABASE_URL"])
@@ -157,31 +162,32 @@ def _check(settings: Settings) -> None:
         raise ServerError(message) from error
 
 
-def _start_servers(settings: Settings, stack: ExitStack) -> dict[str, str]:
-    """Start the missing servers; return the variables with the URLs of all servers."""
+def start_servers(settings: Settings, data: Path, stack: ExitStack) -> dict[str, str]:
+    """Start the servers that the settings do not name; return the variables with their URLs."""
     variables: dict[str, str] = {}
     missing = [server for server in SERVERS if server.is_missing(settings)]
     if missing:
-        stack.enter_context(locked(DATA, timeout=0))
+        stack.enter_context(locked(data, timeout=0))
     for server in missing:
         typer.echo(f"Starting {server.name} ...")
         try:
-            variables[server.variable] = stack.enter_context(server.start(settings))
+            variables[server.variable] = stack.enter_context(server.start(settings, data))
         except ServerError as error:
             if not server.fallback:
                 raise
             name, value = server.fallback
             variables[name] = value
             typer.echo(f"{error} Using {name}={value} instead.", err=True)
-    if variables:
-        # Commands in other terminals read the URLs from this file. They may contain passwords, so
-        # the file is private from the start.
-        DEV_ENV_FILE.unlink(missing_ok=True)
-        stack.callback(DEV_ENV_FILE.unlink, missing_ok=True)
-        DEV_ENV_FILE.touch(mode=0o600)
-        DEV_ENV_FILE.write_text("".join(f"{name}={url}\n" for name, url in variables.items()))
-    database = settings.database_url.render_as_string(hide_password=False)
-    return {"DATABASE_URL": database, **variables}
+    return variables
+
+
+def _write_env_file(variables: Mapping[str, str], stack: ExitStack) -> None:
+    """Let commands in other terminals find the servers."""
+    # The URLs may contain passwords, so the file is private from the start.
+    DEV_ENV_FILE.unlink(missing_ok=True)
+    stack.callback(DEV_ENV_FILE.unlink, missing_ok=True)
+    DEV_ENV_FILE.touch(mode=0o600)
+    DEV_ENV_FILE.write_text("".join(f"{name}={url}\n" for name, url in variables.items()))
 
 
 def _run(programs: Programs, variables: Mapping[str, str]) -> int:

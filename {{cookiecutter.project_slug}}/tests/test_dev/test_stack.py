@@ -174,7 +174,7 @@ def test_file_of_an_earlier_dev_is_ignored(here: Path, monkeypatch: pytest.Monke
     monkeypatch.delenv("ENV_FILE")
     monkeypatch.setattr(config, "ROOT", here)
     monkeypatch.setattr(config, "DEV_ENV_FILE", here / "dev.env")
-    ours = stack.SERVERS[0]._replace(start=lambda _: nullcontext("postgresql://ours/app"))
+    ours = stack.SERVERS[0]._replace(start=lambda *_: nullcontext("postgresql://ours/app"))
     monkeypatch.setattr(stack, "SERVERS", [ours])
     program = ("-c", "import os; exit('ours' in os.environ['DATABASE_URL'])")
     assert stack.run_stack({"program": program}) == 1
