@@ -83,7 +83,7 @@ FEATURES = [
     ("", """
         tests/**/test_docs.py  tests/test_api/test_recipes.py  tests/test_tasks/test_mail.py
         tests/test_db/test_backups.py  tests/faults/test_capacity.py
-        tests/test_dev/test_postgres.py  tests/test_dev/test_rabbitmq.py
+        tests/test_dev/test_load.py  tests/test_dev/test_postgres.py  tests/test_dev/test_rabbitmq.py
         tests/test_dev/test_server.py  tests/test_dev/test_supervisor.py
         tests/test_dev/test_valkey.py  tests/test_models/test_import_order.py"""),
     # Caches of tools that ran in the template's folder: always deleted.

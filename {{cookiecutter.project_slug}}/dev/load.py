@@ -7,7 +7,7 @@ A request costs it about 16 µs, a sixth of what the service needs for its cheap
 import asyncio
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -16,6 +16,7 @@ from urllib.parse import SplitResult
 
 from httptools import HttpParserError, HttpResponseParser
 
+PATIENCE_SECONDS = 30  # for the last responses
 RETRY_SECONDS = 0.05
 
 
@@ -26,6 +27,15 @@ class Load:
     seconds: float = 0
     latencies: list[float] = field(default_factory=list)  # of responses, in seconds
     results: Counter[int | str] = field(default_factory=Counter)  # statuses, and failures
+
+    @classmethod
+    def total(cls, loads: Iterable["Load"]) -> "Load":
+        total = cls()
+        for load in loads:
+            total.seconds += load.seconds
+            total.latencies += load.latencies
+            total.results += load.results
+        return total
 
     @property
     def rate(self) -> float:
@@ -38,11 +48,12 @@ class Load:
 
 
 class _Client(asyncio.Protocol):
-    def __init__(self, load: Load, request: Callable[[], bytes]) -> None:
+    def __init__(self, load: Load, request: Callable[[], bytes], end: float) -> None:
         self._load = load
         self._request = request
+        self._end = end
         self._parser = HttpResponseParser(self)
-        self.closed = asyncio.get_running_loop().create_future()  # cancelled at the end
+        self.done = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -59,47 +70,56 @@ class _Client(asyncio.Protocol):
             self._transport.abort()
 
     def on_message_complete(self) -> None:
-        self._load.latencies.append(perf_counter() - self._started)
+        now = perf_counter()
+        self._load.latencies.append(now - self._started)
         self._load.results[self._parser.get_status_code()] += 1
-        if self._parser.should_keep_alive():
+        if now < self._end and self._parser.should_keep_alive():
             self._send()
-        else:
-            self.closed.set_result(None)
+        elif not self.done.done():
+            self.done.set_result(None)
 
     def connection_lost(self, _: Exception | None) -> None:
-        if not self.closed.done():
+        if not self.done.done():
             self._load.results["no response"] += 1
-            self.closed.set_result(None)
+            self.done.set_result(None)
 
 
 async def run_load(
     url: SplitResult, request: Callable[[], bytes], *, clients: int, seconds: float
 ) -> Load:
-    """Send what `request` returns, from concurrent clients, to the host of `url`."""
-    load = Load()
+    """Send what `request` returns, from concurrent clients, to the host of `url`.
+
+    After these seconds, the clients still wait for the responses to their last requests.
+    """
+    load, started = Load(), perf_counter()
     port = url.port or (443 if url.scheme == "https" else 80)
     context = ssl.create_default_context() if url.scheme == "https" else None
     loop = asyncio.get_running_loop()
 
-    async def keep_connected() -> None:
-        while True:
+    async def repeat() -> None:
+        while perf_counter() < started + seconds:
             try:
                 transport, client = await loop.create_connection(
-                    lambda: _Client(load, request), url.hostname or "", port, ssl=context
+                    lambda: _Client(load, request, started + seconds),
+                    url.hostname or "",
+                    port,
+                    ssl=context,
                 )
             except OSError:
                 load.results["no connection"] += 1
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             try:
-                await client.closed
+                await client.done
+            except asyncio.CancelledError:
+                load.results["no response"] += 1
+                raise
             finally:
                 transport.abort()
 
-    started = perf_counter()
     with suppress(TimeoutError):
-        async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(seconds + PATIENCE_SECONDS), asyncio.TaskGroup() as group:
             for _ in range(clients):
-                group.create_task(keep_connected())
+                group.create_task(repeat())
     load.seconds = perf_counter() - started
     return load
