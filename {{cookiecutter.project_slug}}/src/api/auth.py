@@ -191,7 +191,8 @@ class Require:
 
     scopes: tuple[Scope, ...]
 
-    async def __call__(self, principal: CurrentPrincipal) -> Principal:
+    async def __call__(self, connection: HTTPConnection) -> Principal:
+        principal = await get_principal(connection)  # as a dependency, it would cost more
         for scope in self.scopes:
             if scope not in principal.scopes:
                 raise MissingScopeError(scope)
@@ -202,6 +203,11 @@ def required_scopes(dependant: Dependant) -> frozenset[Scope]:
     """Return the scopes of all `require()` of a route and of the routers that include it."""
     calls = [each.call for each in walk(dependant)]
     return frozenset().union(*(call.scopes for call in calls if isinstance(call, Require)))
+
+
+def needs_principal(dependant: Dependant) -> bool:
+    """Return whether the dependency itself needs a caller with credentials."""
+    return dependant.call is get_principal or isinstance(dependant.call, Require)
 
 
 def walk(dependant: Dependant) -> Iterator[Dependant]:
@@ -234,7 +240,7 @@ def prepare_routes(routes: Iterable[BaseRoute]) -> None:
         prepare_routes(getattr(route.original_route, "routes", None) or ())  # of a mount
         if not allows_anonymous(getattr(route, "endpoint", None)):
             continue
-        if any(each.call is get_principal for each in walk(route.dependant)):
+        if any(map(needs_principal, walk(route.dependant))):
             raise TypeError(
                 f"`{route.name}` allows anonymous callers, but it or a router that includes it"
                 " needs the principal. Remove @allow_anonymous; or remove require(), and take an"

@@ -63,8 +63,9 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        kind = _Read if scope["method"] in {"GET", "HEAD"} else _Exchange
-        exchange = kind(scope, receive, send, self.security_headers)
+        exchange = _Exchange(scope, receive, send, self.security_headers)
+        if scope["method"] in {"GET", "HEAD"}:
+            exchange.watch_client()
         try:
             await self.app(exchange.scope, exchange.receive, exchange.send)
         except CancelledError:
@@ -125,7 +126,10 @@ class _Exchange:
     """A request and its response, between the server and the application."""
 
     has_disconnected = False
+    _is_read = False
     _is_recorded = False
+    _timer: asyncio.TimerHandle | None = None
+    _watching: asyncio.Task[None] | None = None
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, headers: SecurityHeaders
@@ -136,13 +140,13 @@ class _Exchange:
         self._security_headers = headers
         # A mount replaces them.
         self._app, self._root_path = scope["app"], scope.get("root_path", "")
+        self._method = scope["method"]
+        if self._method == "HEAD" and not _declares_head(scope):
+            self.scope = {**scope, "method": "GET"}
 
     @property
     def has_started(self) -> bool:
         return self.status != 0
-
-    async def receive(self) -> Message:
-        return await self._receive()
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -155,31 +159,22 @@ class _Exchange:
             self.end()  # `BackgroundTasks` run after this
 
     def end(self) -> None:
-        if not self._is_recorded:
-            self._is_recorded = True
-            seconds = perf_counter() - self._started_at
-            record(self.scope, self.status or 500, seconds, self._app, self._root_path)
+        if self._is_recorded:
+            return
+        self._is_recorded = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+        self.scope["method"] = self._method
+        seconds = perf_counter() - self._started_at
+        record(self.scope, self.status or 500, seconds, self._app, self._root_path)
 
-
-class _Read(_Exchange):
-    """A GET or HEAD request. After a while, it reads the messages from the server to be cancelled.
-
-    It does not if the application has read one itself.
-    """
-
-    _is_read = False
-    _watching: asyncio.Task[None] | None = None
-
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, headers: SecurityHeaders
-    ) -> None:
-        super().__init__(scope, receive, send, headers)
-        self._is_head = scope["method"] == "HEAD"
-        if self._is_head and not _declares_head(scope):
-            self.scope = {**scope, "method": "GET"}
-        self._request = cast("asyncio.Task[None]", asyncio.current_task())
-        # A task for each request would cost more; short requests end before this.
+    def watch_client(self) -> None:
+        """Cancel the request if its client disconnects, unless the application reads messages."""
         loop = asyncio.get_running_loop()
+        self._request = cast("asyncio.Task[None]", asyncio.current_task(loop))
+        # A task for each request would cost more; short requests end before this.
         self._timer = loop.call_later(WATCH_AFTER_SECONDS, self._start_watching)
 
     def _start_watching(self) -> None:
@@ -203,14 +198,6 @@ class _Read(_Exchange):
         if message["type"] == "http.disconnect":
             self._messages.put_nowait(message)  # it is the response to all later calls
         return message
-
-    def end(self) -> None:
-        self._timer.cancel()
-        if self._watching is not None:
-            self._watching.cancel()
-        if self._is_head:
-            self.scope["method"] = "HEAD"  # for the metrics
-        super().end()
 
 
 def _declares_head(scope: Scope) -> bool:

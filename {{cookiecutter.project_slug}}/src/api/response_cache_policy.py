@@ -16,7 +16,7 @@ from src.api.auth import (
     Require,
     authenticate,
     get_optional_principal,
-    get_principal,
+    needs_principal,
     principal_of,
     walk,
 )
@@ -114,8 +114,7 @@ def without_guards(dependant: Dependant) -> Iterator[Dependant]:
 
 
 def _check_principal(policy: ResponsePolicy, route: Any) -> None:
-    calls = [each.call for each in without_guards(route.dependant)]
-    takes_principal = get_principal in calls or get_optional_principal in calls
+    takes_principal = any(map(_takes_principal, without_guards(route.dependant)))
     if takes_principal and not (policy.identity is by_principal or policy.shared):
         raise TypeError(
             f"The response of `{route.name}` may depend on the principal, because the endpoint or a"
@@ -179,9 +178,13 @@ def _has_no_value(dependant: Dependant, route: Any) -> bool:
     return value in (None, type(None))
 
 
+def _takes_principal(dependant: Dependant) -> bool:
+    return needs_principal(dependant) or dependant.call is get_optional_principal
+
+
 def takes_request(dependant: Dependant) -> bool:
-    if isinstance(dependant.call, (ResponsePolicy, SecurityBase)):
+    if isinstance(dependant.call, (ResponsePolicy, SecurityBase)) or _takes_principal(dependant):
         return False
-    if dependant.call in (*STATE_ONLY_DEPENDENCIES, get_principal, get_optional_principal):
+    if dependant.call in STATE_ONLY_DEPENDENCIES:
         return False
     return bool(dependant.request_param_name or dependant.http_connection_param_name)

@@ -15,15 +15,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 Prepare = Callable[[list[BaseRoute]], None]
 
 _CONTEXT = "route_context"  # key in the scope of a request
-ROUTING = ("fastapi", "route", _CONTEXT)  # what routing adds for `matched_route`
+_TEMPLATE = "route_template"
+ROUTING = ("fastapi", "route", _CONTEXT, _TEMPLATE)  # what routing adds for the metrics
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _PARAMETER = re.compile(r"\(\?P<\w+>")
 
 
 class Indexed(NamedTuple):
-    route: RouteContext
     matches: Callable[[Scope], tuple[Match, Scope]]
     app: ASGIApp
+    scope: dict[str, Any]  # what the router would add to the scope of a request
 
 
 class Routes(NamedTuple):
@@ -69,7 +70,7 @@ class RouteIndex:
         """Return the application of the route, and add what the router adds to the scope."""
         if len(self.router.routes) != self._size:  # at the first request, and in tests
             self._size = len(self.router.routes)
-            self._routes = index(self.router.routes)
+            self._routes = index(self.router)
         routes = self._routes.get(scope["method"])
         path, root_path = scope["path"], scope.get("root_path")
         if root_path and path.startswith(f"{root_path}/"):
@@ -82,23 +83,25 @@ class RouteIndex:
         if not found:
             return None
         _, parameters = found.matches(scope)
-        route = found.route
-        scope.update(
-            parameters, router=self.router, route=route.original_route, route_context=route
-        )
+        scope.update(parameters)
+        scope.update(found.scope)
         return found.app
 
 
-def index(routes: Sequence[BaseRoute]) -> dict[str, Routes]:
-    """Index the routes by method. Their order decides if several routes match a path."""
+def index(router: APIRouter) -> dict[str, Routes]:
+    """Index the router's routes by method. Their order decides if several routes match a path."""
     found: dict[str, list[tuple[str, Indexed | None]]] = {method: [] for method in _METHODS}
-    for route in iter_route_contexts(routes):
+    for route in iter_route_contexts(router.routes):
         if isinstance(route.original_route, WebSocketRoute):
             continue
         pattern = getattr(route, "path_regex", None)
         if pattern is None:  # a `Host`, for example
             break
-        indexed = Indexed(route, route.matches, route.app) if _is_plain(route) else None
+        indexed = None
+        if _is_plain(route):
+            added = {"router": router, "route": route.original_route}
+            added |= {_CONTEXT: route, _TEMPLATE: route.path_format}
+            indexed = Indexed(route.matches, route.app, added)
         for method in route.methods or _METHODS:
             found.setdefault(method, []).append((_PARAMETER.sub("(?:", pattern.pattern), indexed))
     return {method: _combine(each) for method, each in found.items() if each}
@@ -138,6 +141,8 @@ def matched_route(scope: Scope) -> Any:
 
 def route_template(scope: Scope) -> str:
     """Return the template of the matched route, including the prefixes of routers."""
+    if template := scope.get(_TEMPLATE):
+        return str(template)
     route = matched_route(scope)
     template = getattr(route, "path_format", None) or getattr(route, "path", None)
     return str(template or "unmatched")

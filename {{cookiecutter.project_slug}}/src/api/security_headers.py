@@ -1,7 +1,5 @@
 """Response headers that protect callers and browsers."""
 
-from http import HTTPStatus
-
 from starlette.datastructures import URL
 from starlette.types import Message, Scope
 
@@ -20,6 +18,8 @@ _HEADERS = [
 # Shared caches may store the response to a request with a cookie or an API key: RFC 9111 forbids it
 # only for `Authorization`.
 _PRIVATE = (b"cache-control", b"private, no-cache")
+_NAMES = {b"strict-transport-security", *(name for name, _ in _HEADERS)}
+_NOT_MODIFIED = 304
 _CSP = b"content-security-policy"
 _API_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 # Pages load nothing from other hosts. Swagger UI, ReDoc and most admin interfaces use inline
@@ -51,11 +51,14 @@ class SecurityHeaders:
         headers: Headers = [*response.get("headers", ())]
         given = {name.lower(): value for name, value in headers}
         always = self.https_headers if scope["scheme"] == "https" else self.headers
-        headers += [header for header in always if header[0] not in given]
+        if _NAMES.isdisjoint(given):
+            headers += always
+        else:
+            headers += [header for header in always if header[0] not in given]
         if _PRIVATE[0] not in given and isinstance(scope.get(PRINCIPAL), Principal):
             headers.append(_PRIVATE)
         # A browser updates its stored page with the headers of a 304.
-        if _CSP not in given and response["status"] != HTTPStatus.NOT_MODIFIED:
+        if _CSP not in given and response["status"] != _NOT_MODIFIED:
             is_page = given.get(b"content-type", b"").startswith(_PAGE_TYPES)
             headers.append((_CSP, PAGE_POLICY if is_page else _API_POLICY))
         if is_stopping(scope):
