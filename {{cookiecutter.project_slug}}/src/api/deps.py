@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket
 
 from src.core.config import Settings
 from src.core.events import State
+from src.db.reader import Reader
 from src.db.session import (
     Database,
     ReadOnlyAsyncSession,
@@ -47,6 +48,14 @@ async def get_database(connection: HTTPConnection) -> Database:
 
 
 AppDatabase = Annotated[Database, Depends(get_database)]
+
+
+async def get_reader(connection: HTTPConnection) -> Reader:
+    """Return the reader, with which repositories read rows for responses."""
+    return state_of(connection)["database"].reader
+
+
+DbReader = Annotated[Reader, Depends(get_reader)]
 
 
 async def _transaction(connection: HTTPConnection) -> AsyncGenerator[AsyncSession]:
@@ -116,7 +125,7 @@ async def _reading(session: R) -> AsyncGenerator[R]:
 
 
 async def get_read_session(connection: HTTPConnection) -> AsyncGenerator[ReadOnlyAsyncSession]:
-    """Open a session for reads only. Each statement runs by itself, without a transaction."""
+    """Open a session to read entities. Each statement runs by itself, without a transaction."""
     async with _reading(state_of(connection)["database"].reads()) as session:
         _commit_between_messages(connection, session)
         yield session

@@ -77,6 +77,7 @@ _ERRORS_OF_DEPENDENCY: dict[Callable[..., Any], tuple[type[DomainError] | int, .
     deps.get_expected_versions: (StaleVersionError,),
     deps.get_expensive_read_session: (503,),
     deps.get_read_session: (503,),
+    deps.get_reader: (503,),
     rate_limits.get_counter: (429,),
 }
 

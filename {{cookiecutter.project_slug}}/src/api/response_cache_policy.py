@@ -25,6 +25,7 @@ from src.api.deps import (
     get_database,
     get_expensive_read_session,
     get_read_session,
+    get_reader,
 )
 from src.cache import get_cache
 from src.cache.engine.keys import hints_of, parse_template
@@ -41,6 +42,7 @@ STATE_ONLY_DEPENDENCIES = (
     get_database,
     get_expensive_read_session,
     get_read_session,
+    get_reader,
 )
 
 

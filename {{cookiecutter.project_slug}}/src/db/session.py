@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Self, cast
 
 import asyncpg
-from sqlalchemy import URL, Connection, DateTime, Dialect, SelectBase, UpdateBase, event
+from sqlalchemy import URL, Connection, DateTime, Dialect, event
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgDateTime
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import IllegalStateChangeError, InvalidRequestError, StatementError
@@ -24,12 +24,12 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
-from sqlalchemy.sql.visitors import iterate
 from sqlalchemy.util import await_only
 
 from src.db import connection
 from src.db.connection import DatabaseUnavailableError
 from src.db.lookups import Lookups
+from src.db.reader import Reader, only_reads
 
 __all__ = ["Database", "DatabaseUnavailableError", "create_engine", "open_database"]
 
@@ -162,15 +162,10 @@ class ReadOnlySession(OwnedSession):
         except ConnectionLostError:
             connection = self.connection()
             lost = connection.get_transaction()
-            if lost is None or not _is_autocommit(connection) or not _only_reads(statement):
+            if lost is None or not _is_autocommit(connection) or not only_reads(statement):
                 raise
             lost.close()
         return super()._execute_internal(statement, *args, **options)
-
-
-def _only_reads(statement: Any) -> bool:
-    is_select = isinstance(statement, SelectBase)
-    return is_select and not any(isinstance(part, UpdateBase) for part in iterate(statement))
 
 
 class ReadOnlyAsyncSession(AsyncSession):
@@ -202,13 +197,14 @@ class StreamingAsyncSession(ReadOnlyAsyncSession):
 
 @dataclass(frozen=True)
 class Database:
-    """Creates sessions. Each process has one `Database`, which the lifespan opens and closes."""
+    """Creates sessions, and reads rows. Each process has one `Database`, which the lifespan opens and closes."""
 
     writes: async_sessionmaker[AsyncSession]
     reads: async_sessionmaker[ReadOnlyAsyncSession]
     streams: async_sessionmaker[StreamingAsyncSession]
     probes: async_sessionmaker[ReadOnlyAsyncSession]
     expensive: async_sessionmaker[ReadOnlyAsyncSession]
+    reader: Reader
     lookups: Lookups
 
     @classmethod
@@ -231,6 +227,7 @@ class Database:
             streams=async_sessionmaker(write, class_=StreamingAsyncSession, **options),
             probes=probe,
             expensive=expensive,
+            reader=Reader(read),
             lookups=Lookups(lookup),
         )
 

@@ -1,29 +1,36 @@
 """The base class of repositories. A subclass sets `model` and adds its queries."""
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Sequence
-from functools import cache
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from pydantic import TypeAdapter
-from sqlalchemy import Select, bindparam, literal, select, tuple_
+from pydantic import BaseModel
+from sqlalchemy import ColumnElement, Select, bindparam, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.orm.interfaces import ORMOption
 
 from src.db.base import UUIDMixin
-from src.domain.errors import InvalidCursorError, NotFoundError
+from src.db.reader import Query, Reader, Rows, rows_in_session
+from src.db.session import SessionUseError
+from src.domain.errors import NotFoundError
+from src.repositories import rows
+from src.repositories.rows import Order
 
 M = TypeVar("M", bound=UUIDMixin)
+S = TypeVar("S", bound=BaseModel)
+Filters = Mapping[str, ColumnElement[bool]]  # conditions with a `bindparam`, which has their name
 
-
-@cache
-def _cursor_codec(order: str, kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(tuple[Literal[order], kind, UUID])  # type: ignore[valid-type]
+_ALL: Mapping[str, Any] = {}
 
 
 class Repository(Generic[M]):
+    """The queries of a model.
+
+    `read` returns rows for responses. `get` returns entities, to change them or to load their
+    relationships; it takes longer, and needs a session.
+    """
+
     model: type[M]
     # Built once per class: building a statement costs more than executing it.
     _by_id: Select[M]
@@ -40,8 +47,82 @@ class Repository(Generic[M]):
         # Without populate_existing, the session may return values that it read before the lock.
         cls._by_id_locked = cls._by_id.with_for_update().execution_options(populate_existing=True)
 
-    def __init__(self, session: AsyncSession) -> None:
-        self.session = session
+    def __init__(self, db: AsyncSession | Reader) -> None:
+        self.db = db
+
+    @property
+    def session(self) -> AsyncSession:
+        if isinstance(self.db, Reader):
+            raise SessionUseError(
+                "Entities need a session: take `ReadSession` or `DbSession` instead of `DbReader`."
+            )
+        return self.db
+
+    @property
+    def _model(self) -> Any:
+        return self.model  # mypy believes that a class of a TypeVar has no hash
+
+    async def read(self, schema: type[S], key: UUID) -> S | None:
+        """Read the columns of the row that are fields of the schema."""
+        found: list[S] = await self.fetch(rows.by_id(self._model, schema), id=key)
+        return found[0] if found else None
+
+    async def read_or_raise(self, schema: type[S], key: UUID, error: type[NotFoundError]) -> S:
+        found = await self.read(schema, key)
+        if found is None:
+            raise error(id=key)
+        return found
+
+    async def read_page(
+        self,
+        schema: type[S],
+        wanted: Mapping[str, Any] = _ALL,
+        filters: Filters = _ALL,
+        *,
+        by: InstrumentedAttribute[Any] | None = None,
+        descending: bool = True,
+        limit: int,
+        cursor: str | None = None,
+        offset: int = 0,
+    ) -> tuple[list[S], str | None]:
+        """Return a page, and the cursor of the next page, if there is one.
+
+        `wanted` has values for the filters of the same name; None means all rows. The rows are
+        sorted by the column `by`, which is never null and needs an index with the ID, or by the ID:
+        UUIDv7 keys sort by creation time. A page by cursor has the same cost at any depth; `offset`
+        reads all rows that it skips. Raises InvalidCursorError.
+        """
+        order = Order(by or self.model.id, self.model.id, descending)
+        values = _given(wanted)
+        conditions = tuple(filters[name] for name in values)
+        if cursor is not None:
+            values["last_value"], values["last_id"] = order.parse(cursor)
+        query = rows.page(self._model, schema, conditions, order, is_first=cursor is None)
+        # Fetch one more row to find out if there is a next page.
+        found = await self._rows(query, {**values, "limit": limit + 1, "offset": offset})
+        next_cursor = order.cursor(*found[limit - 1][-2:]) if len(found) > limit else None
+        return query.parse(found[:limit]), next_cursor
+
+    async def count_rows(
+        self,
+        wanted: Mapping[str, Any] = _ALL,
+        filters: Filters = _ALL,
+        *,
+        limit: int | None = None,
+    ) -> int:
+        """Count the rows, at most `limit`: counting all of a large table takes seconds."""
+        values = _given(wanted)
+        query = rows.count(self._model, tuple(filters[name] for name in values))
+        return (await self.fetch(query, **values, limit=limit))[0].count
+
+    async def fetch(self, query: Query[S], **values: Any) -> list[S]:
+        """Run a query of your own."""
+        return query.parse(await self._rows(query, values))
+
+    async def _rows(self, query: Query[Any], values: Mapping[str, Any]) -> Rows:
+        if isinstance(self.db, Reader):
+            return await self.db.rows(query, values)
+        return await rows_in_session(self.db, query, values)
 
     async def get(self, key: UUID, *options: ORMOption) -> M | None:
         """Read the row. Pass options to load its relationships: `selectinload(Book.author)`."""
@@ -94,26 +175,19 @@ class Repository(Generic[M]):
     ) -> tuple[Sequence[M], str | None]:
         """Like `paginate`, but sorted by a column that is never null. Raises InvalidCursorError.
 
-        The cursor is the column's name, its value and the ID. The column needs an index with the ID.
+        The column needs an index with the ID.
         """
-        key = (column, self.model.id)
-        order = f"{'-' if descending else ''}{column.key}"
-        codec = _cursor_codec(order, column.type.python_type)
+        order = Order(column, self.model.id, descending)
+        after = None
         if cursor is not None:
-            try:
-                _, *last = codec.validate_json(urlsafe_b64decode(cursor))
-            except ValueError as error:
-                raise InvalidCursorError from error
-            after = tuple_(*map(literal, last, (each.type for each in key)))
-            keys = tuple_(*key)
-            statement = statement.where(keys < after if descending else keys > after)
-        order_by = [each.desc() if descending else each.asc() for each in key]
-        statement = statement.order_by(*order_by).offset(offset).limit(limit + 1)
-        rows = (await self.session.scalars(statement)).all()
-        if len(rows) <= limit:
-            return rows, None
-        last_key = (order, getattr(rows[limit - 1], column.key), rows[limit - 1].id)
-        return rows[:limit], urlsafe_b64encode(codec.dump_json(last_key)).decode()
+            types = (column.type, self.model.id.type)
+            after = tuple_(*map(literal, order.parse(cursor), types))
+        statement = order.sort(statement, after).offset(offset).limit(limit + 1)
+        found = (await self.session.scalars(statement)).all()
+        if len(found) <= limit:
+            return found, None
+        last = found[limit - 1]
+        return found[:limit], order.cursor(getattr(last, column.key), last.id)
 
     async def add(self, entity: M) -> M:
         self.session.add(entity)
@@ -123,3 +197,7 @@ class Repository(Generic[M]):
     async def delete(self, entity: M) -> None:
         await self.session.delete(entity)
         await self.session.flush()
+
+
+def _given(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in wanted.items() if value is not None}

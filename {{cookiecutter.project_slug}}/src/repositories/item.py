@@ -2,15 +2,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Text, func, literal, select
+from sqlalchemy import Text, bindparam, func, select
 from sqlalchemy.dialects.postgresql import TSQUERY
 from sqlalchemy.orm import aliased
 
 from src.db.models.item import SEARCH_CONFIG, SEARCH_DOCUMENT, Item
 from src.domain.item import ItemSort, ItemStatus
 from src.repositories.base import Repository
+from src.schemas.item import ItemResponse
 
 # Only columns with an index. IDs sort by creation time.
 _SORT_COLUMNS = {
@@ -18,6 +20,12 @@ _SORT_COLUMNS = {
     ItemSort.OLDEST: Item.id,
     ItemSort.NAME: Item.name,
     ItemSort.NAME_DESCENDING: Item.name,
+}
+_FILTERS = {
+    "status": Item.status == bindparam("status"),
+    # The primary key contains the time of creation, so no other index is necessary.
+    "created_from": Item.id >= bindparam("created_from"),
+    "created_before": Item.id < bindparam("created_before"),
 }
 
 MAX_TOTAL = 10_001
@@ -33,20 +41,19 @@ class ItemFilter:
     created_from: datetime | None = None
     created_before: datetime | None = None
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        conditions = []
-        if self.status is not None:
-            conditions.append(Item.status == self.status)
-        # The primary key contains the time of creation, so no other index is necessary.
-        if self.created_from is not None:
-            conditions.append(Item.id >= _first_id(self.created_from))
-        if self.created_before is not None:
-            conditions.append(Item.id < _first_id(self.created_before))
-        return conditions
+    def values(self) -> dict[str, Any]:
+        """Return the values for _FILTERS."""
+        return {
+            "status": self.status,
+            "created_from": _first_id(self.created_from),
+            "created_before": _first_id(self.created_before),
+        }
 
 
-def _first_id(moment: datetime) -> UUID:
+def _first_id(moment: datetime | None) -> UUID | None:
     """Return the smallest UUIDv7 of this millisecond."""
+    if moment is None:
+        return None
     milliseconds = max(0, int(moment.timestamp() * 1000))
     return UUID(int=milliseconds << 80 | 0x7000_8000_0000_0000_0000)
 
@@ -56,11 +63,13 @@ class ItemRepository(Repository[Item]):
 
     async def list_page(
         self, wanted: ItemFilter, *, sort: ItemSort, cursor: str | None, offset: int, limit: int
-    ) -> tuple[Sequence[Item], str | None]:
+    ) -> tuple[list[ItemResponse], str | None]:
         """Raises InvalidCursorError."""
-        return await self.paginate_by(
-            _SORT_COLUMNS[sort],
-            select(Item).where(*wanted.conditions()),
+        return await self.read_page(
+            ItemResponse,
+            wanted.values(),
+            _FILTERS,
+            by=_SORT_COLUMNS[sort],
             descending=sort.startswith("-"),
             limit=limit,
             cursor=cursor,
@@ -74,8 +83,7 @@ class ItemRepository(Repository[Item]):
 
     async def count(self, wanted: ItemFilter) -> int:
         """Count at most MAX_TOTAL items: counting all of a large table takes seconds."""
-        found = select(literal(1)).where(*wanted.conditions()).select_from(Item).limit(MAX_TOTAL)
-        return await self.session.scalar(select(func.count()).select_from(found.subquery())) or 0
+        return await self.count_rows(wanted.values(), _FILTERS, limit=MAX_TOTAL)
 
     async def search(self, text: str, *, offset: int, limit: int) -> Sequence[Item]:
         """Return items with all words of `text`, best match first. The last word may be a prefix.

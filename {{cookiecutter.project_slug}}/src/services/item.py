@@ -1,21 +1,21 @@
 from collections.abc import Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.db.models.item import Item
+from src.db.reader import Reader
 from src.domain.errors import StaleVersionError
 from src.domain.item import ItemNotFoundError, ensure_changeable
 from src.repositories.item import ItemFilter, ItemRepository
-from src.schemas.item import ItemCreate, ItemListQuery, ItemSearchQuery, ItemUpdate
-
-
-@dataclass(frozen=True)
-class Page:
-    items: Sequence[Item]
-    next_cursor: str | None
-    total: int | None
+from src.schemas.item import (
+    ItemCreate,
+    ItemListQuery,
+    ItemPage,
+    ItemResponse,
+    ItemSearchQuery,
+    ItemUpdate,
+)
 
 
 class ItemService:
@@ -26,12 +26,12 @@ class ItemService:
         return await ItemRepository(db).add(Item(**item_data.model_dump()))
 
     @staticmethod
-    async def get_item(db: AsyncSession, item_id: UUID) -> Item:
+    async def get_item(db: Reader, item_id: UUID) -> ItemResponse:
         """Raises ItemNotFoundError."""
-        return await ItemRepository(db).get_or_raise(item_id, ItemNotFoundError)
+        return await ItemRepository(db).read_or_raise(ItemResponse, item_id, ItemNotFoundError)
 
     @staticmethod
-    async def list_items(db: AsyncSession, query: ItemListQuery) -> Page:
+    async def list_items(db: Reader, query: ItemListQuery) -> ItemPage:
         """Raises InvalidCursorError."""
         repository = ItemRepository(db)
         wanted = ItemFilter(query.status, query.created_from, query.created_before)
@@ -39,7 +39,7 @@ class ItemService:
             wanted, sort=query.sort, cursor=query.cursor, offset=query.offset, limit=query.limit
         )
         total = await repository.count(wanted) if query.total else None
-        return Page(items=items, next_cursor=next_cursor, total=total)
+        return ItemPage(items=items, next_cursor=next_cursor, total=total)
 
     @staticmethod
     async def search_items(db: AsyncSession, query: ItemSearchQuery) -> Sequence[Item]:

@@ -9,7 +9,7 @@ from httpx import AsyncClient
 from sqlalchemy import DateTime, bindparam, delete, literal, select, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from src.api.deps import DbSession, ReadSession
+from src.api.deps import DbReader, DbSession, ReadSession
 from src.api.problems import DATABASE_ERRORS
 from src.db.session import Database, NaiveDatetimeError
 from tests.fixtures.client import connect
@@ -68,6 +68,15 @@ def client(fresh_app: FastAPI, committing_database: Database) -> AsyncClient:
             notes = notes.where(Note.created_at >= since)
         return len((await db.scalars(notes)).all())
 
+    filters = {
+        "version": Note.version == bindparam("version"),
+        "since": Note.created_at >= bindparam("since"),
+    }
+
+    @fresh_app.get("/rows")
+    async def list_rows(db: DbReader, version: int = 1, since: datetime | None = None) -> int:
+        return await NoteRepository(db).count_rows({"version": version, "since": since}, filters)
+
     return connect(fresh_app, committing_database)
 
 
@@ -85,10 +94,11 @@ async def test_refused_values(
     assert not {"secret", "INSERT", "sqlalchemy"} & set(problem["detail"].split())
 
 
-async def test_numbers_and_times_that_the_driver_refuses(client: AsyncClient) -> None:
-    number = await client.get("/notes", params={"version": 2**31})
-    naive = await client.get("/notes", params={"since": "2026-01-01T00:00:00"})
-    aware = await client.get("/notes", params={"since": "2026-01-01T00:00:00Z"})
+@pytest.mark.parametrize("path", ["/notes", "/rows"])
+async def test_numbers_and_times_that_the_driver_refuses(client: AsyncClient, path: str) -> None:
+    number = await client.get(path, params={"version": 2**31})
+    naive = await client.get(path, params={"since": "2026-01-01T00:00:00"})
+    aware = await client.get(path, params={"since": "2026-01-01T00:00:00Z"})
 
     assert (number.status_code, number.json()["detail"]) == (422, "A number is out of range.")
     assert naive.status_code == 422

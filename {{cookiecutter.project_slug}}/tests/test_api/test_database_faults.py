@@ -9,12 +9,14 @@ from uuid import UUID, uuid4
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
+from pydantic import BaseModel
 from sqlalchemy import URL, QueuePool, case, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from src.api.deps import DbSession, ReadSession
+from src.api.deps import DbReader, DbSession, ReadSession
 from src.db import connection
 from src.db import session as db_session
+from src.db.reader import Query
 from src.db.session import Database, open_database
 from tests.fixtures.client import connect
 from tests.fixtures.environment import API
@@ -140,19 +142,21 @@ async def test_a_timeout_of_the_caller_is_not_reported_as_an_outage(
             await session.execute(text("SELECT pg_sleep(60)"))
 
 
-async def test_the_first_read_after_a_migration_returns_503_and_the_next_succeeds(
+async def test_the_first_read_of_entities_after_a_migration_returns_503_and_the_next_succeeds(
     app: FastAPI, fresh_url: URL
 ) -> None:
     async with open_database(fresh_url, pool_size=1) as database:
         client = connect(app, database)
         created = await client.post(NOTES, json={"text": "Lamp"})
         path = created.headers["location"]
-        await client.get(path)
+        for each in (path, NOTES):
+            await client.get(each)
         async with open_database(fresh_url, pool_size=1) as other, other.transaction() as session:
             await session.execute(text("ALTER TABLE test.note ALTER text TYPE varchar(500)"))
 
-        assert (await client.get(path)).status_code == 503
         assert (await client.get(path)).status_code == 200
+        assert (await client.get(NOTES)).status_code == 503
+        assert (await client.get(NOTES)).status_code == 200
 
 
 async def test_an_exhausted_pool_returns_503_and_readiness_passes(
@@ -185,10 +189,11 @@ async def test_no_request_fails_after_a_restart_while_the_service_is_idle(
     monkeypatch.setattr(connection, "IDLE_CHECK_SECONDS", idle_seconds)
     async with open_database(committing_url, pool_size=4) as database:
         client = connect(app, database)
+        note = (await client.post(NOTES, json={"text": "Lamp"})).headers["location"]
 
         async def send() -> list[int]:
             writes = [client.post(NOTES, json={"text": "Lamp"}) for _ in range(2)]
-            reads = [client.get(NOTES) for _ in range(2)]
+            reads = [client.get(path) for path in (NOTES, note)]
             return [each.status_code for each in await asyncio.gather(*writes, *reads)]
 
         await send()
@@ -211,14 +216,25 @@ def terminate(url: URL) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("path", ["/sleep", "/rows"])
 async def test_a_read_whose_connection_cannot_be_replaced_returns_503(
-    fresh_app: FastAPI, database: Database, db_proxy: PostgresProxy, committing_database: Database
+    fresh_app: FastAPI,
+    database: Database,
+    db_proxy: PostgresProxy,
+    committing_database: Database,
+    path: str,
 ) -> None:
+    sleeping_query = select(func.pg_sleep(600))
+
     @fresh_app.get("/sleep")
     async def sleep(db: ReadSession) -> None:
-        await db.execute(select(func.pg_sleep(600)))
+        await db.execute(sleeping_query)
 
-    request = asyncio.create_task(connect(fresh_app, database).get("/sleep"))
+    @fresh_app.get("/rows")
+    async def read_rows(db: DbReader) -> None:
+        await db.rows(Query(BaseModel, sleeping_query), {})
+
+    request = asyncio.create_task(connect(fresh_app, database).get(path))
     async with committing_database.reads() as session:
         sleeping = text(f"SELECT count(*) {OTHERS} AND wait_event = 'PgSleep'")
         while not await session.scalar(sleeping):
@@ -232,7 +248,9 @@ async def test_a_read_whose_connection_cannot_be_replaced_returns_503(
 ATTEMPTS = text("SELECT last_value FROM attempt")
 
 
-@pytest.mark.parametrize(("path", "status"), [("/read", 200), ("/insert", 503), ("/write", 503)])
+@pytest.mark.parametrize(
+    ("path", "status"), [("/read", 200), ("/rows", 200), ("/insert", 503), ("/write", 503)]
+)
 async def test_only_a_select_is_repeated_if_its_connection_is_lost(
     fresh_app: FastAPI, fresh_url: URL, path: str, status: int
 ) -> None:
@@ -242,6 +260,10 @@ async def test_only_a_select_is_repeated_if_its_connection_is_lost(
     @fresh_app.post("/read")
     async def read(db: ReadSession) -> bool:
         return (await db.execute(end_once)).one()[0] is None
+
+    @fresh_app.post("/rows")
+    async def read_rows(db: DbReader) -> None:
+        await db.rows(Query(BaseModel, end_once), {})
 
     @fresh_app.post("/insert")
     async def insert_note(db: ReadSession) -> None:

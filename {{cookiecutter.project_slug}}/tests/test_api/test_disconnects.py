@@ -8,14 +8,16 @@ import pytest
 from fastapi import BackgroundTasks, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from httpx import AsyncClient
-from sqlalchemy import URL, event, select, text
+from pydantic import BaseModel
+from sqlalchemy import URL, event, func, select, text
 
-from src.api.deps import DbSession, ReadSession, StreamSession
+from src.api.deps import DbReader, DbSession, ReadSession, StreamSession
 from src.api.metrics import REQUESTS
 from src.api.middleware import WATCH_AFTER_SECONDS
+from src.db.reader import Query
 from src.db.session import Database, open_database
 from tests.fixtures.client import served
-from tests.fixtures.notes import Note
+from tests.fixtures.notes import NOTES, Note
 from tests.fixtures.statements import until_waiting
 
 LIMIT = 30.0
@@ -68,13 +70,17 @@ async def close(writer: asyncio.StreamWriter) -> None:
     await writer.wait_closed()
 
 
-@pytest.mark.parametrize("path", ["/read", "/write", "/stream", "/generator"])
+@pytest.mark.parametrize("path", ["/read", "/rows", "/write", "/stream", "/generator"])
 async def test_statements_of_reads_are_cancelled(
     address: str, fresh_app: FastAPI, admin: Database, path: str
 ) -> None:
     @fresh_app.get("/read")
     async def read(db: ReadSession) -> None:
         await db.execute(WAIT)
+
+    @fresh_app.get("/rows")
+    async def read_rows(db: DbReader) -> None:
+        await db.rows(Query(BaseModel, select(func.pg_advisory_xact_lock(KEY))), {})
 
     @fresh_app.get("/write")
     async def write(db: DbSession) -> None:
@@ -94,10 +100,6 @@ async def test_statements_of_reads_are_cancelled(
         await db.execute(WAIT)
         yield "first"
 
-    @fresh_app.get("/text")
-    async def read_text(db: ReadSession) -> list[str]:
-        return list(await db.scalars(select(Note.text)))
-
     async with locked(admin):
         for _ in range(3):  # more than the pool has connections
             writers = [await send(address, path) for _ in range(POOL_SIZE)]
@@ -106,9 +108,9 @@ async def test_statements_of_reads_are_cancelled(
                 await close(writer)
             await until_waiting(admin, 0)
         async with AsyncClient(base_url=f"http://{address}", timeout=LIMIT) as client:
-            assert (await client.get("/text")).json() == []
+            assert (await client.get(NOTES)).json() == []
 
-    if path in {"/read", "/write"}:
+    if path in {"/read", "/rows", "/write"}:
         assert REQUESTS.labels("GET", path, 499)._value.get() >= 6  # noqa: SLF001
 
 

@@ -4,7 +4,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, FastAPI
 
-from src.api.deps import ReadSession
+from src.api.deps import DbReader, ReadSession
 from src.api.response_cache import CachedRoute, cached_response
 from tests.fixtures import notes
 from tests.fixtures.notes import NoteResponse
@@ -20,7 +20,7 @@ async def list_notes(db: ReadSession) -> list[NoteResponse]:
 
 
 @router.get("/{note_id}", dependencies=[cached_response(tags=["note:{note_id}"])])
-async def get_note(note_id: UUID, db: ReadSession) -> NoteResponse:
+async def get_note(note_id: UUID, db: DbReader) -> NoteResponse:
     return await notes.get_note(note_id, db)
 
 

@@ -2,15 +2,14 @@
 
 import asyncio
 from itertools import count
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
-from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.util import await_only
 
 from src.cache import Cache, MemoryBackend
+from src.db.reader import Reader
 from src.db.session import Database
 from tests.fixtures.client import connect
 from tests.fixtures.notes import NOTES
@@ -61,21 +60,20 @@ async def test_responses_are_cached_until_a_change(
 
 
 async def test_response_computed_before_a_change_is_not_cached(
-    client: AsyncClient, committing_database: Database, note: str
+    client: AsyncClient, note: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The read starts before the commit and ends after it."""
     has_read, may_respond = asyncio.Event(), asyncio.Event()
-    engine = committing_database.reads.kw["bind"]
-    assert isinstance(engine, AsyncEngine)
+    read = Reader.rows
 
-    async def wait() -> None:
-        has_read.set()
-        await may_respond.wait()
+    async def read_and_wait(reader: Reader, *arguments: Any) -> Any:
+        rows = await read(reader, *arguments)
+        if not has_read.is_set():
+            has_read.set()
+            await may_respond.wait()
+        return rows
 
-    def pause(*_: object) -> None:
-        await_only(wait())
-
-    event.listen(engine.sync_engine, "after_cursor_execute", pause, once=True)
+    monkeypatch.setattr(Reader, "rows", read_and_wait)
     reading = asyncio.create_task(client.get(cached_path(note)))
     await has_read.wait()
     await client.patch(note, json={"text": "two"})

@@ -13,7 +13,7 @@ from src.api import (
     # % endif
 )
 from src.api.auth import require
-from src.api.deps import DbSession, ExpectedVersions, ExpensiveReadSession, ReadSession
+from src.api.deps import DbReader, DbSession, ExpectedVersions, ExpensiveReadSession
 from src.db.models.item import Item
 from src.domain.item import ItemArchivedError, ItemNotFoundError, ItemTransitionError
 from src.domain.principal import Scope
@@ -26,7 +26,7 @@ from src.schemas.item import (
     ItemSearchQuery,
     ItemUpdate,
 )
-from src.services.item import ItemService, Page
+from src.services.item import ItemService
 
 ItemId = Annotated[UUID, Path(description="ID of the item.")]
 
@@ -61,12 +61,11 @@ async def create_item(
 
 @router.get(
     "/",
-    response_model=ItemPage,
     # % if cookiecutter.cache_backend != "none"
     dependencies=[response_cache.cached_response(tags=["items"])],
     # % endif
 )
-async def list_items(query: Annotated[ItemListQuery, Query()], db: ReadSession) -> Page:
+async def list_items(query: Annotated[ItemListQuery, Query()], db: DbReader) -> ItemPage:
     """List items, newest first unless `sort` says otherwise.
 
     To get the next page, pass the `next_cursor` of the response as `cursor`. `offset` jumps to a
@@ -96,13 +95,12 @@ async def search_items(
 
 @router.get(
     "/{item_id}",
-    response_model=ItemResponse,
     # % if cookiecutter.cache_backend != "none"
     dependencies=[response_cache.cached_response(tags=["item:{item_id}"])],
     # % endif
     responses=openapi.problems(ItemNotFoundError),
 )
-async def get_item(item_id: ItemId, db: ReadSession, response: Response) -> Item:
+async def get_item(item_id: ItemId, db: DbReader, response: Response) -> ItemResponse:
     """Return an item. To change exactly this version, send its `ETag` as `If-Match`."""
     item = await ItemService.get_item(db, item_id)
     response.headers["ETag"] = _etag(item)
@@ -146,5 +144,5 @@ async def delete_item(item_id: ItemId, db: DbSession, expected_versions: Expecte
     await ItemService.delete_item(db, item_id, expected_versions)
 
 
-def _etag(item: Item) -> str:
+def _etag(item: Item | ItemResponse) -> str:
     return f'"{item.version}"'
