@@ -89,6 +89,11 @@ def _clean(value: object) -> object:
     return value
 
 
+def _upper(level: str) -> str:
+    """Without this function, the start takes 40 ms to find the parameters of `str.upper`."""
+    return level.upper()
+
+
 def _checked_by(parse: Callable[[str], object]) -> AfterValidator:
     def check(secret: SecretStr) -> SecretStr:
         parse(secret.get_secret_value())
@@ -124,7 +129,7 @@ class Settings(BaseSettings):
     ENV: Literal["development", "test", "staging", "production"] = "development"
     DEBUG: bool = False
     LOG_LEVEL: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)
     ] = "INFO"
 
     PROJECT_NAME: str = _MANIFEST["tool"]["service"]["title"]
