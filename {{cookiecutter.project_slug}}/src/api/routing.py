@@ -14,9 +14,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 Prepare = Callable[[list[BaseRoute]], None]
 
-_CONTEXT = "route_context"  # key in the scope of a request
+_CONTEXT = "route_context"
 _TEMPLATE = "route_template"
-ROUTING = ("fastapi", "route", _CONTEXT, _TEMPLATE)  # what routing adds for the metrics
+# Keys that the index adds to the scope of a request, for the metrics.
+FOUND = ("route", _CONTEXT, _TEMPLATE)
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _PARAMETER = re.compile(r"\(\?P<\w+>")
 
