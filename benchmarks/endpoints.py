@@ -13,7 +13,7 @@ import asyncio
 import json
 import sys
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
@@ -42,6 +42,9 @@ WARM_UP_SECONDS = min(SECONDS, 0.5)
 HERE = Path(__file__).parent
 ITEM = json.dumps({"name": "Lamp", "description": "Brass, with a green shade"}).encode()
 
+LOGS = "", ", with access log"
+FEATURES = "textbook_with_features:app"
+
 # The services that are measured, and their answers. None is the source, which has every feature.
 DEFAULT, NO_CACHE, MEMORY, EVERYTHING = (
     "default answers", "without a cache", "memory cache", "every feature",
@@ -65,7 +68,7 @@ class Endpoint(NamedTuple):
 def textbook(path: str, minimal: str = "bare:app") -> dict[str, tuple[str, str]]:
     return {
         "textbook": ("textbook:app", path),
-        "textbook with features": ("textbook_with_features:app", path),
+        "textbook with features": (FEATURES, path),
         "minimal": (minimal, path),
     }
 
@@ -128,6 +131,14 @@ class Places:
             )
         return self.services[version, kind]
 
+    def applications(self, endpoint: Endpoint) -> Iterator[tuple[str, str, str, Place]]:
+        """Yield the name, the application, the path and the place of all that is compared."""
+        for name, (module, path) in endpoint.references.items():
+            yield name, module, path, self.reference
+        for version, kind in product(self.templates, endpoint.services):
+            place, path = self.service(version, kind), f"/api/v1{endpoint.path}"
+            yield f"{version} {kind}".strip(), "main:app", path, place
+
     def filled(
         self, application: str, folder: Path, path: str, python: str = sys.executable
     ) -> Place:
@@ -145,25 +156,17 @@ class Places:
 def measure(endpoint: Endpoint, places: Places) -> None:
     urls: dict[tuple[str, str], str] = {}
     with ExitStack() as stack:
-
-        def start(log: str, name: str, application: str, path: str, place: Place) -> None:
-            off = ("--no-access-log",) if not log or "features" in application else ()
+        for log, (name, module, path, place) in product(LOGS, [*places.applications(endpoint)]):
+            # The textbook with features writes an access log instead of uvicorn's.
+            options = () if log and module != FEATURES else ("--no-access-log",)
             variables = {**place.variables, "ACCESS_LOG": log}
-            server = serving(application, place.folder, variables, *off, python=place.python)
-            address = stack.enter_context(server)
-            urls[log, name] = address + path.format(item=place.item)
-
-        for log in ("", ", with access log"):
-            for name, (application, path) in endpoint.references.items():
-                start(log, name, application, path, places.reference)
-            for version, kind in product(places.templates, endpoint.services):
-                name, place = f"{version} {kind}".strip(), places.service(version, kind)
-                start(log, name, "main:app", f"/api/v1{endpoint.path}", place)
+            server = serving(module, place.folder, variables, *options, python=place.python)
+            urls[log, name] = stack.enter_context(server) + path.format(item=place.item)
         rates = take_turns(endpoint, urls)
-    for log in ("", ", with access log"):
+    base = next(iter(places.templates))
+    for log in LOGS:
         costs = {name: found for (each, name), found in rates.items() if each == log}
         report(f"{endpoint.title}{log}", costs, "/s")
-        base = next(iter(places.templates))
         for kind in endpoint.services if base else ():
             pair = {base: costs[f"{base} {kind}"], "now": costs[kind]}
             report(f"Since {base}: {endpoint.title}{log}, {kind}", pair, "/s")

