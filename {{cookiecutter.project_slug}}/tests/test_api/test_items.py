@@ -11,7 +11,7 @@ from src.db.session import Database
 from src.repositories import item as repository
 from src.repositories.item import prefix_query
 from tests.fixtures.environment import API
-from tests.fixtures.statements import planned, recorded
+from tests.fixtures.statements import planned
 
 ITEMS = f"{API}/items/"
 SEARCH = f"{ITEMS}search"
@@ -272,27 +272,6 @@ async def test_a_deletion_checks_the_version(client: AsyncClient) -> None:
         response = await client.request(method, path, json=body)
         assert response.status_code == 404
         assert response.json()["type"] == "urn:problem-type:item-not-found"
-
-
-@pytest.mark.parametrize(
-    ("path", "statements"),
-    [
-        (ITEMS, ["SELECT"]),
-        (f"{ITEMS}?total=true", ["SELECT", "SELECT"]),
-        (f"{SEARCH}?q=lamp", ["WITH"]),
-    ],
-)
-async def test_a_read_sends_one_statement_per_result(
-    committing_client: AsyncClient,
-    committing_database: Database,
-    path: str,
-    statements: list[str],
-) -> None:
-    await create(committing_client)  # warms up the connection
-    with recorded(committing_database) as sent:
-        await committing_client.get(path)
-
-    assert sent == statements
 
 
 class TestPlans:
