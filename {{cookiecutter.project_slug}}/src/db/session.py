@@ -151,7 +151,7 @@ def lend(session: AsyncSession, *, lent: bool = True) -> Generator[None]:
 
 class ReadOnlySession(OwnedSession):
     def flush(self, objects: Any = None) -> None:
-        if self.new or self.dirty or self.deleted:
+        if not self._is_clean():  # cheaper than `new`, `dirty` and `deleted`
             raise ReadOnlySessionError("This session is read-only. Use `DbSession` to write.")
         super().flush(objects)
 

@@ -1,7 +1,7 @@
 import uuid
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
 class Rejection(BaseModel):
@@ -10,8 +10,6 @@ class Rejection(BaseModel):
 
 
 class ItemImportResponse(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
     id: uuid.UUID = Field(description="ID of the import.")
     total: int = Field(description="Number of rows in the file.", examples=[250])
     done: int = Field(description="Number of rows imported or rejected so far.", examples=[100])

@@ -2,7 +2,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from src.domain.task import TaskStatus
 
@@ -20,8 +20,6 @@ class TaskProblem(BaseModel):
 
 
 class TaskResponse(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
     id: uuid.UUID = Field(description="ID of the task.")
     actor: str = Field(
         description="Name of the actor, which is the function that runs the task.",

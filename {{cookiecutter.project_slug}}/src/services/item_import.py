@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from src.db.models.item import Item
 from src.db.models.item_import import ItemImport
+from src.db.reader import Reader
 from src.domain.item_import import (
     MAX_REJECTIONS,
     ItemImportNotFoundError,
@@ -19,6 +20,7 @@ from src.domain.item_import import (
 from src.repositories.item import ItemRepository
 from src.repositories.item_import import ItemImportRepository
 from src.schemas.item import ItemCreate
+from src.schemas.item_import import ItemImportResponse
 
 
 class ItemImportService:
@@ -30,9 +32,11 @@ class ItemImportService:
         )
 
     @staticmethod
-    async def get(db: AsyncSession, import_id: UUID) -> ItemImport:
+    async def get(db: Reader, import_id: UUID) -> ItemImportResponse:
         """Raises ItemImportNotFoundError."""
-        return await ItemImportRepository(db).get_or_raise(import_id, ItemImportNotFoundError)
+        return await ItemImportRepository(db).read_or_raise(
+            ItemImportResponse, import_id, ItemImportNotFoundError
+        )
 
     @staticmethod
     async def import_batch(db: AsyncSession, import_id: UUID, *, limit: int) -> Progress:

@@ -10,6 +10,7 @@ from src.db.models.item_import import ItemImport
 from src.db.session import Database
 from src.domain.item_import import MAX_REJECTIONS, Progress
 from src.repositories.retention import delete_expired
+from src.schemas.item_import import ItemImportResponse
 from src.services.item_import import ItemImportService
 from tests.fixtures.statements import recorded
 
@@ -30,11 +31,10 @@ async def work(database: Database, import_id: UUID, *, limit: int) -> Progress:
             return progress
 
 
-async def run(database: Database, content: bytes, *, limit: int = 100) -> ItemImport:
+async def run(database: Database, content: bytes, *, limit: int = 100) -> ItemImportResponse:
     import_id = await start(database, content)
     await work(database, import_id, limit=limit)
-    async with database.reads() as reads:
-        return await ItemImportService.get(reads, import_id)
+    return await ItemImportService.get(database.reader, import_id)
 
 
 async def names(database: Database) -> list[str]:
@@ -65,7 +65,7 @@ async def test_a_bad_row_does_not_stop_the_others(database: Database) -> None:
     assert await names(database) == ["Lamp", "Chair"]
     assert (done.total, done.done, done.rejected) == (107, 107, 105)
     assert len(done.rejections) == MAX_REJECTIONS
-    assert done.rejections[:5] == [
+    assert [each.model_dump() for each in done.rejections[:5]] == [
         {"row": 3, "detail": "name: String should have at least 1 character"},
         {"row": 4, "detail": "name: Field required"},
         {"row": 5, "detail": "name: String should have at most 200 characters"},

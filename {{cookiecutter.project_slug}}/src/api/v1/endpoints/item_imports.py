@@ -17,9 +17,8 @@ from fastapi import (
 
 from src.api.accepted import accepted
 from src.api.auth import require
-from src.api.deps import DbSession, ReadSession
+from src.api.deps import DbReader, DbSession
 from src.api.openapi import problems
-from src.db.models.item_import import ItemImport
 from src.domain.item_import import ImportFileError, ItemImportNotFoundError
 from src.domain.principal import Scope
 from src.schemas.item_import import ItemImportResponse
@@ -68,12 +67,11 @@ async def import_csv(
 
 @router.get(
     "/{import_id}",
-    response_model=ItemImportResponse,
     dependencies=[require(Scope.ITEMS_READ)],
     responses=problems(ItemImportNotFoundError),
 )
 async def get_item_import(
-    import_id: Annotated[UUID, Path(description="ID of the import.")], db: ReadSession
-) -> ItemImport:
+    import_id: Annotated[UUID, Path(description="ID of the import.")], db: DbReader
+) -> ItemImportResponse:
     """Return the progress of an import and the reasons for rejected rows."""
     return await ItemImportService.get(db, import_id)

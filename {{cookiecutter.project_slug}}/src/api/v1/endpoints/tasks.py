@@ -6,9 +6,8 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Response
 
 from src.api.auth import require
-from src.api.deps import ReadSession
+from src.api.deps import DbReader
 from src.api.openapi import problems
-from src.db.models.task import Task
 from src.domain.principal import Scope
 from src.domain.task import TERMINAL_STATUSES, TaskNotFoundError
 from src.repositories.task import TaskRepository
@@ -17,18 +16,18 @@ from src.schemas.task import TaskResponse
 router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[require(Scope.TASKS_READ)])
 
 
-@router.get("/{task_id}", response_model=TaskResponse, responses=problems(TaskNotFoundError))
+@router.get("/{task_id}", responses=problems(TaskNotFoundError))
 async def get_task(
     task_id: Annotated[UUID, Path(description="ID of the task.")],
-    db: ReadSession,
+    db: DbReader,
     response: Response,
-) -> Task:
+) -> TaskResponse:
     """Return the status, progress and result of a task that another endpoint has accepted.
 
     While the task is queued or running, the response has the header `Retry-After`: repeat the
     request after that many seconds.
     """
-    task = await TaskRepository(db).get_or_raise(task_id, TaskNotFoundError)
+    task = await TaskRepository(db).read_or_raise(TaskResponse, task_id, TaskNotFoundError)
     response.headers["Cache-Control"] = "no-store"
     if task.status not in TERMINAL_STATUSES:
         response.headers["Retry-After"] = "1"
