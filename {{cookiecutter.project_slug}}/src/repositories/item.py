@@ -5,11 +5,11 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Text, bindparam, func, select
+from sqlalchemy import Integer, Text, bindparam, func, select
 from sqlalchemy.dialects.postgresql import TSQUERY
-from sqlalchemy.orm import aliased
 
 from src.db.models.item import SEARCH_CONFIG, SEARCH_DOCUMENT, Item
+from src.db.reader import Query
 from src.domain.item import ItemSort, ItemStatus
 from src.repositories.base import Repository
 from src.schemas.item import ItemResponse
@@ -85,21 +85,30 @@ class ItemRepository(Repository[Item]):
         """Count at most MAX_TOTAL items: counting all of a large table takes seconds."""
         return await self.count_rows(wanted.values(), _FILTERS, limit=MAX_TOTAL)
 
-    async def search(self, text: str, *, offset: int, limit: int) -> Sequence[Item]:
+    async def search(self, text: str, *, offset: int, limit: int) -> list[ItemResponse]:
         """Return items with all words of `text`, best match first. The last word may be a prefix.
 
         Only MAX_MATCHES items are ranked: the rank of an item with a long text is expensive.
         """
-        phrases = func.to_tsquery(SEARCH_CONFIG, prefix_query(text)).cast(Text)
-        # `ann@example` would be a phrase, which the index cannot find alone.
-        query = func.replace(phrases, "<->", "&").cast(TSQUERY)
-        found = select(Item, SEARCH_DOCUMENT).where(SEARCH_DOCUMENT.op("@@")(query)).cte()
-        # Without MATERIALIZED, the limit makes PostgreSQL prefer a scan of the table to the index.
-        matches = select(found.prefix_with("MATERIALIZED")).limit(MAX_MATCHES).subquery()
-        item = aliased(Item, matches)
-        rank = func.ts_rank(matches.c.search, query)
-        statement = select(item).order_by(rank.desc(), item.id.desc()).offset(offset).limit(limit)
-        return (await self.session.scalars(statement)).all()
+        return await self.fetch(_SEARCH, words=prefix_query(text), offset=offset, limit=limit)
+
+
+def _search() -> Query[ItemResponse]:
+    phrases = func.to_tsquery(SEARCH_CONFIG, bindparam("words", type_=Text)).cast(Text)
+    # `ann@example` would be a phrase, which the index cannot find alone.
+    query = func.replace(phrases, "<->", "&").cast(TSQUERY)
+    found = select(Item, SEARCH_DOCUMENT).where(SEARCH_DOCUMENT.op("@@")(query)).cte()
+    # Without MATERIALIZED, the limit makes PostgreSQL prefer a scan of the table to the index.
+    matches = select(found.prefix_with("MATERIALIZED")).limit(MAX_MATCHES).subquery().c
+    columns = [matches[name] for name in ItemResponse.model_fields]
+    statement = select(*columns).order_by(
+        func.ts_rank(matches.search, query).desc(), matches.id.desc()
+    )
+    offset, limit = (bindparam(name, type_=Integer) for name in ("offset", "limit"))
+    return Query(ItemResponse, statement.offset(offset).limit(limit))
+
+
+_SEARCH = _search()
 
 
 def prefix_query(text: str) -> str:

@@ -111,8 +111,6 @@ class ItemSearchQuery(_Slice):
 
 
 class ItemPage(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
     items: list[ItemResponse] = Field(description="The items of this page.")
     next_cursor: str | None = Field(
         description="Pass this as `cursor` to get the next page. `null` on the last page."

@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -11,6 +10,7 @@ from src.repositories.item import ItemFilter, ItemRepository
 from src.schemas.item import (
     ItemCreate,
     ItemListQuery,
+    ItemMatches,
     ItemPage,
     ItemResponse,
     ItemSearchQuery,
@@ -42,8 +42,10 @@ class ItemService:
         return ItemPage(items=items, next_cursor=next_cursor, total=total)
 
     @staticmethod
-    async def search_items(db: AsyncSession, query: ItemSearchQuery) -> Sequence[Item]:
-        return await ItemRepository(db).search(query.q, offset=query.offset, limit=query.limit)
+    async def search_items(db: AsyncSession, query: ItemSearchQuery) -> ItemMatches:
+        repository = ItemRepository(db)
+        items = await repository.search(query.q, offset=query.offset, limit=query.limit)
+        return ItemMatches(items=items)
 
     @staticmethod
     async def update_item(

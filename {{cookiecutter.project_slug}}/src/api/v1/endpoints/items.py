@@ -1,6 +1,5 @@
 """The items API: an example of a complete resource."""
 
-from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
 
@@ -76,21 +75,20 @@ async def list_items(query: Annotated[ItemListQuery, Query()], db: DbReader) -> 
 
 @router.get(
     "/search",
-    response_model=ItemMatches,
     # % if cookiecutter.cache_backend != "none"
     dependencies=[response_cache.cached_response(tags=["items"])],
     # % endif
 )
 async def search_items(
     query: Annotated[ItemSearchQuery, Query()], db: ExpensiveReadSession
-) -> dict[str, Sequence[Item]]:
+) -> ItemMatches:
     """Search names and descriptions, best match first.
 
     An item matches if it contains every word of `q`. The last word also matches as a prefix, if it
     has at least two letters, which allows search-as-you-type. If more than 1,000 items match, only
     1,000 of them are ranked.
     """
-    return {"items": await ItemService.search_items(db, query)}
+    return await ItemService.search_items(db, query)
 
 
 @router.get(
