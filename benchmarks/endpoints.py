@@ -9,7 +9,6 @@ for all.
 """
 
 import argparse
-import asyncio
 import json
 import sys
 import urllib.request
@@ -18,24 +17,20 @@ from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
-import uvloop
 from report import ROUNDS, SECONDS, report
 from services import (
     ROOT,
     SOURCE,
-    BenchError,
     Servers,
     checkout,
+    load,
     python_for,
     render,
     run_script,
     serving,
     temporary,
 )
-
-from dev.load import run_load
 
 CONNECTIONS, ROWS = 32, 110
 WARM_UP_SECONDS = min(SECONDS, 0.5)
@@ -187,17 +182,7 @@ def take_turns(
 
 def rate(url: str, body: bytes | None, seconds: float) -> float:
     """Return successful requests per second."""
-    parts = urlsplit(url)
-    path = f"{parts.path}?{parts.query}" if parts.query else parts.path
-    lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", f"Host: {parts.netloc}"]
-    if body is not None:
-        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
-    request = "\r\n".join([*lines, "", ""]).encode() + (body or b"")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        load = runner.run(run_load(parts, lambda: request, clients=CONNECTIONS, seconds=seconds))
-    if failures := load.results.keys() - {200, 201}:
-        raise BenchError(f"{url}: unexpected {', '.join(map(str, failures))}.")
-    return load.rate
+    return load(url, body, clients=CONNECTIONS, seconds=seconds).rate
 
 
 def main() -> None:

@@ -22,6 +22,8 @@ PARTS = {
     "cache": "Cache",
     "tasks": "Background tasks",
     "log_in": "Log-ins",
+    "tails": "Slowest requests",
+    "scale": "Rows and workers",
 }
 
 

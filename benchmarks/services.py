@@ -4,6 +4,7 @@ Servers under test run on one core. Load, PostgreSQL and Valkey run on the other
 can pin processes. Everything listens on loopback or on Unix sockets, and ends with this process.
 """
 
+import asyncio
 import os
 import signal
 import socket
@@ -11,17 +12,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
+
+import uvloop
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "{{cookiecutter.project_slug}}"
 SERVICE = ROOT / SOURCE
 sys.path[1:1] = [str(SERVICE), str(ROOT)]
 
-from dev.postgres import embedded_postgres  # noqa: E402 - now the service is on the path
+from dev.load import Load, run_load  # noqa: E402 - now the service is on the path
+from dev.postgres import embedded_postgres  # noqa: E402
 from dev.server import free_port  # noqa: E402
 from dev.supervisor import supervised  # noqa: E402
 from dev.valkey import embedded_valkey  # noqa: E402
@@ -47,13 +52,13 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 @contextmanager
-def pinned(*, tested: bool) -> Generator[None]:
-    """Start processes of the block on the core of servers under test, or on the other cores."""
+def pinned(*, tested: bool | None) -> Generator[None]:
+    """Start processes of the block on the core of servers under test, the others, or with None all."""
     if len(CORES) < 2:  # noqa: PLR2004 - nothing to separate
         yield
         return
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, CORES[:1] if tested else CORES[1:])
+    os.sched_setaffinity(0, {True: CORES[:1], False: CORES[1:], None: CORES}[tested])
     try:
         yield
     finally:
@@ -142,19 +147,41 @@ def serving(
     """Run `uvicorn application` in the folder, with one worker; yield its address."""
     port = free_port()
     command = [python, "-m", "uvicorn", application, "--port", str(port), *options]
-    with ExitStack() as stack:
-        log = stack.enter_context(tempfile.NamedTemporaryFile(prefix="bench-"))
-        with pinned(tested=True):
-            server = supervised(command, cwd=folder, env=variables, output=log.fileno())
-            process = stack.enter_context(server)
+    with pinned(tested=True), started(command, port, folder, variables), pinned(tested=False):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def started(
+    command: Sequence[str], port: int, folder: Path, variables: Mapping[str, str]
+) -> Generator[subprocess.Popen[bytes]]:
+    """Run a server in the folder; yield its supervisor when the port is open."""
+    with (
+        tempfile.NamedTemporaryFile(prefix="bench-") as log,
+        supervised(command, cwd=folder, env=variables, output=log.fileno()) as process,
+    ):
         deadline = time.monotonic() + START_SECONDS
         while not is_open(port):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise BenchError(
-                    f"{application} does not start:\n{Path(log.name).read_text()[-4000:]}"
-                )
+                output = Path(log.name).read_text()[-4000:]
+                raise BenchError(f"{' '.join(command)} does not start:\n{output}")
             time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}"
+        yield process
+
+
+def load(url: str, body: bytes | None = None, *, clients: int, seconds: float) -> Load:
+    """Send GET, or POST with a body, from concurrent clients that keep their connections."""
+    parts = urlsplit(url)
+    path = f"{parts.path}?{parts.query}" if parts.query else parts.path
+    lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", f"Host: {parts.netloc}"]
+    if body is not None:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    request = "\r\n".join([*lines, "", ""]).encode() + (body or b"")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        sent = runner.run(run_load(parts, lambda: request, clients=clients, seconds=seconds))
+    if failures := sent.results.keys() - {200, 201}:
+        raise BenchError(f"{url}: unexpected {', '.join(map(str, failures))}.")
+    return sent
 
 
 def is_open(port: int) -> bool:
