@@ -3,7 +3,7 @@
 Plain Dramatiq is set up as in its documentation: default middleware, `actor.send()`, no outbox, and
 on RabbitMQ no quorum queues and no confirms. *A row and its message* is what an endpoint does: a
 transaction that inserts an item, and then `send()`, or `enqueue()` within it. Without the row, a
-transaction of its own for each message is compared with no transaction at all.
+separate transaction for each message is compared with no transaction at all.
 
 On RabbitMQ, the service uses quorum queues, which survive the loss of a
 server; plain Dramatiq is measured with them too. Everything runs in one process, in turns, with a
