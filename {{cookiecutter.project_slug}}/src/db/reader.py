@@ -17,7 +17,7 @@ from src.db.connection import DatabaseUnavailableError
 S = TypeVar("S", bound=BaseModel)
 Rows = Sequence[Sequence[Any]]
 
-_TOO_SLOW = (TimeoutError, asyncpg.QueryCanceledError)
+_TOO_SLOW = (TimeoutError, asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
 _FAILED = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 # Object IDs of PostgreSQL's types, which SQLAlchemy needs to convert numbers.
 _FLOAT8, _NUMERIC = 701, 1700
@@ -91,7 +91,10 @@ async def rows_in_session(
 
 
 async def _fetch(engine: AsyncEngine, sql: str, arguments: Sequence[Any]) -> Rows | None:
-    """Return the rows, or None if the query failed, but not because it takes too long."""
+    """Return the rows, or None if the query failed, but not because it takes too long.
+
+    Raises DatabaseUnavailableError.
+    """
     connection = await engine.raw_connection()
     driver: Any = connection.driver_connection
     try:

@@ -18,6 +18,7 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    text,
     type_coerce,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -112,6 +113,22 @@ async def test_a_query_that_takes_too_long_is_not_repeated(committing_database: 
     async with open_database(url, pool_size=1) as database:
         with recorded(database) as sent, pytest.raises(DatabaseUnavailableError):
             await database.reader.rows(query, {})
+
+    assert sent == ["SELECT"]
+
+
+async def test_a_query_that_waits_for_a_lock_is_not_repeated(
+    committing_database: Database,
+) -> None:
+    engine = committing_database.writes.kw["bind"]
+    url = engine.url.update_query_dict({"lock_timeout": "100ms"})
+    async with (
+        open_database(url, pool_size=1) as database,
+        committing_database.transaction() as session,
+    ):
+        await session.execute(text("LOCK TABLE test.note"))
+        with recorded(database) as sent, pytest.raises(DatabaseUnavailableError):
+            await NoteRepository(database.reader).read(NoteResponse, uuid4())
 
     assert sent == ["SELECT"]
 
