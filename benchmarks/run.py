@@ -24,6 +24,7 @@ PARTS = {
     "log_in": "Log-ins",
     "tails": "Slowest requests",
     "scale": "Rows and workers",
+    "start": "Start, memory and generation",
 }
 
 
