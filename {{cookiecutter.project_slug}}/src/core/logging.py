@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import lru_cache
 from io import FileIO, TextIOWrapper
 from time import gmtime, localtime, strftime, time, time_ns
+from types import FunctionType
 from typing import Any, TextIO
 from urllib.parse import quote
 
@@ -113,7 +114,7 @@ class _Line(logging.LogRecord):
 
 
 class _BoundLogger(structlog.stdlib.BoundLogger):
-    """Passes lines to `_Handler` directly, unless other handlers or filters need whole records."""
+    """Passes lines to `_Handler` directly, unless others need whole records."""
 
     def _proxy_to_logger(
         self, method_name: str, event: str | None = None, *event_args: Any, **event_kw: Any
@@ -131,6 +132,9 @@ class _BoundLogger(structlog.stdlib.BoundLogger):
 
 
 def _only_handler(logger: logging.Logger) -> _Handler | None:
+    call: Any = logging.Logger.callHandlers
+    if type(call) is not FunctionType or call.__globals__ is not vars(logging):
+        return None  # Sentry and other agents replace this method to get records
     while logger.parent and logger.propagate and not (logger.handlers or logger.filters):
         logger = logger.parent
     match logger.handlers:

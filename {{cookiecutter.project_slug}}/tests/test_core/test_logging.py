@@ -228,7 +228,6 @@ class TestOtherHandlers:
 
     @pytest.mark.parametrize("name", ["", "src", "src.x"])
     def test_get_whole_records(self, production: Settings, name: str) -> None:
-        """For example Sentry's, which reads the exception of a record."""
         records: list[logging.LogRecord] = []
         collector = logging.NullHandler()
         collector.handle = records.append  # type: ignore[method-assign, assignment]  # no lock
@@ -246,6 +245,29 @@ class TestOtherHandlers:
         assert (record.msg["event"], record.msg["token"]) == ("failed", "**********")
         assert (record.name, record.pathname) == ("src.x", __file__)
         assert record.exc_info
+
+    def test_agents_get_whole_records(
+        self, capsys: Captured, production: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Sentry's SDK adds no handler. It replaces a method of the loggers."""
+        records: list[logging.LogRecord] = []
+        call_handlers = logging.Logger.callHandlers
+
+        def collect(logger: logging.Logger, record: logging.LogRecord) -> None:
+            records.append(record)
+            call_handlers(logger, record)
+
+        configure_logging(production)
+        monkeypatch.setattr(logging.Logger, "callHandlers", collect)
+        try:
+            raise_for(1)
+        except ValueError:
+            structlog.get_logger("src.x").exception("failed")
+
+        (record,) = records
+        assert (record.name, record.levelname) == ("src.x", "ERROR")
+        assert record.exc_info
+        assert len(lines(capsys)) == 1
 
     def test_filters_apply(self, capsys: Captured, production: Settings) -> None:
         configure_logging(production)
