@@ -79,6 +79,7 @@ class RequestMiddleware:
             await self._respond(exchange, response)
         finally:
             exchange.end()
+            exchange.leave_client()
 
     async def _is_abandoned(self, exchange: "_Exchange") -> bool:
         """Return whether the client has disconnected; otherwise, the server cancels the request."""
@@ -162,13 +163,10 @@ class _Exchange:
         if self._is_recorded:
             return
         self._is_recorded = True
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._watching is not None:
-            self._watching.cancel()
-        self.scope["method"] = self._method
+        # Not in the scope of the application: its background tasks still run.
+        scope = {**self.scope, "method": "HEAD"} if self._method == "HEAD" else self.scope
         seconds = perf_counter() - self._started_at
-        record(self.scope, self.status or 500, seconds, self._app, self._root_path)
+        record(scope, self.status or 500, seconds, self._app, self._root_path)
 
     def watch_client(self) -> None:
         """Cancel the request if its client disconnects, unless the application reads messages."""
@@ -176,6 +174,13 @@ class _Exchange:
         self._request = cast("asyncio.Task[None]", asyncio.current_task(loop))
         # A task for each request would cost more; short requests end before this.
         self._timer = loop.call_later(WATCH_AFTER_SECONDS, self._start_watching)
+
+    def leave_client(self) -> None:
+        """Stop watching. Until then, background tasks may ask whether the client is still there."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
 
     def _start_watching(self) -> None:
         if not (self._is_read or self.has_started or has_body(self.scope)):

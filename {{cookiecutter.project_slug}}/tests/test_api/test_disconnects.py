@@ -163,11 +163,12 @@ async def test_work_after_the_response_completes(address: str, fresh_app: FastAP
     disconnected, done = asyncio.Event(), asyncio.Event()
 
     @fresh_app.get("/")
-    async def respond(tasks: BackgroundTasks) -> str:
+    async def respond(request: Request, tasks: BackgroundTasks) -> str:
         async def work() -> None:
             await disconnected.wait()
             await asyncio.sleep(2 * WATCH_AFTER_SECONDS)
-            done.set()
+            if await request.is_disconnected():
+                done.set()
 
         tasks.add_task(work)
         await asyncio.sleep(2 * WATCH_AFTER_SECONDS)  # the middleware watches
