@@ -46,7 +46,7 @@ class RouteIndex:
     def __init__(self, router: APIRouter, preparations: Sequence[Prepare]) -> None:
         self.router = router
         self.preparations = preparations
-        self._size = 0
+        self._indexed: list[BaseRoute] = []
         self._routes: dict[str, Routes] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,8 +69,8 @@ class RouteIndex:
 
     def _find(self, scope: Scope) -> ASGIApp | None:
         """Return the application of the route, and add what the router adds to the scope."""
-        if len(self.router.routes) != self._size:  # at the first request, and in tests
-            self._size = len(self.router.routes)
+        if self.router.routes != self._indexed:  # at the first request, and in tests
+            self._indexed = [*self.router.routes]
             self._routes = index(self.router)
         routes = self._routes.get(scope["method"])
         path, root_path = scope["path"], scope.get("root_path")
@@ -83,7 +83,9 @@ class RouteIndex:
         found = match and routes.by_group[match.lastindex]
         if not found:
             return None
-        _, parameters = found.matches(scope)
+        outcome, parameters = found.matches(scope)
+        if outcome is not Match.FULL:  # the path is the prefix of the server
+            return None
         scope.update(parameters)
         scope.update(found.scope)
         return found.app
@@ -103,8 +105,8 @@ def index(router: APIRouter) -> dict[str, Routes]:
             added = {"router": router, "route": route.original_route}
             added |= {_CONTEXT: route, _TEMPLATE: route.path_format}
             indexed = Indexed(route.matches, route.app, added)
-        for method in route.methods or _METHODS:
-            found.setdefault(method, []).append((_PARAMETER.sub("(?:", pattern.pattern), indexed))
+        for method in found.keys() & (route.methods or _METHODS):  # not methods such as PURGE
+            found[method].append((_PARAMETER.sub("(?:", pattern.pattern), indexed))
     return {method: _combine(each) for method, each in found.items() if each}
 
 

@@ -134,11 +134,28 @@ async def test_routes_that_are_added_later_are_found(fresh_app: FastAPI) -> None
     assert (await route(fresh_app, "GET", "/late", has_index=True))[0] is nothing
 
 
+async def test_routes_that_are_replaced_are_found(fresh_app: FastAPI) -> None:
+    fresh_app.add_api_route("/old", nothing)
+    await assert_equal(fresh_app, ["/old", "/new"])
+    fresh_app.router.routes.pop()
+    fresh_app.add_api_route("/new", nothing)
+
+    await assert_equal(fresh_app, ["/old", "/new"])
+
+
+async def test_other_methods_keep_their_place(fresh_app: FastAPI) -> None:
+    fresh_app.mount("/purged", PlainTextResponse("mounted"))
+    fresh_app.add_api_route("/purged/x", nothing, methods=["OTHER"])
+
+    await assert_equal(fresh_app, ["/purged/x"])
+
+
 async def test_a_prefix_of_the_server_is_removed(app: FastAPI, database: Database) -> None:
     client = connect(app, database, root_path="/prefix")
 
     assert (await client.get(f"/prefix{LIVE}")).status_code == 200
     assert (await client.get(f"/prefixed{LIVE}")).status_code == 404
+    assert (await connect(app, database, root_path=LIVE).get(LIVE)).status_code == 404
 
 
 async def test_a_found_route_needs_no_search(
