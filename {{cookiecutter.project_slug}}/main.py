@@ -1,8 +1,11 @@
 """The ASGI application. Run it with `python cli.py api` or `uvicorn main:app`."""
 
+import os
+from importlib.util import find_spec
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from fastapi.telemetry import TelemetryConfig
 from fastapi_standalone_docs import StandaloneDocs
 from starlette.responses import RedirectResponse
 from starlette.types import Receive, Scope, Send
@@ -50,6 +53,7 @@ def create_application(settings: Settings | None = None) -> FastAPI:
         openapi_url=f"{settings.API_PREFIX}/openapi.json" if has_docs else None,
         swagger_ui_oauth2_redirect_url=None,
         lifespan=build_lifespan(settings),
+        telemetry=telemetry(),
         dependencies=[Depends(auth.authenticate)],
     )
     preparations = [
@@ -74,6 +78,14 @@ def create_application(settings: Settings | None = None) -> FastAPI:
     if has_docs and settings.ENV == "development":
         redirect_to_docs(app, settings.API_PREFIX)
     return app
+
+
+def telemetry() -> TelemetryConfig:
+    """Turn off telemetry that no one can receive: FastAPI looks for a receiver at each request."""
+    # Without the SDK, FastAPI says what is missing, if it is to configure it.
+    if find_spec("opentelemetry.sdk") or os.environ.get("FASTAPI_OTEL_AUTO_CONFIGURE"):
+        return {}
+    return {"tracing": False, "metrics": False, "logs": False}
 
 
 def redirect_to_docs(app: FastAPI, prefix: str) -> None:

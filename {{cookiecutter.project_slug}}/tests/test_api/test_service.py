@@ -8,15 +8,17 @@ from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import pytest
-from fastapi import APIRouter, FastAPI, Form, UploadFile
+from fastapi import APIRouter, FastAPI, Form, Request, UploadFile
 from fastapi.responses import PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi.testclient import TestClient
 from httpx import AsyncClient
+from opentelemetry import trace
 from pydantic import ByteSize, SecretStr
 
 import main
 from main import create_application
+from src.api.auth import allow_anonymous
 from src.core.config import ROOT, Settings
 from src.db.session import Database
 from tests.fixtures.client import HEADERS, application, connect, served
@@ -478,3 +480,27 @@ def test_synchronous_client_commits(sync_client: TestClient) -> None:
 
     assert created.status_code == 201
     assert sync_client.get(created.headers["location"]).json() == created.json()
+
+
+class Traces(trace.TracerProvider):
+    def get_tracer(self, *_: Any, **__: Any) -> trace.Tracer:
+        return trace.NoOpTracer()
+
+
+@pytest.mark.parametrize(("sdk", "configured"), [("yes", None), (None, "true"), (None, None)])
+async def test_telemetry_needs_the_sdk(
+    database: Database, monkeypatch: pytest.MonkeyPatch, sdk: str | None, configured: str | None
+) -> None:
+    monkeypatch.setattr("main.find_spec", lambda _: sdk)
+    monkeypatch.setattr(trace, "get_tracer_provider", Traces)
+    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", configured or "")
+    app = create_application()
+    found = []
+
+    @app.get("/traced")
+    @allow_anonymous
+    async def traced(request: Request) -> None:
+        found.append(request.scope.get("fastapi.telemetry") is not None)
+
+    assert (await connect(app, database).get("/traced")).status_code == 200
+    assert found == [bool(sdk or configured)]
