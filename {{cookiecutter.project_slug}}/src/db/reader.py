@@ -34,9 +34,9 @@ class Query(Generic[S]):
     def __init__(
         self, schema: type[S], statement: Select[*tuple[Any, ...]], *, others: int = 0
     ) -> None:
-        expressions = statement.column_descriptions
-        has_entity = any(each.get("entity") is each["expr"] for each in expressions)
-        if has_entity or not only_reads(statement):
+        if not only_reads(statement) or any(
+            each.get("entity") is each["expr"] for each in statement.column_descriptions
+        ):
             raise TypeError("A Query selects columns, not entities, and changes nothing.")
         self.statement = statement
         columns = statement.selected_columns.keys()

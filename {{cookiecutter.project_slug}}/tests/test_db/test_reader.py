@@ -11,7 +11,6 @@ from sqlalchemy import (
     Enum,
     Float,
     Numeric,
-    Select,
     bindparam,
     case,
     func,
@@ -20,6 +19,7 @@ from sqlalchemy import (
     select,
     text,
     type_coerce,
+    update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import StatementError
@@ -148,10 +148,11 @@ async def test_a_pooler_may_change_the_server_connection(pooler_url: Any) -> Non
     [
         select(Note),
         select(insert(Note).values(text="Lamp").returning(Note.text).cte().c.text),
+        update(Note).values(text="Lamp").returning(Note.text),
     ],
-    ids=["entity", "insert"],
+    ids=["entity", "insert", "update"],
 )
-def test_a_query_selects_columns_and_changes_nothing(statement: Select[Any]) -> None:
+def test_a_query_selects_columns_and_changes_nothing(statement: Any) -> None:
     with pytest.raises(TypeError, match="columns, not entities"):
         Query(Text, statement)
 
