@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
-SECONDS = float(os.environ.get("BENCH_SECONDS", "1"))  # of load for each measurement of a round
+SECONDS = float(os.environ.get("BENCH_SECONDS", "0.8"))  # of load for each measurement of a round
 RESULTS = os.environ.get("BENCH_RESULTS")  # a file for JSON lines
 
 Costs = dict[str, list[float]]  # one value for each round; the first name is the reference

@@ -7,7 +7,6 @@ same questions and hooks. Jinja takes almost all of its time, for 500 files and 
 copy those without tags, because cookiecutter would then replace changed files with `--skip-if-file-exists`.
 """
 
-import asyncio
 import os
 import resource
 import shutil
@@ -19,7 +18,6 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from report import ROUNDS, SECONDS, Costs, report
 from services import (
@@ -29,13 +27,13 @@ from services import (
     START_SECONDS,
     BenchError,
     Servers,
+    load,
     pinned,
     render,
     run_script,
     temporary,
 )
 
-from dev.load import run_load
 from dev.server import free_port
 
 HERE = Path(__file__).parent
@@ -118,10 +116,10 @@ def measure_processes(places: Mapping[str, Place]) -> None:
             with started(place) as server:
                 times[name].append(1000 * server.seconds)
                 processor[name].append(1000 * server.processor_seconds)
-                load(server.items)
+                load(server.items, clients=CLIENTS, seconds=SECONDS)
                 memory[name].append(megabytes(server.process))
                 for _ in range(3):
-                    load(server.items)
+                    load(server.items, clients=CLIENTS, seconds=SECONDS)
                 more[name].append(megabytes(server.process))
     report("Start, until the first response", times, "ms")
     report("Start, processor", processor, "ms")
@@ -131,14 +129,6 @@ def measure_processes(places: Mapping[str, Place]) -> None:
 
 def empty(places: Iterable[str]) -> Costs:
     return {name: [] for name in places}
-
-
-def load(address: str) -> None:
-    url = urlsplit(address)
-    request = f"GET {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\n\r\n".encode()
-    done = asyncio.run(run_load(url, lambda: request, clients=CLIENTS, seconds=SECONDS))
-    if done.results.keys() - {200}:
-        raise BenchError(f"{address}: unexpected {done.results}.")
 
 
 def measure_generation(folder: Path) -> None:
