@@ -6,7 +6,7 @@ import sys
 from src.core.config import ROOT
 
 # Libraries of commands and of development, and what they bring along: half a second.
-UNUSED = {"alembic", "mako", "pygments", "pytest", "rich", "typer"}
+UNUSED = {"alembic", "mako", "pytest", "typer"}
 
 
 def test_start_does_not_import_libraries_that_it_does_not_use() -> None:
