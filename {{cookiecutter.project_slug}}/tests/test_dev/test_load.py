@@ -66,7 +66,7 @@ async def test_clients_connect_again_and_count_lost_responses() -> None:
 
 async def test_a_refused_connection_is_counted() -> None:
     url = urlsplit(f"http://127.0.0.1:{free_port()}")
-    load = await run_load(url, lambda: REQUEST, clients=1, seconds=0.01)
+    load = await run_load(url, lambda: REQUEST, clients=1, seconds=0.04)  # less than RETRY_SECONDS
     assert load.results == {"no connection": 1}
 
 
@@ -76,7 +76,7 @@ async def test_last_responses_are_part_of_the_result() -> None:
         writer.write(OK)
 
     async with server(respond) as url:
-        load = await run_load(url, lambda: REQUEST, clients=3, seconds=0.01)
+        load = await run_load(url, lambda: REQUEST, clients=3, seconds=0.1)
     assert load.results == {200: 3}
     assert 0.2 < load.seconds < load.latencies[0] + 1
 
