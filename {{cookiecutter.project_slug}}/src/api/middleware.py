@@ -69,7 +69,7 @@ class RequestMiddleware:
         try:
             await self.app(exchange.scope, exchange.receive, exchange.send)
         except CancelledError:
-            if not await self._is_abandoned(exchange):
+            if not await self._respond_to_cancellation(exchange):
                 raise
         except Exception:
             if exchange.has_started or self.debug:
@@ -81,7 +81,7 @@ class RequestMiddleware:
             exchange.end()
             exchange.leave_client()
 
-    async def _is_abandoned(self, exchange: "_Exchange") -> bool:
+    async def _respond_to_cancellation(self, exchange: "_Exchange") -> bool:
         """Return whether the client has disconnected; otherwise, the server cancels the request."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
         if exchange.has_disconnected and not task.uncancel():
