@@ -51,7 +51,7 @@ async def cost(
     """Return microseconds of processor time per request, with concurrent clients."""
 
     async def receive() -> dict[str, Any]:
-        # `DisconnectMiddleware` of a slow request waits for this. A message each time would never end.
+        # The watch of a slow request waits for this. A message each time would never end.
         return await asyncio.get_running_loop().create_future()
 
     async def send(message: Any) -> None:

@@ -47,7 +47,7 @@ MAX_REASON_BYTES = 123  # RFC 6455, section 5.5
 
 
 def add_exception_handlers(app: FastAPI) -> None:
-    """Add the handlers. `UnexpectedErrorMiddleware` handles all other exceptions."""
+    """Add the handlers. `RequestMiddleware` handles all other exceptions."""
     handlers: dict[type[Exception], Handler] = {
         DomainError: _domain_error,
         HTTPException: _http_error,
