@@ -180,12 +180,12 @@ def _invalid_numbers(options: Mapping[str, Any]) -> Iterator[str]:
             yield name
 
 
-async def in_bursts(items: Sequence[T]) -> AsyncGenerator[T]:
-    """Yield the items. Requests of the process run after each BURST, which takes a millisecond."""
-    for number, item in enumerate(items):
+async def in_bursts(values: Sequence[T]) -> AsyncGenerator[T]:
+    """Yield the values. Requests of the process run after each BURST, which takes a millisecond."""
+    for number, value in enumerate(values):
         if number % BURST == 0:
             await asyncio.sleep(0)
-        yield item
+        yield value
 
 
 class CheckedEncoder(JSONEncoder):
