@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from inspect import isawaitable
 from time import monotonic
 from typing import Annotated, Any, TypeVar
 
@@ -192,11 +193,20 @@ class Require:
     scopes: tuple[Scope, ...]
 
     async def __call__(self, connection: HTTPConnection) -> Principal:
-        principal = await get_principal(connection)  # as a dependency, it would cost more
+        # As a dependency, it would cost more.
+        overridden = connection.scope["app"].dependency_overrides.get(get_principal)
+        principal = await (_call(overridden) if overridden else get_principal(connection))
         for scope in self.scopes:
             if scope not in principal.scopes:
                 raise MissingScopeError(scope)
         return principal
+
+
+async def _call(replacement: Callable[[], Any]) -> Principal:
+    """Return the principal of a test that replaces `get_principal`."""
+    found = replacement()
+    principal: Principal = await found if isawaitable(found) else found
+    return principal
 
 
 def required_scopes(dependant: Dependant) -> frozenset[Scope]:

@@ -228,18 +228,21 @@ def test_check_of_a_subclass_of_require_is_not_skipped(fresh_app: FastAPI) -> No
         add(fresh_app, anonymous_counter(), "route", Depends(RequireOnMonday((SOME_SCOPE,))))
 
 
+@pytest.mark.parametrize(
+    "source", [Depends(get_principal), require(SOME_SCOPE)], ids=["principal", "scopes"]
+)
 async def test_overridden_principal_bypasses_the_cache(
-    fresh_app: FastAPI, client: AsyncClient
+    fresh_app: FastAPI, client: AsyncClient, source: Any
 ) -> None:
     """A test that replaces the principal must see its response."""
 
-    async def endpoint(principal: CurrentPrincipal) -> str:
+    async def endpoint(principal: Annotated[Principal, source]) -> str:
         return principal.id
 
     add(fresh_app, endpoint, identity=by_principal)
     bootstrap = key_header("bootstrap")
     for name in ("Ann", "Ben"):
-        other = Principal(PrincipalKind.API_KEY, name, frozenset())
+        other = Principal(PrincipalKind.API_KEY, name, frozenset({SOME_SCOPE}))
         fresh_app.dependency_overrides = {get_principal: lambda other=other: other}
         assert (await client.get(PATH, headers=bootstrap)).json() == name
     fresh_app.dependency_overrides = {}

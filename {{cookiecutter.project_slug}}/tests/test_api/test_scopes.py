@@ -20,7 +20,7 @@ from src.api.auth import (
 from src.core.config import Settings
 from src.core.trace import principal_id
 from src.db.session import Database
-from src.domain.principal import Principal, Scope
+from src.domain.principal import Principal, PrincipalKind, Scope
 from tests.fixtures.client import ClientWith, connect, create_key, served
 from tests.fixtures.notes import NOTES
 from tests.test_api.test_auth import HEADERS, KEY, WORK
@@ -54,6 +54,19 @@ class TestScopes:
         operation = fresh_app.openapi()["paths"][WORK]["get"]
         assert {"API key": [SOME_SCOPE]} in operation["security"]
         assert "403" in operation["responses"]
+
+    async def test_are_those_of_a_principal_that_a_test_replaces(
+        self, fresh_app: FastAPI, database: Database
+    ) -> None:
+        fresh_app.get(WORK, dependencies=[require(SOME_SCOPE)])(lambda: "done")
+        client = connect(fresh_app, database)
+
+        async def replaced() -> Principal:
+            return Principal(PrincipalKind.API_KEY, "Ann", frozenset())
+
+        assert (await client.get(WORK)).status_code == 200
+        fresh_app.dependency_overrides = {get_principal: replaced}
+        assert (await client.get(WORK)).status_code == 403
 
     async def test_all_are_required(self, fresh_app: FastAPI, database: Database) -> None:
         scopes = sorted(Scope)
