@@ -35,6 +35,8 @@ def main() -> None:
     if unknown := [name for name in chosen if name not in PARTS and name not in ENDPOINTS]:
         known = ", ".join([*PARTS, *ENDPOINTS])
         sys.exit(f"ONLY={','.join(unknown)} is unknown: choose from {known}.")
+    if any(value is not None and value <= 0 for value in (options.rounds, options.seconds)):
+        sys.exit("ROUNDS and SECONDS must be above 0.")
     arguments = {"endpoints": [*endpoints, *(("--base", options.base) if options.base else ())]}
     parts = [part for part in PARTS if part in chosen or (part == "endpoints" and endpoints)]
     if options.base and "endpoints" not in parts:

@@ -82,6 +82,7 @@ def test_a_revision_is_compared_in_turns(project: BakedProject, variables: dict[
             {"URL": "http://127.0.0.1:1/"},
             "Error: Nothing accepts connections at http://127.0.0.1:1/.",
         ),
+        ({"METHOD": "POST"}, "Error: METHOD=POST needs a URL, such as URL=/api/v1/notes/."),
         ({"CLIENTS": "0"}, "CLIENTS"),
     ],
 )

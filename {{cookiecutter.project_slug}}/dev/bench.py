@@ -87,7 +87,7 @@ def main(
     """Measure endpoints: by default, each GET endpoint that requires no parameter."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     urls = url.split()
-    _check_urls(urls, base)
+    _check_urls(urls, method, base)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
         addresses = [""]
@@ -112,7 +112,9 @@ def _is_complete(url: str) -> bool:
     return url.startswith(("http://", "https://"))
 
 
-def _check_urls(urls: list[str], base: str) -> None:
+def _check_urls(urls: list[str], method: Method, base: str) -> None:
+    if method != "GET" and not urls:
+        raise ServerError(f"METHOD={method} needs a URL, such as URL=/api/v1/notes/.")
     for url in urls:
         if not _is_complete(url) and not url.startswith("/"):
             raise ServerError(f"URL has {url}, which is neither a path nor starts with http://.")
