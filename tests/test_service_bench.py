@@ -24,7 +24,11 @@ GIT = ("git", "-c", "user.name=Test", "-c", "user.email=test@localhost")
 
 @pytest.fixture(scope="module")
 def project(bake: Bake) -> BakedProject:
-    return bake(example="no")
+    """Return a service in a Git repository."""
+    baked = bake(example="no")
+    for command in ("init --quiet", "add --all", "commit --quiet --message=Start"):
+        run(*GIT, *command.split(), cwd=baked.path)
+    return baked
 
 
 @pytest.fixture
@@ -55,8 +59,6 @@ def test_endpoints_are_found_and_measured(project: BakedProject, variables: dict
 
 def test_a_revision_is_compared_in_turns(project: BakedProject, variables: dict[str, str]) -> None:
     """It has its own code. What fails is reported, not hidden."""
-    for command in ("init --quiet", "add --all", "commit --quiet --message=Start"):
-        run(*GIT, *command.split(), cwd=project.path)
     health = project.path / "src/api/v1/endpoints/health.py"
     before = health.read_text("utf-8")
     health.write_text(before.replace('"/health/live"', '"/health/alive"'), "utf-8")

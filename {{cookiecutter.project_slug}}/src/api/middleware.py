@@ -163,7 +163,7 @@ class _Exchange:
         if self._is_recorded:
             return
         self._is_recorded = True
-        # Not in the scope of the application: its background tasks still run.
+        # Not in the scope of the application, which may still run in the background.
         scope = {**self.scope, "method": "HEAD"} if self._method == "HEAD" else self.scope
         seconds = perf_counter() - self._started_at
         record(scope, self.status or 500, seconds, self._app, self._root_path)

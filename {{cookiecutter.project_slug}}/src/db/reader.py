@@ -41,6 +41,12 @@ class Query(Generic[S]):
         self.statement = statement
         columns = statement.selected_columns.keys()
         self._names = columns[: len(columns) - others]
+        fields = {field.validation_alias or name for name, field in schema.model_fields.items()}
+        if unknown := [name for name in self._names if name not in fields]:
+            raise TypeError(
+                f"`{schema.__name__}` has no field `{unknown[0]}`. Name the column:"
+                " `.label(…)` with the name of a field."
+            )
         self._schemas = TypeAdapter(list[schema])  # type: ignore[valid-type]
         self._compiled: _Compiled | None = None
 

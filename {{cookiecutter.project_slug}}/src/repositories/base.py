@@ -96,10 +96,10 @@ class Repository(Generic[M]):
         values = _given(wanted)
         conditions = tuple(filters[name] for name in values)
         if cursor is not None:
-            values["last_value"], values["last_id"] = order.parse(cursor)
+            values["_last_value"], values["_last_id"] = order.parse(cursor)
         query = rows.page(self._model, schema, conditions, order, is_first=cursor is None)
         # Fetch one more row to find out if there is a next page.
-        found = await self._rows(query, {**values, "limit": limit + 1, "offset": offset})
+        found = await self._rows(query, {**values, "_limit": limit + 1, "_offset": offset})
         next_cursor = order.cursor(*found[limit - 1][-2:]) if len(found) > limit else None
         return query.parse(found[:limit]), next_cursor
 
@@ -113,7 +113,7 @@ class Repository(Generic[M]):
         """Count the rows, at most `limit`: counting all of a large table takes seconds."""
         values = _given(wanted)
         query = rows.count(self._model, tuple(filters[name] for name in values))
-        return (await self.fetch(query, **values, limit=limit))[0].count
+        return query.parse(await self._rows(query, {**values, "_limit": limit}))[0].count
 
     async def fetch(self, query: Query[S], **values: Any) -> list[S]:
         """Run a query of your own."""

@@ -29,7 +29,8 @@ Schema = type[BaseModel]
 Column = InstrumentedAttribute[Any]
 Conditions = tuple[ColumnElement[bool], ...]
 
-_LIMIT, _OFFSET = (bindparam(name, type_=Integer) for name in ("limit", "offset"))
+# Filters may have any name without an underscore in front.
+_LIMIT, _OFFSET = (bindparam(name, type_=Integer) for name in ("_limit", "_offset"))
 
 
 class Count(BaseModel):
@@ -87,7 +88,7 @@ def page(
     model: Model, schema: Schema, conditions: Conditions, order: Order, *, is_first: bool
 ) -> Query[Any]:
     """The rows also have the value and the ID for the cursor of the next page."""
-    last = (order.column.label("last_value"), order.key.label("last_id"))
+    last = (order.column.label("_last_value"), order.key.label("_last_id"))
     statement: Select[Any] = select(*_columns(model, schema), *last).where(*conditions)
     after = tuple_(*(bindparam(each.name, type_=each.type) for each in last))
     statement = order.sort(statement, None if is_first else after).limit(_LIMIT).offset(_OFFSET)

@@ -157,6 +157,16 @@ def test_a_query_selects_columns_and_changes_nothing(statement: Any) -> None:
         Query(Text, statement)
 
 
+def test_a_query_refuses_a_column_that_is_no_field() -> None:
+    """It would get lost, and a field with a default would have that."""
+
+    class Counted(BaseModel):
+        number: int = 0
+
+    with pytest.raises(TypeError, match=r"`Counted` has no field `count`"):
+        Query(Counted, select(func.count()).select_from(Note))
+
+
 class TestRepository:
     async def test_reads_only_the_columns_of_the_schema(
         self, db: AsyncSession, database: Database
@@ -192,6 +202,22 @@ class TestRepository:
     async def test_entities_need_a_session(self, reader: Reader) -> None:
         with pytest.raises(SessionUseError, match="instead of `DbReader`"):
             await NoteRepository(reader).get(uuid4())
+
+    @pytest.mark.usefixtures("texts")
+    async def test_filters_may_be_called_like_the_parameters_of_a_page(
+        self, reader: Reader
+    ) -> None:
+        names = ("limit", "offset", "last_value", "last_id")
+        filters = {name: Note.text != bindparam(name, type_=Note.text.type) for name in names}
+        wanted = dict.fromkeys(names, "no such text")
+        repository = NoteRepository(reader)
+
+        found, cursor = await repository.read_page(Text, wanted, filters, limit=1)
+        others, _ = await repository.read_page(Text, wanted, filters, limit=1, cursor=cursor)
+
+        assert found
+        assert others
+        assert await repository.count_rows(wanted, filters, limit=2) == 2
 
     @pytest.mark.usefixtures("texts")
     async def test_pages_follow_each_other(self, reader: Reader) -> None:

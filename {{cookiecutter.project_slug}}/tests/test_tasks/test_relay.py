@@ -190,8 +190,8 @@ async def test_requests_run_while_a_batch_is_prepared() -> None:
             await asyncio.sleep(0)
 
     running = asyncio.create_task(requests())
-    items = range(5 * BURST)
-    assert [item async for item in in_bursts(items)] == [*items]
+    numbers = range(5 * BURST)
+    assert [number async for number in in_bursts(numbers)] == [*numbers]
     running.cancel()
 
     assert turns >= 5
