@@ -167,6 +167,7 @@ async def test_work_after_the_response_completes(address: str, fresh_app: FastAP
         async def work() -> None:
             await disconnected.wait()
             await asyncio.sleep(2 * WATCH_AFTER_SECONDS)
+            await request.is_disconnected()  # reads the message of the empty body
             if await request.is_disconnected():
                 done.set()
 
