@@ -232,7 +232,7 @@ async def test_a_read_whose_connection_cannot_be_replaced_returns_503(
 
     @fresh_app.get("/rows")
     async def read_rows(db: DbReader) -> None:
-        await db.rows(Query(BaseModel, sleeping_query), {})
+        await db.rows(Query(BaseModel, sleeping_query, others=1), {})
 
     request = asyncio.create_task(connect(fresh_app, database).get(path))
     async with committing_database.reads() as session:
@@ -263,7 +263,7 @@ async def test_only_a_select_is_repeated_if_its_connection_is_lost(
 
     @fresh_app.post("/rows")
     async def read_rows(db: DbReader) -> None:
-        await db.rows(Query(BaseModel, end_once), {})
+        await db.rows(Query(BaseModel, end_once, others=1), {})
 
     @fresh_app.post("/insert")
     async def insert_note(db: ReadSession) -> None:

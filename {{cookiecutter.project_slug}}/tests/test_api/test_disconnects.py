@@ -80,7 +80,7 @@ async def test_statements_of_reads_are_cancelled(
 
     @fresh_app.get("/rows")
     async def read_rows(db: DbReader) -> None:
-        await db.rows(Query(BaseModel, select(func.pg_advisory_xact_lock(KEY))), {})
+        await db.rows(Query(BaseModel, select(func.pg_advisory_xact_lock(KEY)), others=1), {})
 
     @fresh_app.get("/write")
     async def write(db: DbSession) -> None:
