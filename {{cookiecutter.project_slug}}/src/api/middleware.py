@@ -176,7 +176,7 @@ class _Exchange:
         self._timer = loop.call_later(WATCH_AFTER_SECONDS, self._start_watching)
 
     def leave_client(self) -> None:
-        """Stop watching. Until then, background tasks may ask whether the client is still there."""
+        """Stop watching. Until then, work after the response may ask if the client is still there."""
         if self._timer is not None:
             self._timer.cancel()
         if self._watching is not None:
