@@ -263,7 +263,7 @@ async def test_only_a_select_is_repeated_if_its_connection_is_lost(
 
     @fresh_app.post("/rows")
     async def read_rows(db: DbReader) -> None:
-        await db.rows(Query(BaseModel, end_once, others=1), {})
+        await db.rows(Query(BaseModel, end_once, others=2), {})
 
     @fresh_app.post("/insert")
     async def insert_note(db: ReadSession) -> None:
