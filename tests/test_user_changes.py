@@ -61,7 +61,7 @@ MODELS = "\n".join(
         ),
     ]
 )
-IMPORT = "from fastapi.middleware.cors"
+IMPORT = "from fastapi import Depends"
 CONFIG = "src/core/config.py"
 # The file, the text to replace, and the new text.
 CHANGES = [
@@ -78,7 +78,7 @@ CHANGES = [
     ("main.py", IMPORT, f"from fastapi.middleware.gzip import GZipMiddleware\n{IMPORT}"),
     (
         "main.py",
-        "    app.add_middleware(Metrics",
+        "    app.add_middleware(\n        RequestMiddleware",
         "    app.add_middleware(GZipMiddleware, minimum_size=1)\n{0}",
     ),
     ("main.py", "debug=settings.DEBUG,", "debug=settings.DEBUG, responses=openapi.problems(429),"),
