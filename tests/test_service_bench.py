@@ -109,8 +109,6 @@ def test_a_signal_stops_everything(
     project: BakedProject, variables: dict[str, str], tmp_path: Path, number: signal.Signals
 ) -> None:
     log = tmp_path / "log"
-    # A shell makes background jobs ignore it, and so would the child.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["make", "bench", *LENT],

@@ -85,7 +85,9 @@ def main(
     base: Annotated[str, Option(envvar="BASE", help="Git revision to compare with.")] = "",
 ) -> None:
     """Measure endpoints: by default, each GET endpoint that requires no parameter."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
+    # A shell makes background jobs ignore Ctrl-C. SIGTERM is the same: asyncio stops in an orderly way.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     urls = url.split()
     _check_urls(urls, method, base)
     with ExitStack() as stack:
