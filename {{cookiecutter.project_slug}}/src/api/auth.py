@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from inspect import isawaitable
 from time import monotonic
 from typing import Annotated, Any, TypeVar
 
@@ -192,32 +191,17 @@ class Require:
 
     scopes: tuple[Scope, ...]
 
-    async def __call__(self, connection: HTTPConnection) -> Principal:
-        # As a dependency, it would cost more.
-        overridden = connection.scope["app"].dependency_overrides.get(get_principal)
-        principal = await (_call(overridden) if overridden else get_principal(connection))
+    async def __call__(self, principal: CurrentPrincipal) -> Principal:
         for scope in self.scopes:
             if scope not in principal.scopes:
                 raise MissingScopeError(scope)
         return principal
 
 
-async def _call(replacement: Callable[[], Any]) -> Principal:
-    """Return the principal of a test that replaces `get_principal`."""
-    found = replacement()
-    principal: Principal = await found if isawaitable(found) else found
-    return principal
-
-
 def required_scopes(dependant: Dependant) -> frozenset[Scope]:
     """Return the scopes of all `require()` of a route and of the routers that include it."""
     calls = [each.call for each in walk(dependant)]
     return frozenset().union(*(call.scopes for call in calls if isinstance(call, Require)))
-
-
-def needs_principal(dependant: Dependant) -> bool:
-    """Return whether the dependency itself needs a caller with credentials."""
-    return dependant.call is get_principal or isinstance(dependant.call, Require)
 
 
 def walk(dependant: Dependant) -> Iterator[Dependant]:
@@ -250,7 +234,7 @@ def prepare_routes(routes: Iterable[BaseRoute]) -> None:
         prepare_routes(getattr(route.original_route, "routes", None) or ())  # of a mount
         if not allows_anonymous(getattr(route, "endpoint", None)):
             continue
-        if any(map(needs_principal, walk(route.dependant))):
+        if any(each.call is get_principal for each in walk(route.dependant)):
             raise TypeError(
                 f"`{route.name}` allows anonymous callers, but it or a router that includes it"
                 " needs the principal. Remove @allow_anonymous; or remove require(), and take an"

@@ -27,14 +27,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute
 from starlette.types import Scope
 
-from src.api.auth import (
-    allows_anonymous,
-    authenticate,
-    find_principal,
-    get_principal,
-    required_scopes,
-    walk,
-)
+from src.api.auth import allows_anonymous, authenticate, find_principal, required_scopes, walk
 from src.api.deps import CREDENTIAL_HEADERS
 from src.api.response_cache_codec import (
     ResponseCodec,
@@ -152,7 +145,7 @@ class RouteCache:
         self.values: Policy[Response] = Policy(route.name, codec, owner, ttl=policy.ttl)
         self.template: str = route.path_format
         ignored = (*STATE_ONLY_DEPENDENCIES, policy)
-        self._calls = [get_principal, *(call for call in calls[1:] if call not in ignored)]
+        self._calls = [call for call in calls[1:] if call not in ignored]
         # An endpoint that takes the request may put its query and its host into the response.
         others = list(without_guards(route.dependant))
         self.reads_request = any(map(takes_request, others))

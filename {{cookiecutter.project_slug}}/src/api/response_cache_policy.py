@@ -16,7 +16,7 @@ from src.api.auth import (
     Require,
     authenticate,
     get_optional_principal,
-    needs_principal,
+    get_principal,
     principal_of,
     walk,
 )
@@ -181,7 +181,7 @@ def _has_no_value(dependant: Dependant, route: Any) -> bool:
 
 
 def _takes_principal(dependant: Dependant) -> bool:
-    return needs_principal(dependant) or dependant.call is get_optional_principal
+    return dependant.call in (get_principal, get_optional_principal)
 
 
 def takes_request(dependant: Dependant) -> bool:

@@ -19,6 +19,7 @@ _TEMPLATE = "route_template"
 # Keys that the index adds to the scope of a request, for the metrics.
 FOUND = ("route", _CONTEXT, _TEMPLATE)
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+_OF_API_ROUTE = (APIRoute.matches, APIRoute.handle)
 _PARAMETER = re.compile(r"\(\?P<\w+>")
 
 
@@ -125,9 +126,6 @@ def _is_plain(route: RouteContext) -> bool:
         return False
     # Limits of forms may come from the routers.
     return route.body_field is None or not isinstance(route.body_field.field_info, params.Form)
-
-
-_OF_API_ROUTE = (APIRoute.matches, APIRoute.handle)
 
 
 def matched_route(scope: Scope) -> Any:
