@@ -35,7 +35,7 @@ from services import (
 CONNECTIONS, ROWS = 32, 110
 WARM_UP_SECONDS = min(SECONDS, 0.5)
 HERE = Path(__file__).parent
-ITEM = json.dumps({"name": "Lamp", "description": "Brass, with a green shade"}).encode()
+ITEM = json.dumps({"name": "Lamp", "description": "Brass, with a green shade"})
 
 LOGS = "", ", with access log"
 FEATURES = "textbook_with_features:app"
@@ -57,7 +57,7 @@ class Endpoint(NamedTuple):
     path: str  # of the services, below /api/v1
     services: tuple[str, ...]
     references: dict[str, tuple[str, str]]  # application and path; the first is the reference
-    body: bytes | None = None
+    body: str = ""
 
 
 def textbook(path: str, minimal: str = "bare:app") -> dict[str, tuple[str, str]]:
@@ -142,7 +142,7 @@ class Places:
         headers = {"Content-Type": "application/json"}
         with serving(application, folder, variables, python=python) as address:
             for _ in range(ROWS):
-                request = urllib.request.Request(f"{address}{path}", ITEM, headers)  # noqa: S310 - our own
+                request = urllib.request.Request(f"{address}{path}", ITEM.encode(), headers)  # noqa: S310 - our own
                 with urllib.request.urlopen(request) as response:  # noqa: S310 - as above
                     item = json.load(response)
         return Place(folder, variables, item["id"], python)
@@ -180,7 +180,7 @@ def take_turns(
     return rates
 
 
-def rate(url: str, body: bytes | None, seconds: float) -> float:
+def rate(url: str, body: str, seconds: float) -> float:
     """Return successful requests per second."""
     return load(url, body, clients=CONNECTIONS, seconds=seconds).rate
 

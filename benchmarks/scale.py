@@ -10,10 +10,9 @@
 """
 
 import asyncio
-import os
 import sys
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import asyncpg
@@ -25,6 +24,7 @@ from services import (
     Servers,
     load,
     pinned,
+    processor_seconds,
     render,
     run_script,
     serving,
@@ -57,7 +57,6 @@ WORK = {  # by the cache of the service
     "file": {"Hit in files": "/api/v1/items/"},
 }
 WORKERS = (1, 2, 4)
-TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 def table_sizes(backends: Servers, folder: Path) -> None:
@@ -132,20 +131,6 @@ def with_workers(count: int, variables: dict[str, str]) -> Generator[tuple[str, 
         pinned(tested=False),
     ):
         yield f"http://127.0.0.1:{port}", process.pid
-
-
-def processor_seconds(ancestor: int) -> float:
-    """Return the processor time that the process and its descendants have used, on Linux."""
-    stats: dict[int, list[str]] = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # the process has ended
-            stats[int(file.parent.name)] = file.read_text().rpartition(")")[2].split()
-    family, spent = {ancestor}, 0
-    for process, (_, parent, *fields) in sorted(stats.items()):  # children have higher IDs
-        if process in family or int(parent) in family:
-            family.add(process)
-            spent += int(fields[9]) + int(fields[10])
-    return spent / TICKS
 
 
 def main() -> None:

@@ -4,28 +4,23 @@ Servers under test run on one core. Load, PostgreSQL and Valkey run on the other
 can pin processes. Everything listens on loopback or on Unix sockets, and ends with this process.
 """
 
-import asyncio
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
-
-import uvloop
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "{{cookiecutter.project_slug}}"
 SERVICE = ROOT / SOURCE
 sys.path[1:1] = [str(SERVICE), str(ROOT)]
 
-from dev.load import Load, run_load  # noqa: E402 - now the service is on the path
+from dev.load import Load, send, stop_at_sigterm  # noqa: E402 - now the service is on the path
 from dev.postgres import embedded_postgres  # noqa: E402
 from dev.server import free_port  # noqa: E402
 from dev.supervisor import supervised  # noqa: E402
@@ -33,6 +28,7 @@ from dev.valkey import embedded_valkey  # noqa: E402
 from scripts.demo import environment  # noqa: E402
 
 START_SECONDS = 60
+TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
 
 
@@ -42,7 +38,7 @@ class BenchError(Exception):
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a benchmark; an error, Ctrl-C or SIGTERM ends it without a traceback and files."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_at_sigterm()
     try:
         main()
     except BenchError as error:
@@ -169,19 +165,27 @@ def started(
         yield process
 
 
-def load(url: str, body: bytes | None = None, *, clients: int, seconds: float) -> Load:
+def load(url: str, body: str = "", *, clients: int, seconds: float) -> Load:
     """Send GET, or POST with a body, from concurrent clients that keep their connections."""
-    parts = urlsplit(url)
-    path = f"{parts.path}?{parts.query}" if parts.query else parts.path
-    lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", f"Host: {parts.netloc}"]
-    if body is not None:
-        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
-    request = "\r\n".join([*lines, "", ""]).encode() + (body or b"")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        sent = runner.run(run_load(parts, lambda: request, clients=clients, seconds=seconds))
+    method = "POST" if body else "GET"
+    sent = send(url, method=method, body=body, clients=clients, seconds=seconds)
     if failures := sent.results.keys() - {200, 201}:
         raise BenchError(f"{url}: unexpected {', '.join(map(str, failures))}.")
     return sent
+
+
+def processor_seconds(ancestor: int) -> float:
+    """Return the processor time that the process and its descendants have used, on Linux."""
+    stats: dict[int, list[str]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # the process has ended
+            stats[int(file.parent.name)] = file.read_text().rpartition(")")[2].split()
+    family, spent = {ancestor}, 0
+    for process, (_, parent, *fields) in sorted(stats.items()):  # children have higher IDs
+        if process in family or int(parent) in family:
+            family.add(process)
+            spent += int(fields[9]) + int(fields[10])
+    return spent / TICKS
 
 
 def is_open(port: int) -> bool:

@@ -7,7 +7,6 @@ same questions and hooks. Jinja takes almost all of its time, for 500 files and 
 copy those without tags, because cookiecutter would then replace changed files with `--skip-if-file-exists`.
 """
 
-import os
 import resource
 import shutil
 import subprocess
@@ -29,6 +28,7 @@ from services import (
     Servers,
     load,
     pinned,
+    processor_seconds,
     render,
     run_script,
     temporary,
@@ -89,11 +89,6 @@ def responds(address: str) -> bool:
     with suppress(OSError), urllib.request.urlopen(address) as response:  # noqa: S310 - our own
         return bool(response.status == 200)  # noqa: PLR2004 - the only status of a health check
     return False
-
-
-def processor_seconds(process: int) -> float:
-    fields = Path(f"/proc/{process}/stat").read_text("utf-8").rpartition(")")[2].split()
-    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def megabytes(process: int) -> float:

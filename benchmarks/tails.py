@@ -43,7 +43,7 @@ def beyond_the_pool(backends: Servers, service: Path) -> None:
         serving("main:app", service, backends.variables(service)) as address,
     ):
         items = {"textbook": f"{textbook}/items/", "service": f"{address}/api/v1/items/"}
-        for title, query, body in (("Create", "", ITEM), ("List of 20", "?limit=20", None)):
+        for title, query, body in (("Create", "", ITEM), ("List of 20", "?limit=20", "")):
             costs: Costs = {name: [] for name in items}
             for url in items.values():
                 load(url + query, body, clients=CLIENTS, seconds=WARM_UP_SECONDS)

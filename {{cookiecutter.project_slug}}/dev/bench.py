@@ -8,27 +8,24 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
-from asyncio import Runner
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPConnection
 from math import nan
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 from urllib.parse import urljoin, urlsplit
-from uuid import uuid4
 
 import typer
 from typer import Option
-from uvicorn.loops.auto import auto_loop_factory
 
-from dev.load import Load, run_load
+from dev.load import Load, send, stop_at_sigterm
 from dev.server import ServerError, ServerKind, free_port
 from dev.stack import start_servers
 from dev.supervisor import supervised
@@ -53,28 +50,6 @@ COMPARED = "  requests/s     before  ratio   from     to   p99 ms   before  erro
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
-class Clients(NamedTuple):
-    number: int
-    method: str
-    body: str
-    key: str
-
-    def send(self, url: str, seconds: float) -> Load:
-        """Let each client repeat the request."""
-        parts = urlsplit(url)
-        path = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
-        head = f"{self.method} {path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
-        head += f"X-API-Key: {self.key}\r\n" if self.key else ""
-
-        def request() -> bytes:
-            body = self.body.replace("{uuid}", uuid4().hex).encode()
-            form = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            return f"{head}{form if body else ''}\r\n".encode() + body
-
-        with Runner(loop_factory=auto_loop_factory()) as runner:
-            return runner.run(run_load(parts, request, clients=self.number, seconds=seconds))
-
-
 def main(
     url: Annotated[str, Option(envvar="URL", help="Paths, or URLs of a running service.")] = "",
     method: Annotated[Method, Option(envvar="METHOD")] = "GET",
@@ -85,9 +60,7 @@ def main(
     base: Annotated[str, Option(envvar="BASE", help="Git revision to compare with.")] = "",
 ) -> None:
     """Measure endpoints: by default, each GET endpoint that requires no parameter."""
-    # A shell makes background jobs ignore Ctrl-C. SIGTERM is the same: asyncio stops in an orderly way.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    stop_at_sigterm()
     urls = url.split()
     _check_urls(urls, method, base)
     with ExitStack() as stack:
@@ -97,7 +70,7 @@ def main(
             key = key or secrets.token_hex()
             addresses = start_services(base, key, folder, stack)
             urls = urls or find_paths(addresses[0])
-        senders = Clients(clients, method, body, key)
+        repeat = partial(send, method=method, body=body, key=key, clients=clients)
         width = max(map(len, urls), default=0)
         typer.echo(f"{clients} clients, {seconds} seconds for each endpoint\n")
         typer.echo(" " * width + (COMPARED if base else COLUMNS))
@@ -105,7 +78,7 @@ def main(
             for log in folder.glob("*/api.log"):
                 os.truncate(log, 0)  # it has a line for each request
             typer.echo(f"{each:{width}}", nl=False)  # shows what is measured now
-            typer.echo(measure(senders, [urljoin(address, each) for address in addresses], seconds))
+            typer.echo(measure(repeat, [urljoin(address, each) for address in addresses], seconds))
         if base:
             typer.echo(f"ratio: requests/s now, divided by those of {base}")
 
@@ -184,20 +157,20 @@ def find_paths(address: str) -> list[str]:
     ]
 
 
-def measure(clients: Clients, urls: list[str], seconds: float) -> str:
+def measure(repeat: partial[Load], urls: list[str], seconds: float) -> str:
     """Return the row of one URL, or of a second one in turns with the first."""
     for url, when in zip(urls, ("", " before"), strict=False):
-        warm_up = clients.send(url, WARM_UP_SECONDS)
+        warm_up = repeat(url, seconds=WARM_UP_SECONDS)
         if set(warm_up.results) == {"no connection"}:
             typer.echo()
             raise ServerError(f"Nothing accepts connections at {url}.")
         if not any(map(_is_success, warm_up.results)):
             return f"  no success{when}: {_errors(warm_up)}"
     if len(urls) == 1:
-        load = clients.send(urls[0], seconds)
+        load = repeat(urls[0], seconds=seconds)
         figures = "".join(f"{load.percentile(percent):9,.1f}" for percent in (50, 95, 99))
         return f"{load.rate:12,.0f}{figures}  {_errors(load)}"
-    rounds = [[clients.send(url, seconds / ROUNDS) for url in urls] for _ in range(ROUNDS)]
+    rounds = [[repeat(url, seconds=seconds / ROUNDS) for url in urls] for _ in range(ROUNDS)]
     ratios = sorted(now.rate / (before.rate or nan) for now, before in rounds)
     now, before = map(Load.total, zip(*rounds, strict=True))
     return (

@@ -5,6 +5,7 @@ A request costs it about 16 µs, a sixth of what the service needs for its cheap
 """
 
 import asyncio
+import signal
 import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -12,9 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
-from urllib.parse import SplitResult
+from urllib.parse import SplitResult, urlsplit
+from uuid import uuid4
 
 from httptools import HttpParserError, HttpResponseParser
+from uvicorn.loops.auto import auto_loop_factory
 
 PATIENCE_SECONDS = 30  # for the last responses
 RETRY_SECONDS = 0.05
@@ -82,6 +85,33 @@ class _Client(asyncio.Protocol):
         if not self.done.done():
             self._load.results["no response"] += 1
             self.done.set_result(None)
+
+
+def send(
+    url: str, *, method: str = "GET", body: str = "", key: str = "", clients: int, seconds: float
+) -> Load:
+    """Let each client repeat a request. In the body, each `{uuid}` is a new one."""
+    parts = urlsplit(url)
+    path = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
+    head = f"{method} {path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
+    head += f"X-API-Key: {key}\r\n" if key else ""
+
+    def request() -> bytes:
+        content = body.replace("{uuid}", uuid4().hex).encode()
+        form = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+        return f"{head}{form if body else ''}\r\n".encode() + content
+
+    fixed = request()
+    each = request if "{uuid}" in body else lambda: fixed
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+        return runner.run(run_load(parts, each, clients=clients, seconds=seconds))
+
+
+def stop_at_sigterm() -> None:
+    """Handle SIGTERM like Ctrl-C, which asyncio handles in an orderly way."""
+    # A shell makes background jobs ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 async def run_load(
