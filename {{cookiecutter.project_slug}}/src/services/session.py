@@ -64,7 +64,7 @@ async def confirm_password(
 async def confirm_own_password(
     database: Database, passwords: Passwords, user: User, password: SecretStr, address: str
 ) -> Confirmed:
-    """Raises WrongPasswordError, also if the address belongs to another account by now.
+    """Raises WrongPasswordError if the password is wrong, or if another account has the address now.
 
     Also raises TooManyRequestsError or OverloadedError.
     """
